@@ -1,0 +1,21 @@
+/// What the kernel half counts, as indexes into the per-CPU `COUNTERS` array.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Connections redirected to the agent.
+    Redirected = 0,
+    /// Connections to mesh endpoints refused because the socket is bound to an interface, so that a redirect
+    /// over loopback could not reach the agent.
+    RefusedBoundInterface = 1,
+    /// Connections to mesh endpoints refused because the original destination could not be recorded.
+    RefusedUnrecorded = 2,
+    /// Handshakes whose record could not be kept (`HANDSHAKES` full): the agent resets these connections.
+    HandshakeLost = 3,
+    /// Listener events that did not fit into the ring buffer: the agent's periodic dump repairs these.
+    EventLost = 4,
+}
+
+impl Counter {
+    /// Entries of the `COUNTERS` array.
+    pub const COUNT: usize = 5;
+}
