@@ -1,1 +1,3 @@
-//! x
+//! Murmesh: transparent mutual TLS between plain Linux hosts, steered by eBPF.
+
+pub mod tunnel;
