@@ -1,6 +1,11 @@
 //! The tunnel between two agents: one stream at a time over mutual TLS 1.3. See `docs/tunnel.md`.
 
+mod chunk;
+mod connection;
 pub mod frame;
 
-/// Name and version of the protocol, as negotiated by ALPN (RFC 7301). Any change of the frames changes it.
+pub use chunk::Chunk;
+pub use connection::{Received, Tunnel, TunnelError};
+
+/// ALPN protocol of the tunnel, with its version.
 pub const PROTOCOL: &str = "murmesh/1";

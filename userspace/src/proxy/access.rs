@@ -1,0 +1,100 @@
+//! The access log: one line when a stream opens and one when it ends, whatever ends it.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use tracing::info;
+
+use super::{
+    Shared,
+    relay::{RelayError, Totals},
+    traffic::Counter,
+};
+use crate::identity::SpiffeId;
+
+/// Which half of a connection this host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The client is on this host.
+    Outbound,
+    /// The service is on this host.
+    Inbound,
+}
+
+impl Direction {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
+/// An open stream. The line about its end is written when this is dropped.
+pub struct AccessRecord {
+    shared: Arc<Shared>,
+    direction: Direction,
+    client: SocketAddr,
+    destination: SocketAddr,
+    peer: SpiffeId,
+    opened: Instant,
+    totals: Totals,
+    /// What ended it; a task that is dropped did not get to say.
+    result: Option<Result<(), String>>,
+}
+
+impl AccessRecord {
+    /// Writes the line about the beginning.
+    pub fn open(
+        shared: Arc<Shared>,
+        direction: Direction,
+        client: SocketAddr,
+        destination: SocketAddr,
+        peer: SpiffeId,
+    ) -> Self {
+        info!(target: "access", direction = direction.name(), %client, %destination, %peer, "open");
+        shared.traffic.add(Counter::StreamsTotal, 1);
+        shared.traffic.add(Counter::StreamsActive, 1);
+        let opened = Instant::now();
+        Self { shared, direction, client, destination, peer, opened, totals: Totals::default(), result: None }
+    }
+
+    /// Takes note of how the relay ended.
+    pub fn relayed(&mut self, totals: Totals, result: &Result<(), RelayError>) {
+        self.totals = totals;
+        self.result = Some(result.as_ref().map(|()| ()).map_err(ToString::to_string));
+    }
+
+    /// Takes note that the stream failed before anything was relayed.
+    pub fn failed(&mut self, reason: String) {
+        self.result = Some(Err(reason));
+    }
+}
+
+impl Drop for AccessRecord {
+    fn drop(&mut self) {
+        let traffic = &self.shared.traffic;
+        traffic.subtract(Counter::StreamsActive, 1);
+        traffic.add(Counter::BytesSent, self.totals.sent);
+        traffic.add(Counter::BytesReceived, self.totals.received);
+        let reason = match self.result.take() {
+            Some(Ok(())) => "ended".to_owned(),
+            Some(Err(reason)) => reason,
+            None => "the agent stopped".to_owned(),
+        };
+        if reason != "ended" {
+            traffic.add(Counter::StreamsFailed, 1);
+        }
+        info!(
+            target: "access",
+            direction = self.direction.name(),
+            client = %self.client,
+            destination = %self.destination,
+            peer = %self.peer,
+            sent = self.totals.sent,
+            received = self.totals.received,
+            duration_us = self.opened.elapsed().as_micros() as u64,
+            reason,
+            "close"
+        );
+    }
+}

@@ -1,0 +1,203 @@
+//! The relay: the bytes of one stream between an application's connection and a tunnel, both ways, until both
+//! directions have ended or something broke. The one copy loop of the project.
+
+use std::{
+    future::Future,
+    io,
+    net::Shutdown,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use socket2::SockRef;
+use tokio::{io::Interest, net::TcpStream, time::timeout};
+
+use crate::tunnel::{
+    Chunk, Received, Tunnel, TunnelError,
+    frame::{Frame, RefusalReason, ResetReason},
+};
+
+/// How long the other agent may take to answer a RESET before the tunnel is given up.
+const RESET_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Bytes of one stream, seen from the application on this host.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Totals {
+    /// From the application to the tunnel.
+    pub sent: u64,
+    /// From the tunnel to the application.
+    pub received: u64,
+}
+
+/// Why a stream did not end cleanly.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The far agent did not connect to the service.
+    #[error("refused by the other host: {0:?}")]
+    Refused(RefusalReason),
+    /// The application on this host broke its connection.
+    #[error("the application on this host broke the connection: {0}")]
+    Application(io::Error),
+    /// The other side's application, or its agent, broke the stream.
+    #[error("reset by the other host: {0:?}")]
+    Reset(ResetReason),
+    /// The tunnel is lost.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+}
+
+/// Relays until both directions have ended. On return the tunnel is idle and can carry another stream, or
+/// [`Tunnel::is_idle`] is false and it must be dropped.
+///
+/// The opener calls this as soon as OPEN is sent: bytes of the application follow it without waiting for the
+/// answer, and the answer's bytes are delivered as soon as they are here.
+pub async fn relay(application: &TcpStream, tunnel: &mut Tunnel) -> (Totals, Result<(), RelayError>) {
+    let mut relay = Relay::new(application, tunnel);
+    let result = std::future::poll_fn(|context| relay.poll(context)).await;
+    let (totals, outgoing) = (relay.totals, relay.outgoing.take());
+    if let Err(RelayError::Application(_) | RelayError::Reset(_) | RelayError::Refused(_)) = &result {
+        // A tunnel that does not come to rest in time is not idle, which is all that the caller asks.
+        let _ = timeout(RESET_TIMEOUT, reset(tunnel, outgoing)).await;
+    }
+    (totals, result)
+}
+
+/// Ends this end's direction by RESET and drops what still arrives until the other direction has ended too.
+async fn reset(tunnel: &mut Tunnel, outgoing: Option<Chunk>) -> Result<(), TunnelError> {
+    if let Some(mut chunk) = outgoing {
+        std::future::poll_fn(|context| tunnel.poll_send(context, &mut chunk)).await?;
+    }
+    if tunnel.may_send() {
+        tunnel.send(&Frame::Reset(ResetReason::ByPeer)).await?;
+    } else if !tunnel.is_idle() {
+        // END cannot be taken back: only the loss of the tunnel tells the other side at once.
+        return Ok(());
+    }
+    while !tunnel.is_idle() {
+        if tunnel.receive().await? == Received::Data {
+            tunnel.consume(tunnel.data().len());
+        }
+    }
+    Ok(())
+}
+
+struct Relay<'a> {
+    application: &'a TcpStream,
+    tunnel: &'a mut Tunnel,
+    totals: Totals,
+    /// A frame on its way into the tunnel.
+    outgoing: Option<Chunk>,
+    /// The application has sent its last byte, and END is on its way or sent.
+    sent_end: bool,
+    /// END has arrived and was passed on.
+    received_end: bool,
+    /// Waits for a reset by an application that has already sent its end; only made in that state.
+    reset_watch: Option<Pin<Box<dyn Future<Output = io::Error> + 'a>>>,
+}
+
+impl<'a> Relay<'a> {
+    fn new(application: &'a TcpStream, tunnel: &'a mut Tunnel) -> Self {
+        Self {
+            application,
+            tunnel,
+            totals: Totals::default(),
+            outgoing: None,
+            sent_end: false,
+            received_end: false,
+            reset_watch: None,
+        }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
+        let sent = self.poll_send(context)?;
+        let received = self.poll_receive(context)?;
+        match (sent, received) {
+            (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
+            (Poll::Ready(()), Poll::Pending) => self.poll_reset_watch(context).map(Err),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// From the application into the tunnel.
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
+        loop {
+            if let Some(chunk) = &mut self.outgoing {
+                ready!(self.tunnel.poll_send(context, chunk))?;
+                self.outgoing = None;
+            }
+            if self.sent_end {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.application.poll_read_ready(context)).map_err(RelayError::Application)?;
+            let mut chunk = Chunk::take();
+            match self.application.try_read(chunk.payload_space()) {
+                Ok(0) => {
+                    self.sent_end = true;
+                    self.outgoing = Some(self.tunnel.control(&Frame::End)?);
+                }
+                Ok(length) => {
+                    chunk.filled_payload(length);
+                    self.totals.sent += length as u64;
+                    self.outgoing = Some(chunk);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(RelayError::Application(error))),
+            }
+        }
+    }
+
+    /// From the tunnel to the application.
+    fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
+        while !self.received_end {
+            match ready!(self.tunnel.poll_receive(context))? {
+                Received::Data => ready!(self.poll_deliver(context)).map_err(RelayError::Application)?,
+                Received::Frame(Frame::End) => {
+                    self.received_end = true;
+                    SockRef::from(self.application)
+                        .shutdown(Shutdown::Write)
+                        .map_err(RelayError::Application)?;
+                }
+                Received::Frame(Frame::Refused(reason)) => return Poll::Ready(Err(RelayError::Refused(reason))),
+                Received::Frame(Frame::Reset(reason)) => return Poll::Ready(Err(RelayError::Reset(reason))),
+                Received::Frame(Frame::Accepted | Frame::Open(_)) => {}
+                Received::Closed => return Poll::Ready(Err(TunnelError::Closed.into())),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes received bytes to the application; ready when some were written.
+    fn poll_deliver(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.application.poll_write_ready(context))?;
+            match self.application.try_write(self.tunnel.data()) {
+                Ok(length) => {
+                    self.totals.received += length as u64;
+                    self.tunnel.consume(length);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// An application that has sent its end is not read from any more, so only the socket's error tells that it
+    /// reset the connection.
+    fn poll_reset_watch(&mut self, context: &mut Context<'_>) -> Poll<RelayError> {
+        let application = self.application;
+        let watch = self.reset_watch.get_or_insert_with(|| Box::pin(wait_for_error(application)));
+        watch.as_mut().poll(context).map(RelayError::Application)
+    }
+}
+
+async fn wait_for_error(application: &TcpStream) -> io::Error {
+    match application.ready(Interest::ERROR).await {
+        Ok(_) => match application.take_error() {
+            Ok(Some(error)) | Err(error) => error,
+            Ok(None) => io::ErrorKind::ConnectionReset.into(),
+        },
+        Err(error) => error,
+    }
+}
