@@ -38,7 +38,7 @@ pub fn build_for_build_script(ebpf_dir: &Path) -> Result<()> {
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").context("CARGO_CFG_TARGET_ARCH is not set")?;
 
     let built =
-        build(&Toolchain::find()?, &ebpf_dir.join("programs"), &out_dir.join("ebpf-target"), &architecture)?;
+        build(&Toolchain::find()?, &ebpf_dir.join("programs"), &shared_target_dir(&out_dir), &architecture)?;
     let object = out_dir.join(PROGRAMS);
     std::fs::copy(&built, &object)
         .with_context(|| format!("copying {} to {}", built.display(), object.display()))?;
@@ -93,15 +93,23 @@ fn target_architecture(architecture: &str) -> String {
     format!("--cfg=bpf_target_arch=\"{architecture}\"")
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// A directory below cargo's own target directory, which is the one with the cache tag.
+///
+/// Cargo runs the build script once for each of build, clippy and documentation, with another `OUT_DIR` each time.
+/// Sharing the inner target directory, which the inner cargo locks, compiles `core` once and not three times.
+fn shared_target_dir(out_dir: &Path) -> PathBuf {
+    let target_dir = out_dir.ancestors().find(|directory| directory.join("CACHEDIR.TAG").exists());
+    target_dir.unwrap_or(out_dir).join("ebpf")
+}
+
+fn run(cargo: &mut Command) -> Result<()> {
     // Cargo reads a build script's stdout as instructions, and shows its stderr when it fails.
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("starting {command:?}"))?;
+    let output =
+        cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("starting the inner cargo")?;
     if !output.status.success() {
-        bail!("{} in {:?}: {command:?}", output.status, command.get_current_dir().unwrap_or(Path::new(".")));
+        let arguments =
+            cargo.get_args().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        bail!("`{} {arguments}` ended with {}", cargo.get_program().display(), output.status);
     }
     Ok(())
 }
