@@ -27,8 +27,8 @@ pub const MAX_DATA: usize = 64 * 1024 - HEADER_LENGTH;
 /// Largest control frame in bytes, header included: an OPEN with two IPv6 addresses.
 pub const MAX_CONTROL: usize = HEADER_LENGTH + open::MAX_PAYLOAD;
 
-/// Why bytes from the other side are not this protocol. The tunnel must be closed: where the next frame begins
-/// is not known any more.
+/// Why bytes from the other side are not this protocol. The tunnel must be closed: where the next frame
+/// begins is not known any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// No frame has this kind.

@@ -48,12 +48,12 @@ impl Decoder {
         Self { state: State::Header, partial: [0; MAX_CONTROL], filled: 0 }
     }
 
-    /// Decodes the next event from `input` and says how many bytes of it were consumed. Call again with the rest
-    /// until [`Event::Incomplete`], which consumes everything.
+    /// Decodes the next event from `input` and says how many bytes of it were consumed. Call again with the
+    /// rest until [`Event::Incomplete`], which consumes everything.
     ///
     /// # Errors
-    /// Any [`FrameError`] but [`FrameError::OutOfOrder`], as soon as the offending byte is seen. The decoder stays
-    /// in error: every later call returns the same one.
+    /// Any [`FrameError`] but [`FrameError::OutOfOrder`], as soon as the offending byte is seen. The decoder
+    /// stays in error: every later call returns the same one.
     #[inline]
     pub fn next<'a>(&mut self, input: &'a [u8]) -> Result<(Event<'a>, usize), FrameError> {
         match self.state {

@@ -8,15 +8,15 @@ use super::FrameError;
 const V4_LENGTH: usize = 1 + 4 + 2;
 const V6_LENGTH: usize = 1 + 16 + 2;
 
-/// Possible lengths of the payload: the two addresses may be of different families, because a sidecar's client
-/// dials 127.0.0.1 whatever the destination is.
+/// Possible lengths of the payload: the two addresses may be of different families, because a sidecar's
+/// client dials 127.0.0.1 whatever the destination is.
 pub(super) const PAYLOAD_LENGTHS: [usize; 3] = [2 * V4_LENGTH, V4_LENGTH + V6_LENGTH, 2 * V6_LENGTH];
 pub(super) const MAX_PAYLOAD: usize = 2 * V6_LENGTH;
 
 /// What the opener asks for.
 ///
-/// On the wire an address has one form: IPv4-mapped IPv6 addresses are sent as IPv4 and refused otherwise, so that
-/// nothing behind this can be told two names for one endpoint. Flow information and scope are not sent.
+/// On the wire an address has one form: IPv4-mapped IPv6 addresses are sent as IPv4 and refused otherwise, so
+/// that nothing behind this can be told two names for one endpoint. Flow information and scope are not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Open {
     /// The address and port that the client dialled: the original destination.

@@ -1,8 +1,8 @@
-//! Why a stream was refused or reset. The numbers are part of the protocol and are never used again for another
-//! meaning.
+//! Why a stream was refused or reset. The numbers are part of the protocol and are never used again for
+//! another meaning.
 //!
-//! An unknown number is not an error: a later version may tell reasons apart that this one does not know, and the
-//! stream is refused or reset all the same.
+//! An unknown number is not an error: a later version may tell reasons apart that this one does not know, and
+//! the stream is refused or reset all the same.
 
 /// Why the acceptor did not connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

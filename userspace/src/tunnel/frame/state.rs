@@ -46,8 +46,9 @@ impl std::fmt::Display for Phase {
 
 /// The state of a tunnel's current stream, updated by every frame that is sent and received.
 ///
-/// Each side keeps one. The order of frames within a direction is the order on the wire; the only rule between the
-/// directions (the acceptor answers an OPEN) cannot be upset by frames in flight, so both sides may check both.
+/// Each side keeps one. The order of frames within a direction is the order on the wire; the only rule
+/// between the directions (the acceptor answers an OPEN) cannot be upset by frames in flight, so both sides
+/// may check both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamState {
     opener: Phase,

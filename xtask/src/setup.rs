@@ -1,0 +1,139 @@
+//! `cargo xtask setup`: installs what is missing, and is quick when nothing is.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use murmesh_ebpf_build::{Compiler, LINKER_VERSION, Linker};
+use murmesh_lab::is_root;
+
+use crate::shell::{self, find_program, progress};
+
+/// The compiler of Debian that can build the kernel half, for machines where rustup has no nightly with sources.
+const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "cargo-web"];
+
+/// What `bpf-linker` is built from and links against.
+const LINKER_PACKAGES: [&str; 6] =
+    ["llvm-22-dev", "libclang-22-dev", "clang-22", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"];
+
+const LLVM: &str = "/usr/lib/llvm-22";
+
+/// Programs that hosts of the lab are made of, and those that the demo and the tests run there, each with the
+/// Debian package that has it.
+const PROGRAMS: [(&str, &str); 8] = [
+    ("fortune", "fortune-mod"),
+    ("ip", "iproute2"),
+    ("mount", "mount"),
+    ("nc", "netcat-openbsd"),
+    ("nsenter", "util-linux"),
+    ("ps", "procps"),
+    ("socat", "socat"),
+    ("tcpdump", "tcpdump"),
+];
+
+const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
+
+/// Prepares the machine for building and for running.
+pub fn run() -> Result<()> {
+    for_building()?;
+    for_running()?;
+    progress("setup: nothing is missing");
+    Ok(())
+}
+
+/// Makes sure of a C compiler, and of the compiler and the linker of the kernel half.
+pub fn for_building() -> Result<()> {
+    let mut missing = Vec::new();
+    if find_program("gcc").is_none() {
+        missing.extend(["gcc", "libc6-dev"]);
+    }
+    if Compiler::find().is_err() {
+        missing.extend(COMPILER_PACKAGES);
+    }
+    let linker_missing = Linker::find().is_err();
+    if linker_missing {
+        missing.extend(LINKER_PACKAGES.into_iter().filter(|package| !is_installed(package)));
+    }
+    install_packages(&missing)?;
+    if linker_missing {
+        install_linker()?;
+    }
+    Compiler::find()?;
+    Linker::find()?;
+    Ok(())
+}
+
+/// Makes sure of what the lab, the demo and the tests run.
+pub fn for_running() -> Result<()> {
+    let mut missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| find_program(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    if !Path::new("/usr/share/games/fortunes/fortunes").exists() {
+        missing.push("fortunes-min");
+    }
+    install_packages(&missing)?;
+    mount_bpf_file_system()
+}
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    if find_program("apt-get").is_none() {
+        bail!(
+            "these Debian packages are missing: {list}. There is no apt-get here: install their equivalents"
+        );
+    }
+    if !is_root() {
+        bail!("these packages are missing: {list}. Install them as root: apt-get install {list}");
+    }
+    progress(&format!("setup: installing {list}"));
+    // Package lists can be absent or older than the archive: only then is fetching them worth the time.
+    if apt_get(&["install", "--yes", "--quiet", "--no-install-recommends"], packages).is_err() {
+        progress("setup: fetching package lists");
+        apt_get(&["update", "--quiet"], &[]).context("fetching package lists")?;
+        apt_get(&["install", "--yes", "--quiet", "--no-install-recommends"], packages)
+            .with_context(|| format!("installing {list}"))?;
+    }
+    Ok(())
+}
+
+fn apt_get(arguments: &[&str], packages: &[&str]) -> Result<()> {
+    shell::run(
+        Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(arguments).args(packages),
+    )
+}
+
+fn is_installed(package: &str) -> bool {
+    let status =
+        Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]).output();
+    status.is_ok_and(|output| output.stdout == b"installed")
+}
+
+fn install_linker() -> Result<()> {
+    progress(&format!("setup: building bpf-linker {LINKER_VERSION} (about a minute)"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let llvm = std::iter::once(Path::new(LLVM).join("bin")).chain(std::env::split_paths(&path));
+    let mut cargo = shell::cargo();
+    cargo
+        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--force", "--quiet"])
+        .args(["--no-default-features", "--features", "llvm-22"])
+        .env("LLVM_PREFIX", LLVM)
+        .env("PATH", std::env::join_paths(llvm)?);
+    shell::run(&mut cargo).context("building bpf-linker")
+}
+
+fn mount_bpf_file_system() -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
+    if mounts.lines().any(|mount| mount.split(' ').nth(1) == Some(BPF_FILE_SYSTEM)) {
+        return Ok(());
+    }
+    if !is_root() {
+        bail!("no bpf file system at {BPF_FILE_SYSTEM}. As root: mount -t bpf bpf {BPF_FILE_SYSTEM}");
+    }
+    progress(&format!("setup: mounting the bpf file system at {BPF_FILE_SYSTEM}"));
+    shell::run(Command::new("mount").args(["-t", "bpf", "bpf", BPF_FILE_SYSTEM]))
+}
