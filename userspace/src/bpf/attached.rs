@@ -1,0 +1,66 @@
+//! Asks the kernel which programs are attached to a cgroup.
+
+use std::{fs::File, io, os::fd::AsRawFd, path::Path};
+
+use nix::libc;
+
+use super::{BpfError, programs::Hook};
+
+/// `bpf(2)` command, `enum bpf_cmd`.
+const BPF_PROG_QUERY: libc::c_long = 16;
+
+/// Programs of one attach type that are looked at.
+const MAX_PROGRAMS: usize = 64;
+
+/// The `query` part of `union bpf_attr`, as far as Linux 5.10 has it.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    padding: u32,
+    prog_attach_flags: u64,
+}
+
+const _: () = assert!(size_of::<Query>() == 40);
+
+/// Which of `expected` (hook and number of its program) the kernel runs in `cgroup`.
+///
+/// # Errors
+/// The cgroup is gone, or rights are missing.
+pub fn attached_hooks(cgroup: &Path, expected: &[(Hook, u32)]) -> Result<Vec<Hook>, BpfError> {
+    let directory =
+        File::open(cgroup).map_err(|error| BpfError::Cgroup { path: cgroup.to_owned(), error })?;
+    let mut attached = Vec::new();
+    for (hook, program) in expected {
+        let programs = query(&directory, hook.attach_type)
+            .map_err(|error| BpfError::Cgroup { path: cgroup.to_owned(), error })?;
+        if programs.contains(program) {
+            attached.push(*hook);
+        }
+    }
+    Ok(attached)
+}
+
+fn query(cgroup: &File, attach_type: u32) -> io::Result<Vec<u32>> {
+    let mut programs = [0_u32; MAX_PROGRAMS];
+    let mut query = Query {
+        target_fd: cgroup.as_raw_fd().cast_unsigned(),
+        attach_type,
+        prog_ids: programs.as_mut_ptr() as u64,
+        prog_cnt: MAX_PROGRAMS as u32,
+        ..Query::default()
+    };
+    // SAFETY: `query` is the kernel's structure of the size given, and `prog_ids` points to `prog_cnt` words that
+    // outlive the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(programs[..(query.prog_cnt as usize).min(MAX_PROGRAMS)].to_vec())
+}

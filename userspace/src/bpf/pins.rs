@@ -1,0 +1,103 @@
+//! The directory in the BPF file system that keeps programs attached when the agent is gone.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+use tracing::info;
+
+use super::BpfError;
+
+/// `DIR/links/HOOK` and `DIR/maps/MAP`.
+#[derive(Debug, Clone)]
+pub struct Pins {
+    directory: PathBuf,
+}
+
+impl Pins {
+    /// Pins below `directory`, which need not exist.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into() }
+    }
+
+    /// Makes the directory empty and ready, and returns what was there before: an earlier agent's hooks, still in
+    /// force, to be removed once ours are.
+    ///
+    /// # Errors
+    /// The BPF file system is missing and cannot be mounted, or the directory cannot be made.
+    pub fn prepare(&self) -> Result<Pins, BpfError> {
+        ensure_file_system(&self.directory)?;
+        let earlier = Self::new(self.directory.with_extension("earlier"));
+        earlier.remove()?;
+        if self.directory.exists() {
+            fs::rename(&self.directory, &earlier.directory).map_err(|error| self.error(error))?;
+        }
+        for part in ["links", "maps"] {
+            fs::create_dir_all(self.directory.join(part)).map_err(|error| self.error(error))?;
+        }
+        Ok(earlier)
+    }
+
+    /// Where a hook's link is pinned.
+    pub fn link(&self, hook: &str) -> PathBuf {
+        self.directory.join("links").join(hook)
+    }
+
+    /// Where a map is pinned.
+    pub fn map(&self, map: &str) -> PathBuf {
+        self.directory.join("maps").join(map)
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Removes every pin, links first: with its last reference a link is detached. Nothing there is fine.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn remove(&self) -> Result<(), BpfError> {
+        for part in ["links", "maps", ""] {
+            match remove_tree(&self.directory.join(part)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.error(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn error(&self, error: io::Error) -> BpfError {
+        BpfError::Pin { path: self.directory.clone(), error }
+    }
+}
+
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() { remove_tree(&path)? } else { fs::remove_file(path)? }
+    }
+    fs::remove_dir(directory)
+}
+
+/// Mounts a BPF file system at /sys/fs/bpf, as systemd does at boot, if the directory is to be there and none is.
+fn ensure_file_system(directory: &Path) -> Result<(), BpfError> {
+    const STANDARD: &str = "/sys/fs/bpf";
+    let error = |error: io::Error| BpfError::Pin { path: directory.to_owned(), error };
+    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if statfs(existing).map_err(|errno| error(errno.into()))?.filesystem_type() == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    if !directory.starts_with(STANDARD) {
+        return Err(error(io::Error::other("not in a BPF file system")));
+    }
+    mount(Some("bpf"), STANDARD, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(|errno| error(errno.into()))?;
+    info!("mounted a BPF file system at {STANDARD}");
+    Ok(())
+}

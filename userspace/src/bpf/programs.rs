@@ -1,0 +1,191 @@
+//! Loads the programs, attaches them to the cgroup, and pins links and maps.
+
+use std::{fs::File, path::PathBuf};
+
+use aya::{
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::{Map, MapData, PerCpuArray},
+    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps, links::FdLink},
+};
+use murmesh_common::{Counter, Settings};
+
+use super::{BpfError, EndpointMap, Pins};
+
+static OBJECT: &[u8] = include_bytes_aligned!(env!("MURMESH_PROGRAMS"));
+
+/// A hook of the kernel half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    /// As in the cgroup attach types, and as the file of its pinned link.
+    pub name: &'static str,
+    program: &'static str,
+    /// `enum bpf_attach_type` of the kernel.
+    pub(super) attach_type: u32,
+}
+
+/// All hooks, in the order in which they are attached: names and records first, so that no redirected socket is
+/// without them.
+pub const HOOKS: [Hook; 7] = [
+    Hook { name: "sockops", program: "murmesh_sockops", attach_type: 3 },
+    Hook { name: "getpeername4", program: "murmesh_getpeername4", attach_type: 29 },
+    Hook { name: "getpeername6", program: "murmesh_getpeername6", attach_type: 30 },
+    Hook { name: "getsockname4", program: "murmesh_getsockname4", attach_type: 31 },
+    Hook { name: "getsockname6", program: "murmesh_getsockname6", attach_type: 32 },
+    Hook { name: "connect4", program: "murmesh_connect4", attach_type: 10 },
+    Hook { name: "connect6", program: "murmesh_connect6", attach_type: 11 },
+];
+
+/// What the kernel half is told when it is loaded.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// cgroup v2 directory: connections of processes in it and below are intercepted.
+    pub cgroup: PathBuf,
+    /// Where links and maps are pinned.
+    pub pins: Pins,
+    /// Constants of the programs.
+    pub settings: Settings,
+    /// Size of the endpoint map.
+    pub max_endpoints: u32,
+}
+
+/// The loaded programs. Dropping this leaves them attached: they are pinned.
+pub struct KernelHalf {
+    ebpf: Ebpf,
+    pins: Pins,
+    /// Programs attached, with the kernel's number of each.
+    attached: Vec<(Hook, u32)>,
+}
+
+impl KernelHalf {
+    /// Loads, attaches and pins everything, then removes what an earlier agent left pinned at the same place.
+    ///
+    /// # Errors
+    /// The kernel lacks something, or rights are missing. Nothing stays attached then but the earlier agent's hooks.
+    pub fn attach(options: &LoadOptions) -> Result<Self, BpfError> {
+        let cgroup = File::open(&options.cgroup)
+            .map_err(|error| BpfError::Cgroup { path: options.cgroup.clone(), error })?;
+        let ebpf = load(options)?;
+        let earlier = options.pins.prepare()?;
+        let mut half = Self { ebpf, pins: options.pins.clone(), attached: Vec::new() };
+        if let Err(error) = half.pin_maps().and_then(|()| half.attach_all(&cgroup)) {
+            let _ = half.pins.remove();
+            return Err(error);
+        }
+        earlier.remove()?;
+        Ok(half)
+    }
+
+    /// Takes the hooks off and removes every pin.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn detach(self) -> Result<(), BpfError> {
+        self.pins.remove()
+    }
+
+    /// Programs attached, with the kernel's number of each.
+    pub fn attached(&self) -> &[(Hook, u32)] {
+        &self.attached
+    }
+
+    /// The endpoint map.
+    ///
+    /// # Errors
+    /// It is taken already.
+    pub fn take_endpoints(&mut self) -> Result<EndpointMap, BpfError> {
+        EndpointMap::new(self.take("ENDPOINTS")?)
+    }
+
+    /// A map, to be owned by the caller.
+    ///
+    /// # Errors
+    /// It is taken already.
+    pub fn take(&mut self, name: &'static str) -> Result<Map, BpfError> {
+        self.ebpf.take_map(name).ok_or_else(|| {
+            BpfError::system("a map of the kernel half")(std::io::Error::other(format!("{name} is missing")))
+        })
+    }
+
+    /// The loaded object, for aya-log.
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    fn pin_maps(&self) -> Result<(), BpfError> {
+        for name in ["ENDPOINTS", "CONNECTIONS", "HANDSHAKES", "EVENTS", "COUNTERS"] {
+            let path = self.pins.map(name);
+            let map = self.ebpf.map(name).ok_or_else(|| {
+                BpfError::system("a map of the kernel half")(std::io::Error::other(format!("{name} is missing")))
+            })?;
+            map.pin(&path)
+                .map_err(|error| BpfError::Pin { path, error: std::io::Error::other(error.to_string()) })?;
+        }
+        Ok(())
+    }
+
+    fn attach_all(&mut self, cgroup: &File) -> Result<(), BpfError> {
+        for hook in HOOKS {
+            let (link, program) =
+                self.attach_one(hook, cgroup).map_err(|error| BpfError::Hook { hook: hook.name, error })?;
+            let path = self.pins.link(hook.name);
+            // The pin keeps the link; our own descriptor is not needed any more.
+            link.pin(&path)
+                .map_err(|error| BpfError::Pin { path, error: std::io::Error::other(error.to_string()) })?;
+            self.attached.push((hook, program));
+        }
+        Ok(())
+    }
+
+    /// `Single` is no exclusive mode here: with a `bpf_link` the kernel allows several programs by itself, and
+    /// refuses an explicit `BPF_F_ALLOW_MULTI` (`cgroup_bpf_link_attach`).
+    fn attach_one(&mut self, hook: Hook, cgroup: &File) -> Result<(FdLink, u32), ProgramError> {
+        let program = self.ebpf.program_mut(hook.program).ok_or(ProgramError::NotLoaded)?;
+        if hook.name == "sockops" {
+            let program: &mut SockOps = program.try_into()?;
+            program.load()?;
+            let link = program.attach(cgroup, CgroupAttachMode::Single)?;
+            Ok((program.take_link(link)?.try_into()?, program.info()?.id()))
+        } else {
+            let program: &mut CgroupSockAddr = program.try_into()?;
+            program.load()?;
+            let link = program.attach(cgroup, CgroupAttachMode::Single)?;
+            Ok((program.take_link(link)?.try_into()?, program.info()?.id()))
+        }
+    }
+}
+
+fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
+    Ok(EbpfLoader::new()
+        .override_global("SETTINGS", &options.settings, true)
+        .map_max_entries("ENDPOINTS", options.max_endpoints)
+        .load(OBJECT)?)
+}
+
+/// The kernel half's counters, summed over all CPUs; opened from the pinned map.
+pub struct Counters(PerCpuArray<MapData, u64>);
+
+impl Counters {
+    /// Opens the map that is pinned below `pins`.
+    ///
+    /// # Errors
+    /// It is not pinned there.
+    pub fn open(pins: &Pins) -> Result<Self, BpfError> {
+        let map = open_pinned(pins, "COUNTERS")?;
+        Ok(Self(PerCpuArray::try_from(map).map_err(BpfError::map("COUNTERS"))?))
+    }
+
+    /// A counter's value since the programs were loaded.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn get(&self, counter: Counter) -> Result<u64, BpfError> {
+        let values = self.0.get(&(counter as u32), 0).map_err(BpfError::map("COUNTERS"))?;
+        Ok(values.iter().sum())
+    }
+}
+
+/// Opens a map that an agent has pinned.
+pub(super) fn open_pinned(pins: &Pins, name: &'static str) -> Result<Map, BpfError> {
+    let data = MapData::from_pin(pins.map(name)).map_err(BpfError::map(name))?;
+    Map::from_map_data(data).map_err(BpfError::map(name))
+}
