@@ -1,3 +1,6 @@
 //! Murmesh: transparent mutual TLS between plain Linux hosts, steered by eBPF.
 
+pub mod api;
+pub mod catalog;
+pub mod identity;
 pub mod tunnel;
