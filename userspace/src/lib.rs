@@ -2,5 +2,6 @@
 
 pub mod api;
 pub mod catalog;
+pub mod control;
 pub mod identity;
 pub mod tunnel;
