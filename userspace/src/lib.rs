@@ -1,4 +1,13 @@
 //! Murmesh: transparent mutual TLS between plain Linux hosts, steered by eBPF.
 
+pub mod agent;
+pub mod api;
+pub mod bpf;
+pub mod catalog;
+pub mod cgroup;
+pub mod control;
 pub mod discovery;
+pub mod identity;
+pub mod proxy;
+pub mod socket;
 pub mod tunnel;

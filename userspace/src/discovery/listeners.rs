@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::ListeningSocket;
+use crate::catalog::Listener;
 
 /// Ports that the mesh leaves alone, whoever listens on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,15 +30,6 @@ impl ExemptPorts {
     pub fn contains(&self, port: u16) -> bool {
         self.0.contains(&port)
     }
-}
-
-/// A listening address that other hosts may reach through the mesh.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Listener {
-    /// Address, or the unspecified one for all addresses of the host, and port.
-    pub address: SocketAddr,
-    /// An IPv6 listener that takes no IPv4 connections.
-    pub ipv6_only: bool,
 }
 
 /// Listening sockets by cookie.

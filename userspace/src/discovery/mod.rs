@@ -8,7 +8,7 @@ mod sock_diag;
 use std::io;
 
 pub use addresses::host_addresses;
-pub use listeners::{ExemptPorts, Listener, Listeners};
+pub use listeners::{ExemptPorts, Listeners};
 pub use sock_diag::{ListeningSocket, listening_sockets};
 
 /// Why the host could not be looked at.

@@ -74,12 +74,7 @@ async fn reset(tunnel: &mut Tunnel, outgoing: Option<Chunk>) -> Result<(), Tunne
         // END cannot be taken back: only the loss of the tunnel tells the other side at once.
         return Ok(());
     }
-    while !tunnel.is_idle() {
-        if tunnel.receive().await? == Received::Data {
-            tunnel.consume(tunnel.data().len());
-        }
-    }
-    Ok(())
+    tunnel.drain().await
 }
 
 struct Relay<'a> {

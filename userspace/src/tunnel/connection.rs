@@ -145,6 +145,24 @@ impl Tunnel {
         self.state.is_idle() && self.inbox.is_none() && self.decoder.is_between_frames()
     }
 
+    /// Waits for the other direction to end, and drops what it still carries.
+    ///
+    /// # Errors
+    /// The connection broke, or the peer does not keep to the protocol.
+    pub async fn drain(&mut self) -> Result<(), TunnelError> {
+        while !self.is_idle() {
+            if self.receive().await? == Received::Data {
+                self.consume(self.data().len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the acceptor has answered the current stream's OPEN.
+    pub fn is_answered(&self) -> bool {
+        self.state.phase(Side::Acceptor) != Phase::Asked
+    }
+
     /// Whether this end may still send in the current stream.
     pub fn may_send(&self) -> bool {
         self.state.phase(self.side) == Phase::Streaming

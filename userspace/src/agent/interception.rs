@@ -1,0 +1,111 @@
+//! The kernel half as the agent holds it: attached, with its maps and messages handed out once.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use murmesh_common::{ListenerChange, Settings};
+use tokio::{sync::mpsc, task::JoinHandle};
+use tracing::info;
+
+use crate::{
+    bpf::{self, EndpointMap, Hook, KernelHalf, LoadOptions, Pins},
+    cgroup,
+};
+
+/// How connections are intercepted.
+#[derive(Debug, Clone)]
+pub struct InterceptionOptions {
+    /// cgroup v2 directory: processes in it and below are intercepted.
+    pub cgroup: PathBuf,
+    /// Where links and maps are pinned.
+    pub bpf_dir: PathBuf,
+    /// `SO_MARK` of the agent's own sockets.
+    pub mark: u32,
+    /// Loopback port that connections are redirected to.
+    pub outbound_port: u16,
+    /// Size of the endpoint map; 40 bytes of kernel memory and some overhead each.
+    pub max_endpoints: u32,
+}
+
+/// The attached kernel half.
+pub struct Interception {
+    half: KernelHalf,
+    options: InterceptionOptions,
+    pins: Pins,
+    log: JoinHandle<()>,
+}
+
+impl Interception {
+    /// Loads and attaches the programs.
+    ///
+    /// # Errors
+    /// The kernel lacks something, rights are missing, or this process is outside of the cgroup: the hooks must
+    /// run for the agent's own sockets too.
+    pub fn attach(options: &InterceptionOptions) -> anyhow::Result<Self> {
+        let own = cgroup::own(&cgroup::root()?)?;
+        anyhow::ensure!(
+            own.starts_with(&options.cgroup),
+            "this agent runs in cgroup {}, outside of {}: start it inside, or choose a --cgroup above it",
+            own.display(),
+            options.cgroup.display()
+        );
+        let netns_cookie = cgroup::netns_cookie().context("this kernel does not tell network namespaces apart (5.14 does)")?;
+        let settings = Settings {
+            netns_cookie,
+            mark: options.mark,
+            outbound_port: options.outbound_port.to_be(),
+            padding: 0,
+        };
+        let pins = Pins::new(&options.bpf_dir);
+        let load = LoadOptions {
+            cgroup: options.cgroup.clone(),
+            pins: pins.clone(),
+            settings,
+            max_endpoints: options.max_endpoints,
+        };
+        let mut half = KernelHalf::attach(&load)?;
+        let log = bpf::forward_log(&mut half)?;
+        info!(cgroup = %options.cgroup.display(), pins = %options.bpf_dir.display(), "hooks attached");
+        Ok(Self { half, options: options.clone(), pins, log })
+    }
+
+    /// Takes the hooks off and removes every pin.
+    ///
+    /// # Errors
+    /// A pin cannot be removed.
+    pub fn detach(self) -> anyhow::Result<()> {
+        self.log.abort();
+        Ok(self.half.detach()?)
+    }
+
+    /// The endpoint map, once.
+    ///
+    /// # Errors
+    /// It is taken already.
+    pub fn take_endpoints(&mut self) -> anyhow::Result<EndpointMap> {
+        Ok(self.half.take_endpoints()?)
+    }
+
+    /// Listeners that open and close, once.
+    ///
+    /// # Errors
+    /// They are taken already.
+    pub fn listener_events(&mut self) -> anyhow::Result<mpsc::Receiver<(ListenerChange, u64)>> {
+        Ok(bpf::listener_events(&mut self.half)?)
+    }
+
+    /// Where links and maps are pinned.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// What was asked for.
+    pub fn options(&self) -> &InterceptionOptions {
+        &self.options
+    }
+
+    /// Hooks as attached at the start, with the number of each one's program.
+    pub fn hooks(&self) -> &[(Hook, u32)] {
+        self.half.attached()
+    }
+}

@@ -1,0 +1,254 @@
+//! The agent of a host: joins, attaches the kernel half, and keeps data path, catalog and report in step.
+//! A plain sidecar is an agent without the kernel half.
+
+pub mod canary;
+mod discover;
+mod interception;
+mod local;
+mod publish;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use arc_swap::ArcSwapOption;
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub use interception::{Interception, InterceptionOptions};
+pub use publish::Upstream;
+
+use crate::{
+    bpf::Records,
+    catalog::Catalog,
+    control::{self, Control, ControlOptions},
+    discovery::ExemptPorts,
+    identity::{Identity, JoinToken, NodeName},
+    proxy::{BoundWorkers, CurrentIdentity, Listen, Origin, Shared, Workers},
+};
+use discover::{Discovery, Served};
+use publish::Publisher;
+
+/// What an agent or a sidecar is started with.
+#[derive(Debug, Clone)]
+pub struct AgentOptions {
+    /// Where the identity is kept.
+    pub data_dir: PathBuf,
+    /// Where the command line finds the running daemon.
+    pub run_dir: PathBuf,
+    /// The name to join as.
+    pub node: NodeName,
+    /// Needed once.
+    pub join: Option<JoinToken>,
+    /// Where tunnels are accepted, on all addresses.
+    pub tunnel_port: u16,
+    /// Ports that are never meshed.
+    pub exempt: ExemptPorts,
+    /// How long streams may go on after a stop.
+    pub drain_timeout: Duration,
+    /// How connections of this host's applications get here.
+    pub capture: Capture,
+}
+
+/// How connections of this host's applications get to the daemon.
+#[derive(Debug, Clone)]
+pub enum Capture {
+    /// The kernel half redirects them.
+    Kernel(InterceptionOptions),
+    /// Applications dial the daemon, which knows one destination.
+    Sidecar(Option<SidecarOptions>),
+}
+
+impl Capture {
+    fn mark(&self) -> Option<u32> {
+        match self {
+            Self::Kernel(kernel) => Some(kernel.mark),
+            Self::Sidecar(_) => None,
+        }
+    }
+
+    fn listen(&self, tunnel_port: u16) -> Listen {
+        match self {
+            Self::Kernel(kernel) => Listen::agent(tunnel_port, kernel.outbound_port),
+            Self::Sidecar(sidecar) => {
+                Listen::sidecar(tunnel_port, sidecar.as_ref().map(|sidecar| sidecar.listen))
+            }
+        }
+    }
+
+    fn attach(&self) -> anyhow::Result<Option<Interception>> {
+        match self {
+            Self::Kernel(kernel) => Ok(Some(Interception::attach(kernel)?)),
+            Self::Sidecar(_) => Ok(None),
+        }
+    }
+
+    fn upstream(&self) -> Option<Upstream> {
+        match self {
+            Self::Sidecar(Some(sidecar)) => Some(sidecar.upstream.clone()),
+            _ => None,
+        }
+    }
+
+    fn role(&self) -> &'static str {
+        match self {
+            Self::Kernel(_) => "agent",
+            Self::Sidecar(_) => "sidecar",
+        }
+    }
+
+    fn socket_name(&self) -> String {
+        format!("{}.sock", self.role())
+    }
+}
+
+/// A sidecar's dial side.
+#[derive(Debug, Clone)]
+pub struct SidecarOptions {
+    /// What applications dial.
+    pub listen: SocketAddr,
+    /// What they reach.
+    pub upstream: Upstream,
+}
+
+/// Runs until `shutdown`, then stops cleanly: no hook, map or pin is left, other hosts are told, and streams have
+/// the drain timeout to end.
+///
+/// # Errors
+/// The host cannot join, the kernel half cannot be attached, or a port is in use; each error names what to do.
+pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
+    raise_descriptor_limit();
+    let control = join(&options, &shutdown).await?;
+    let identity = CurrentIdentity::new(control.identity.borrow().clone(), 0)?;
+    let shared = Arc::new(Shared::new(identity, options.capture.mark()));
+    // Ports first: an agent that cannot serve must not touch the hooks of one that was killed, which still
+    // refuse what they redirect.
+    let bound = Workers::bind(&options.capture.listen(options.tunnel_port))?;
+    let mut interception = options.capture.attach()?;
+    let running = start(&options, &control, &shared, bound, interception.as_mut(), &shutdown);
+    let running = match running {
+        Ok(running) => running.until(&shutdown).await,
+        Err(error) => Err(error),
+    };
+    if let Some(interception) = interception {
+        interception.detach()?;
+        info!("hooks detached, pins removed");
+    }
+    if !control.withdraw().await {
+        warn!("no server acknowledged that this host serves nothing any more; other hosts' connections to it fail until one does");
+    }
+    running?.stop().await;
+    info!("stopped");
+    Ok(())
+}
+
+async fn join(options: &AgentOptions, shutdown: &CancellationToken) -> anyhow::Result<Control> {
+    let control = ControlOptions {
+        data_dir: options.data_dir.clone(),
+        join: options.join.clone(),
+        node: options.node.clone(),
+    };
+    // The control plane outlives the signal to stop: it still has to tell the servers.
+    let control = tokio::select! {
+        control = control::start(control, CancellationToken::new()) => control?,
+        () = shutdown.cancelled() => anyhow::bail!("stopped while joining"),
+    };
+    info!(id = %control.identity.borrow().id, "member of the mesh");
+    Ok(control)
+}
+
+/// Starts workers and background tasks.
+fn start(
+    options: &AgentOptions,
+    control: &Control,
+    shared: &Arc<Shared>,
+    bound: BoundWorkers,
+    mut interception: Option<&mut Interception>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Running> {
+    let upstream = Arc::new(ArcSwapOption::empty());
+    let pins = interception.as_ref().map(|interception| interception.pins().clone());
+    let workers = bound.start(shared, options.drain_timeout, || match &pins {
+        Some(pins) => Ok(Origin::Kernel(Records::open(pins)?)),
+        None => Ok(Origin::Upstream(upstream.clone())),
+    })?;
+
+    let (served_sender, served) = watch::channel(Served::default());
+    let publisher = Publisher {
+        shared: shared.clone(),
+        endpoints: interception.as_mut().map(|interception| interception.take_endpoints()).transpose()?,
+        upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
+    };
+    let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
+    let local = local::AgentLocal::new(options, control, shared, interception.as_deref());
+
+    let mut tasks = JoinSet::new();
+    let discovery = Discovery { exempt: options.exempt.clone(), tunnel_port: options.tunnel_port };
+    tasks.spawn(discovery.run(events, served_sender, control.report.clone()));
+    tasks.spawn(publisher.run(control.identity.clone(), control.catalog.clone(), served));
+    tasks.spawn(follow_identity(control.identity.clone(), shared.clone()));
+    let socket = options.run_dir.join(options.capture.socket_name());
+    tasks.spawn(crate::local::serve(socket, local, shutdown.clone()));
+    tasks.spawn(announce_ready(control.catalog.clone()));
+    Ok(Running { workers, tasks })
+}
+
+/// What runs between start and stop.
+struct Running {
+    workers: Workers,
+    tasks: JoinSet<anyhow::Result<()>>,
+}
+
+impl Running {
+    /// Until the signal to stop, or until a task fails that must not.
+    async fn until(mut self, shutdown: &CancellationToken) -> anyhow::Result<Self> {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(self),
+                Some(ended) = self.tasks.join_next() => ended.context("a task of the agent panicked")??,
+            }
+        }
+    }
+
+    async fn stop(mut self) {
+        self.tasks.abort_all();
+        self.workers.stop().await;
+    }
+}
+
+/// Puts renewed certificates into use.
+async fn follow_identity(
+    mut identity: watch::Receiver<Arc<Identity>>,
+    shared: Arc<Shared>,
+) -> anyhow::Result<()> {
+    let mut generation = 0;
+    while identity.changed().await.is_ok() {
+        generation += 1;
+        let current = identity.borrow_and_update().clone();
+        let not_after = humantime::format_rfc3339_seconds(current.not_after);
+        match CurrentIdentity::new(current, generation) {
+            Ok(current) => {
+                shared.identity.store(Arc::new(current));
+                info!(%not_after, "certificate renewed");
+            }
+            Err(error) => warn!("the renewed certificate is unusable, the old one stays in use: {error}"),
+        }
+    }
+    Ok(())
+}
+
+/// Says `ready` once the first catalog is here: from then on connections are carried.
+async fn announce_ready(mut catalog: watch::Receiver<Arc<Catalog>>) -> anyhow::Result<()> {
+    if let Ok(catalog) = catalog.wait_for(|catalog| catalog.revision > 0).await {
+        info!(hosts = catalog.hosts.len(), "ready");
+    }
+    Ok(())
+}
+
+/// Each connection takes two descriptors: as many as this process may have.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}

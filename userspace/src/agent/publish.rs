@@ -1,0 +1,135 @@
+//! Turns catalog and discovery into what the data path reads: routes, local services and the endpoint map.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
+use tracing::{debug, error};
+
+use super::{canary::CANARIES, discover::Served};
+use crate::{
+    bpf::EndpointMap,
+    catalog::Catalog,
+    identity::{Identity, NodeName},
+    proxy::{LocalServices, Routes, Shared},
+    socket,
+};
+
+/// A sidecar's destination: a port on a host of the mesh, by name, or any address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upstream {
+    /// On a host of the mesh, at its first address.
+    Node(NodeName, u16),
+    /// At an address.
+    Address(SocketAddr),
+}
+
+impl FromStr for Upstream {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Address(address));
+        }
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("{text:?} has no port: use HOST:PORT"))?;
+        let port = port.parse().map_err(|_| format!("{port:?} is not a port: use a number from 1 to 65535"))?;
+        Ok(Self::Node(host.parse().map_err(|error: crate::identity::NameError| error.to_string())?, port))
+    }
+}
+
+impl Upstream {
+    fn resolve(&self, catalog: &Catalog) -> Option<SocketAddr> {
+        match self {
+            Self::Address(address) => Some(*address),
+            Self::Node(node, port) => {
+                let address = catalog.hosts.get(node)?.report.addresses.first()?;
+                Some(SocketAddr::new(*address, *port))
+            }
+        }
+    }
+}
+
+/// Publishes snapshots.
+pub struct Publisher {
+    /// Where workers read them.
+    pub shared: Arc<Shared>,
+    /// The kernel half's map, if there is one.
+    pub endpoints: Option<EndpointMap>,
+    /// A sidecar's destination, and where workers read it.
+    pub upstream: Option<(Upstream, Arc<ArcSwapOption<SocketAddr>>)>,
+}
+
+impl Publisher {
+    /// Publishes at each change of the catalog or of this host.
+    pub async fn run(
+        mut self,
+        identity: watch::Receiver<Arc<Identity>>,
+        mut catalog: watch::Receiver<Arc<Catalog>>,
+        mut served: watch::Receiver<Served>,
+    ) -> anyhow::Result<()> {
+        let own = identity.borrow().id.clone();
+        loop {
+            let known = catalog.borrow_and_update().clone();
+            let here = served.borrow_and_update().clone();
+            self.shared.services.store(Arc::new(local_services(&known, here, &own.node)));
+            let routes =
+                Routes::new(&known, &own.node, &own.trust_domain, |to| socket::source_for(to).ok());
+            self.publish_routes(routes);
+            if let Some((wanted, upstream)) = &self.upstream {
+                upstream.store(wanted.resolve(&known).map(Arc::new));
+            }
+            tokio::select! {
+                changed = catalog.changed() => changed?,
+                changed = served.changed() => changed?,
+            }
+        }
+    }
+
+    /// Workers must have a route before the kernel redirects to it, and until it does not any more.
+    fn publish_routes(&mut self, routes: Routes) {
+        let mut wanted = routes.sources();
+        wanted.extend(CANARIES.map(|canary| (canary, canary.ip())));
+        let Some(endpoints) = &mut self.endpoints else {
+            return self.shared.routes.store(Arc::new(routes));
+        };
+        let removed = endpoints.remove_others(&wanted);
+        self.shared.routes.store(Arc::new(routes));
+        match removed.and_then(|()| endpoints.add(&wanted)) {
+            Ok(()) => debug!(endpoints = endpoints.len(), "endpoint map updated"),
+            Err(error) => error!(
+                wanted = wanted.len(),
+                present = endpoints.len(),
+                "the endpoint map is not complete, connections to what is missing are NOT encrypted: {error}; raise --max-endpoints if it is full"
+            ),
+        }
+    }
+}
+
+fn local_services(catalog: &Catalog, served: Served, own: &NodeName) -> LocalServices {
+    let peers: HashMap<NodeName, HashSet<IpAddr>> = catalog
+        .hosts
+        .values()
+        .filter(|host| host.node != *own)
+        .map(|host| (host.node.clone(), host.report.addresses.iter().copied().collect()))
+        .collect();
+    LocalServices { addresses: served.addresses, listeners: served.listeners, peers }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upstream_is_a_host_of_the_mesh_or_an_address() {
+        assert_eq!("10.0.0.1:80".parse(), Ok(Upstream::Address("10.0.0.1:80".parse().expect("literal"))));
+        assert_eq!("fcs00:8181".parse(), Ok(Upstream::Node("fcs00".parse().expect("literal"), 8181)));
+        for wrong in ["fcs00", "fcs00:x", ":80", "FCS:70000"] {
+            assert!(wrong.parse::<Upstream>().is_err(), "{wrong}");
+        }
+    }
+}

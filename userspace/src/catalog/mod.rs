@@ -1,0 +1,70 @@
+//! What an agent knows of the mesh: its hosts, what they listen on, and which addresses lead to them.
+
+mod endpoints;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+pub use endpoints::Endpoint;
+pub use wire::WireError;
+
+use crate::identity::NodeName;
+
+/// All hosts of the mesh at one revision. Cheap to clone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Catalog {
+    /// Grows with every durable change; 0 before the first snapshot.
+    pub revision: u64,
+    /// Every host that has joined.
+    pub hosts: BTreeMap<NodeName, Arc<Host>>,
+}
+
+/// One host as the server knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its name.
+    pub node: NodeName,
+    /// What it last said about itself; nothing before its first report.
+    pub report: Report,
+    /// When the server last heard of it, if ever.
+    pub last_seen: Option<SystemTime>,
+    /// Whether its agent is connected to a server now.
+    pub connected: bool,
+}
+
+/// What a host says about itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Every address by which others may dial it. Never loopback, link-local, multicast or unspecified,
+    /// and never IPv4-mapped.
+    pub addresses: Vec<IpAddr>,
+    /// Where its agent accepts tunnels; 0 when it does not.
+    pub tunnel_port: u16,
+    /// Its listening TCP sockets.
+    pub listeners: Vec<Listener>,
+    /// Version of its agent.
+    pub version: String,
+}
+
+/// One listening TCP socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Listener {
+    /// The address that it is bound to; the IP address may be unspecified ("any").
+    pub address: SocketAddr,
+    /// For an IPv6 address: IPv4 clients are not accepted.
+    pub ipv6_only: bool,
+}
+
+impl Listener {
+    /// Whether the listener takes connections made to `address`, which is one of its host's.
+    pub fn accepts(&self, address: IpAddr) -> bool {
+        match self.address.ip() {
+            IpAddr::V4(any) if any.is_unspecified() => address.is_ipv4(),
+            IpAddr::V6(any) if any.is_unspecified() => address.is_ipv6() || !self.ipv6_only,
+            exact => exact == address,
+        }
+    }
+}

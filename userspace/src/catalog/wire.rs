@@ -1,0 +1,266 @@
+//! Between the catalog's types and what travels in the API. Everything from the wire is validated here.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::{Catalog, Host, Listener, Report};
+use crate::api::{time_from_unix, unix_seconds, v1};
+use crate::identity::NameError;
+
+const MAX_ADDRESSES: usize = 256;
+const MAX_LISTENERS: usize = 16_384;
+const MAX_VERSION_BYTES: usize = 64;
+
+/// What was wrong with a message of the catalog.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// A node name that is not one.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A text that is not an IP address.
+    #[error("{0:?} is not an IP address")]
+    Address(String),
+    /// An address by which no other host can dial this one.
+    #[error("{0} is not an address by which other hosts can dial this one")]
+    NotGlobal(IpAddr),
+    /// Not a port number.
+    #[error("{0} is not a port number")]
+    Port(u32),
+    /// More of something than is allowed.
+    #[error("too many {what}: {count}, where {limit} are allowed")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many came.
+        count: usize,
+        /// How many may come.
+        limit: usize,
+    },
+    /// An event without content.
+    #[error("a catalog event is empty; the server may be newer than this agent")]
+    EmptyEvent,
+}
+
+impl Catalog {
+    /// Takes one event of the server's watch stream.
+    ///
+    /// # Errors
+    /// When any part of it is invalid; the catalog is then unchanged.
+    pub fn apply(&mut self, event: v1::CatalogEvent) -> Result<(), WireError> {
+        use v1::catalog_event::Event;
+        match event.event.ok_or(WireError::EmptyEvent)? {
+            Event::Snapshot(snapshot) => {
+                let hosts = snapshot.hosts.into_iter().map(Host::try_from);
+                let hosts = hosts.map(|host| host.map(|host| (host.node.clone(), Arc::new(host))));
+                self.hosts = hosts.collect::<Result<_, _>>()?;
+            }
+            Event::Host(host) => {
+                let host = Host::try_from(host)?;
+                self.hosts.insert(host.node.clone(), Arc::new(host));
+            }
+            Event::HostRemoved(node) => {
+                self.hosts.remove(&node.parse()?);
+            }
+        }
+        self.revision = event.revision;
+        Ok(())
+    }
+}
+
+impl From<&Catalog> for v1::Snapshot {
+    fn from(catalog: &Catalog) -> Self {
+        Self { hosts: catalog.hosts.values().map(|host| v1::Host::from(host.as_ref())).collect() }
+    }
+}
+
+impl TryFrom<v1::Snapshot> for Catalog {
+    type Error = WireError;
+
+    fn try_from(snapshot: v1::Snapshot) -> Result<Self, WireError> {
+        let mut catalog = Self::default();
+        let event = Some(v1::catalog_event::Event::Snapshot(snapshot));
+        catalog.apply(v1::CatalogEvent { revision: 0, event })?;
+        Ok(catalog)
+    }
+}
+
+impl From<&Host> for v1::Host {
+    fn from(host: &Host) -> Self {
+        Self {
+            node: host.node.to_string(),
+            report: Some((&host.report).into()),
+            last_seen: host.last_seen.map_or(0, unix_seconds),
+            connected: host.connected,
+        }
+    }
+}
+
+impl TryFrom<v1::Host> for Host {
+    type Error = WireError;
+
+    fn try_from(host: v1::Host) -> Result<Self, WireError> {
+        Ok(Self {
+            node: host.node.parse()?,
+            report: host.report.map(Report::try_from).transpose()?.unwrap_or_default(),
+            last_seen: time_from_unix(host.last_seen),
+            connected: host.connected,
+        })
+    }
+}
+
+impl From<&Report> for v1::HostReport {
+    fn from(report: &Report) -> Self {
+        let listener = |listener: &Listener| v1::Listener {
+            address: listener.address.ip().to_string(),
+            port: listener.address.port().into(),
+            ipv6_only: listener.ipv6_only,
+        };
+        Self {
+            addresses: report.addresses.iter().map(ToString::to_string).collect(),
+            tunnel_port: report.tunnel_port.into(),
+            listeners: report.listeners.iter().map(listener).collect(),
+            version: report.version.clone(),
+        }
+    }
+}
+
+impl TryFrom<v1::HostReport> for Report {
+    type Error = WireError;
+
+    fn try_from(report: v1::HostReport) -> Result<Self, WireError> {
+        at_most("addresses", report.addresses.len(), MAX_ADDRESSES)?;
+        at_most("listeners", report.listeners.len(), MAX_LISTENERS)?;
+        at_most("bytes in the version", report.version.len(), MAX_VERSION_BYTES)?;
+        Ok(Self {
+            addresses: report.addresses.iter().map(|text| dialable(text)).collect::<Result<_, _>>()?,
+            tunnel_port: port(report.tunnel_port)?,
+            listeners: report.listeners.into_iter().map(Listener::try_from).collect::<Result<_, _>>()?,
+            version: report.version,
+        })
+    }
+}
+
+impl TryFrom<v1::Listener> for Listener {
+    type Error = WireError;
+
+    fn try_from(listener: v1::Listener) -> Result<Self, WireError> {
+        let (address, port) = (canonical(&listener.address)?, port(listener.port)?);
+        if port == 0 {
+            return Err(WireError::Port(0));
+        }
+        Ok(Self {
+            address: SocketAddr::new(address, port),
+            ipv6_only: listener.ipv6_only && address.is_ipv6(),
+        })
+    }
+}
+
+fn at_most(what: &'static str, count: usize, limit: usize) -> Result<(), WireError> {
+    if count <= limit { Ok(()) } else { Err(WireError::TooMany { what, count, limit }) }
+}
+
+fn port(number: u32) -> Result<u16, WireError> {
+    u16::try_from(number).map_err(|_| WireError::Port(number))
+}
+
+/// RFC 4291 section 2.5.5.2: an IPv4-mapped IPv6 address stands for its IPv4 address.
+fn canonical(text: &str) -> Result<IpAddr, WireError> {
+    let address: IpAddr = text.parse().map_err(|_| WireError::Address(text.chars().take(80).collect()))?;
+    Ok(address.to_canonical())
+}
+
+fn dialable(text: &str) -> Result<IpAddr, WireError> {
+    let address = canonical(text)?;
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    if link_local || address.is_loopback() || address.is_multicast() || address.is_unspecified() {
+        return Err(WireError::NotGlobal(address));
+    }
+    Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn report(addresses: &[&str], listeners: &[(&str, u32)]) -> v1::HostReport {
+        let listener = |(address, port): &(&str, u32)| v1::Listener {
+            address: (*address).to_owned(),
+            port: *port,
+            ipv6_only: false,
+        };
+        v1::HostReport {
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            tunnel_port: 9191,
+            listeners: listeners.iter().map(listener).collect(),
+            version: "1".to_owned(),
+        }
+    }
+
+    #[test]
+    fn mapped_addresses_become_ipv4() {
+        let report = Report::try_from(report(
+            &["::ffff:10.0.0.1"],
+            &[("::ffff:0.0.0.0", 80), ("::ffff:10.0.0.1", 81)],
+        ))
+        .unwrap();
+        assert_eq!(report.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(report.listeners[0].address, "0.0.0.0:80".parse().unwrap());
+        assert_eq!(report.listeners[1].address, "10.0.0.1:81".parse().unwrap());
+    }
+
+    #[test]
+    fn addresses_that_mean_something_else_elsewhere_are_refused() {
+        for address in
+            ["127.0.0.1", "::1", "0.0.0.0", "::", "169.254.1.1", "fe80::1", "224.0.0.1", "ff02::1", "x"]
+        {
+            assert!(Report::try_from(report(&[address], &[])).is_err(), "{address}");
+        }
+    }
+
+    #[test]
+    fn ports_are_ports() {
+        assert_eq!(Report::try_from(report(&[], &[("::", 0)])), Err(WireError::Port(0)));
+        assert_eq!(Report::try_from(report(&[], &[("::", 65_536)])), Err(WireError::Port(65_536)));
+    }
+
+    #[test]
+    fn an_invalid_event_leaves_the_catalog_unchanged() {
+        let host = |node: &str| v1::Host { node: node.to_owned(), ..Default::default() };
+        let event = |hosts| v1::CatalogEvent {
+            revision: 5,
+            event: Some(v1::catalog_event::Event::Snapshot(v1::Snapshot { hosts })),
+        };
+        let mut catalog = Catalog::default();
+        catalog.apply(event(vec![host("a")])).unwrap();
+        let before = catalog.clone();
+        assert!(catalog.apply(event(vec![host("b"), host("not a name")])).is_err());
+        assert!(catalog.apply(v1::CatalogEvent { revision: 6, event: None }).is_err());
+        assert_eq!(catalog, before);
+    }
+
+    proptest! {
+        #[test]
+        fn a_report_survives_the_wire(
+            addresses in prop::collection::vec(any::<IpAddr>(), 0..5),
+            listeners in prop::collection::vec((any::<SocketAddr>(), any::<bool>()), 0..5),
+        ) {
+            let sent = v1::HostReport {
+                addresses: addresses.iter().map(ToString::to_string).collect(),
+                tunnel_port: 9191,
+                listeners: listeners.iter().map(|(address, ipv6_only)| v1::Listener {
+                    address: address.ip().to_string(),
+                    port: address.port().into(),
+                    ipv6_only: *ipv6_only,
+                }).collect(),
+                version: "1".to_owned(),
+            };
+            if let Ok(report) = Report::try_from(sent) {
+                prop_assert_eq!(Report::try_from(v1::HostReport::from(&report)).unwrap(), report);
+            }
+        }
+    }
+}

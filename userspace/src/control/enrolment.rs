@@ -1,0 +1,156 @@
+//! Becoming and staying a member: join once, then renew the certificate at half its life.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+use tracing::{info, warn};
+
+use super::backoff::{Backoff, jitter};
+use super::connection::{DialError, dial};
+use super::membership::{Membership, load_key};
+use super::{ControlError, ControlOptions};
+use crate::api::v1;
+use crate::identity::token::ServerAddress;
+use crate::identity::{HostKey, Identity, JoinToken, NodeName, tls};
+
+/// How long a join goes on when no server can be reached.
+const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The membership that the data directory holds, or a new one by the token.
+pub async fn membership(
+    options: &ControlOptions,
+    shutdown: &CancellationToken,
+) -> Result<Membership, ControlError> {
+    if let Some(membership) = Membership::load(&options.data_dir)? {
+        let (trust_domain, node) = membership.name()?;
+        if options.join.is_some() {
+            info!(%node, %trust_domain, "already a member: --join is ignored");
+        }
+        if node != options.node {
+            warn!(joined_as = %node, asked = %options.node, "a host keeps the name under which it joined");
+        }
+        return Ok(membership);
+    }
+    let token = options.join.as_ref().ok_or_else(|| ControlError::NotJoined(options.data_dir.clone()))?;
+    let key = load_key(&options.data_dir)?;
+    let answer = shutdown.run_until_cancelled(join(token, &options.node, &key)).await;
+    let answer = answer.ok_or(ControlError::Stopped)??;
+    let membership = Membership::create(&options.data_dir, key, answer)?;
+    info!(node = %options.node, trust_domain = %token.trust_domain, "joined the mesh");
+    Ok(membership)
+}
+
+/// Tries every server of the token in turn until one answers, or refuses for good.
+async fn join(
+    token: &JoinToken,
+    node: &NodeName,
+    key: &HostKey,
+) -> Result<v1::CertificateResponse, ControlError> {
+    let started = tokio::time::Instant::now();
+    let mut backoff = Backoff::new();
+    loop {
+        let mut failure = None;
+        for server in &token.servers {
+            match join_at(server, token, node, key).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) if !may_retry(&error) => return Err(error),
+                Err(error) => failure = Some(error),
+            }
+        }
+        if let Some(error) = failure {
+            if started.elapsed() > JOIN_PATIENCE {
+                return Err(error);
+            }
+            warn!(%error, "joining failed, trying again");
+        }
+        backoff.pause().await;
+    }
+}
+
+async fn join_at(
+    server: &ServerAddress,
+    token: &JoinToken,
+    node: &NodeName,
+    key: &HostKey,
+) -> Result<v1::CertificateResponse, ControlError> {
+    let mut client = dial(server, tls::join_client(&token.trust_domain, token.ca_fingerprint)?).await?;
+    let request = v1::JoinRequest {
+        token_secret: token.secret.to_vec(),
+        node: node.to_string(),
+        certificate_request: key.certificate_request()?,
+    };
+    finish(server, client.join(timed(request)).await)
+}
+
+/// Replaces the certificate at half its life, and at once when it has expired, for as long as it is run.
+pub async fn keep_renewed(mut membership: Membership, identity: watch::Sender<Arc<Identity>>) {
+    let mut backoff = Backoff::new();
+    loop {
+        let due = identity.borrow().renew_at(jitter());
+        tokio::time::sleep(due.duration_since(SystemTime::now()).unwrap_or_default()).await;
+        match renew(&mut membership).await {
+            Ok(renewed) => {
+                info!(id = %renewed.id, expires = %humantime::format_rfc3339_seconds(renewed.not_after), "certificate renewed");
+                identity.send_replace(renewed);
+                backoff.reset();
+            }
+            Err(error) => warn!(%error, "the certificate could not be renewed, trying again"),
+        }
+        backoff.pause().await;
+    }
+}
+
+async fn renew(membership: &mut Membership) -> Result<Arc<Identity>, ControlError> {
+    let mut failure = None;
+    for server in membership.servers().to_vec() {
+        match renew_at(&server, membership).await {
+            Ok(answer) => return membership.renew(answer),
+            Err(error) => failure = Some(error),
+        }
+    }
+    Err(failure.unwrap_or(ControlError::Stopped))
+}
+
+async fn renew_at(
+    server: &ServerAddress,
+    membership: &Membership,
+) -> Result<v1::CertificateResponse, ControlError> {
+    let (trust_domain, node) = membership.name()?;
+    let mut client = dial(server, tls::renewal_client(&trust_domain, membership.bundle())?).await?;
+    let request = v1::RenewRequest {
+        node: node.to_string(),
+        certificate_request: membership.key().certificate_request()?,
+    };
+    finish(server, client.renew(timed(request)).await)
+}
+
+fn timed<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(CALL_TIMEOUT);
+    request
+}
+
+fn finish<T>(server: &ServerAddress, answer: Result<tonic::Response<T>, Status>) -> Result<T, ControlError> {
+    answer.map(tonic::Response::into_inner).map_err(|status| refused(server, &status))
+}
+
+/// A server's error with the server's name. Whether it may pass by itself depends on its code.
+pub fn refused(server: &ServerAddress, status: &Status) -> ControlError {
+    let retry = !matches!(
+        status.code(),
+        Code::PermissionDenied | Code::InvalidArgument | Code::AlreadyExists | Code::Unauthenticated
+    );
+    ControlError::Refused { server: server.clone(), message: status.message().to_owned(), retry }
+}
+
+fn may_retry(error: &ControlError) -> bool {
+    match error {
+        ControlError::Dial(DialError::Unreachable { .. }) => true,
+        ControlError::Refused { retry, .. } => *retry,
+        _ => false,
+    }
+}

@@ -1,0 +1,152 @@
+//! The agent's side of the control plane: its identity, the catalog, and what it reports.
+//!
+//! State is published on `watch` channels; readers borrow it and never wait for a server.
+
+mod backoff;
+mod connection;
+mod enrolment;
+mod membership;
+mod session;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use connection::DialError;
+pub use membership::Membership;
+
+use crate::catalog::{Catalog, Report, WireError};
+use crate::identity::token::ServerAddress;
+use crate::identity::{Identity, IdentityError, JoinToken, NodeName};
+
+/// How long a clean stop waits for the server to acknowledge that nothing is served any more.
+const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What an agent needs to take part in a mesh.
+#[derive(Debug, Clone)]
+pub struct ControlOptions {
+    /// Where the key and the membership are kept.
+    pub data_dir: PathBuf,
+    /// Used only when `data_dir` holds no membership yet.
+    pub join: Option<JoinToken>,
+    /// The name to join as; a membership in `data_dir` keeps its own.
+    pub node: NodeName,
+}
+
+/// Whether a server answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerStatus {
+    /// All servers that are known.
+    pub servers: Vec<ServerAddress>,
+    /// The one in use.
+    pub connected: Option<ServerAddress>,
+    /// Why there is none in use.
+    pub error: Option<String>,
+}
+
+/// Why the control plane fails.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Neither a membership nor a token to get one.
+    #[error(
+        "{0} holds no membership of a mesh; make a token on a server with `murmesh token create` and start with --join TOKEN"
+    )]
+    NotJoined(PathBuf),
+    /// A file of the membership cannot be read, written or understood.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong and what to do.
+        reason: String,
+    },
+    /// A key, certificate or name is not usable.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// No connection to a server.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// A server answered with an error.
+    #[error("server {server}: {message}")]
+    Refused {
+        /// The server.
+        server: ServerAddress,
+        /// Its words.
+        message: String,
+        /// Whether asking again may help.
+        retry: bool,
+    },
+    /// A server sent what cannot be understood.
+    #[error("the server's catalog is invalid: {0}")]
+    Catalog(#[from] WireError),
+    /// The connection to the server ended.
+    #[error("the connection to server {0} ended")]
+    Ended(ServerAddress),
+    /// Stopped before joining.
+    #[error("stopped while joining")]
+    Stopped,
+}
+
+/// The running control plane of an agent. Its tasks end with the token that [`start`] was given,
+/// or when this is dropped.
+pub struct Control {
+    /// The host's identity; replaced at each renewal.
+    pub identity: watch::Receiver<Arc<Identity>>,
+    /// The catalog as last heard; kept while no server answers.
+    pub catalog: watch::Receiver<Arc<Catalog>>,
+    /// What this host says about itself; `None` until there is something to say.
+    pub report: watch::Sender<Option<Report>>,
+    /// Whether a server answers.
+    pub status: watch::Receiver<ServerStatus>,
+    acknowledged: watch::Receiver<Option<Report>>,
+    _tasks: JoinSet<()>,
+}
+
+/// Joins the mesh if need be, then keeps identity, catalog and report up to date in the background.
+/// Once joined it does not wait for any server.
+///
+/// # Errors
+/// When the host is not a member and cannot become one, or its files are unusable.
+pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Result<Control, ControlError> {
+    let membership = enrolment::membership(&options, &shutdown).await?;
+    let (identity_sender, identity) = watch::channel(membership.identity()?);
+    let (catalog_sender, catalog) = watch::channel(Arc::default());
+    let (report, report_receiver) = watch::channel(None);
+    let servers = membership.servers().to_vec();
+    let (status_sender, status) = watch::channel(ServerStatus { servers, ..ServerStatus::default() });
+    let (acknowledged_sender, acknowledged) = watch::channel(None);
+
+    let session = session::Session {
+        identity: identity.clone(),
+        catalog: catalog_sender,
+        report: report_receiver,
+        acknowledged: acknowledged_sender,
+        status: status_sender,
+    };
+    let mut tasks = JoinSet::new();
+    let stop = shutdown.clone();
+    tasks.spawn(async move { stop.run_until_cancelled(session.run()).await.unwrap_or_default() });
+    let renewal = enrolment::keep_renewed(membership, identity_sender);
+    tasks.spawn(async move { shutdown.run_until_cancelled(renewal).await.unwrap_or_default() });
+    Ok(Control { identity, catalog, report, status, acknowledged, _tasks: tasks })
+}
+
+impl Control {
+    /// Reports that nothing is served here any more and waits, for at most two seconds, until a server
+    /// has acknowledged it. Returns whether one has.
+    pub async fn withdraw(&self) -> bool {
+        self.report.send_modify(|report| {
+            if let Some(report) = report {
+                report.listeners.clear();
+            }
+        });
+        let wanted = self.report.borrow().clone();
+        let mut acknowledged = self.acknowledged.clone();
+        let arrived = acknowledged.wait_for(|report| *report == wanted);
+        matches!(tokio::time::timeout(WITHDRAW_TIMEOUT, arrived).await, Ok(Ok(_)))
+    }
+}

@@ -1,0 +1,121 @@
+//! Connected to one server after another: take the catalog, give the report.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tonic::transport::Channel;
+use tracing::{info, warn};
+
+use super::backoff::Backoff;
+use super::connection::dial;
+use super::enrolment::refused;
+use super::{ControlError, ServerStatus};
+use crate::api::v1;
+use crate::api::v1::mesh_client::MeshClient;
+use crate::catalog::{Catalog, Report};
+use crate::identity::token::ServerAddress;
+use crate::identity::{Identity, tls};
+
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The agent's ends of the channels that [`super::Control`] hands out.
+pub struct Session {
+    pub identity: watch::Receiver<Arc<Identity>>,
+    pub catalog: watch::Sender<Arc<Catalog>>,
+    pub report: watch::Receiver<Option<Report>>,
+    pub acknowledged: watch::Sender<Option<Report>>,
+    pub status: watch::Sender<ServerStatus>,
+}
+
+impl Session {
+    /// Keeps connected to one of the servers for as long as it is run.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::new();
+        let servers = self.status.borrow().servers.clone();
+        for server in servers.iter().cycle() {
+            let ended = self.serve(server, &mut backoff).await;
+            self.status.send_modify(|status| status.connected = None);
+            match ended {
+                Ok(()) => continue,
+                Err(error) => self.failed(server, &error),
+            }
+            backoff.pause().await;
+        }
+    }
+
+    /// Stays connected until that fails, or until a renewed identity asks for a new connection.
+    async fn serve(&mut self, server: &ServerAddress, backoff: &mut Backoff) -> Result<(), ControlError> {
+        loop {
+            let identity = self.identity.borrow_and_update().clone();
+            let mut client = dial(server, tls::api_client(&identity)?).await?;
+            let watching = client.watch(v1::WatchRequest {}).await;
+            let events = watching.map_err(|status| refused(server, &status))?.into_inner();
+            backoff.reset();
+            info!(%server, "connected to the server");
+            tokio::select! {
+                ended = follow(server, events, &self.catalog, &self.status) => return ended,
+                ended = report(server, client, &mut self.report, &self.acknowledged) => return ended,
+                changed = self.identity.changed() => if changed.is_err() { return Ok(()) },
+            }
+        }
+    }
+
+    fn failed(&self, server: &ServerAddress, error: &ControlError) {
+        let message = error.to_string();
+        self.status.send_if_modified(|status| {
+            let news = status.error.as_ref() != Some(&message);
+            if news {
+                warn!(%server, error = %message, "no connection to the server, trying again");
+            }
+            status.error = Some(message.clone());
+            news
+        });
+    }
+}
+
+/// Applies the server's events. The server counts as connected once its first snapshot is in.
+async fn follow(
+    server: &ServerAddress,
+    mut events: tonic::Streaming<v1::CatalogEvent>,
+    catalog: &watch::Sender<Arc<Catalog>>,
+    status: &watch::Sender<ServerStatus>,
+) -> Result<(), ControlError> {
+    let mut current = Catalog::clone(&catalog.borrow());
+    loop {
+        let event = events.message().await.map_err(|status| refused(server, &status))?;
+        current.apply(event.ok_or_else(|| ControlError::Ended(server.clone()))?)?;
+        catalog.send_replace(Arc::new(current.clone()));
+        status.send_if_modified(|status| {
+            let news = status.connected.as_ref() != Some(server);
+            if news {
+                (status.connected, status.error) = (Some(server.clone()), None);
+            }
+            news
+        });
+    }
+}
+
+/// Sends the report now and whenever it changes.
+async fn report(
+    server: &ServerAddress,
+    mut client: MeshClient<Channel>,
+    reports: &mut watch::Receiver<Option<Report>>,
+    acknowledged: &watch::Sender<Option<Report>>,
+) -> Result<(), ControlError> {
+    loop {
+        let current = reports.borrow_and_update().clone();
+        if let Some(report) = current {
+            let mut request = tonic::Request::new(v1::HostReport::from(&report));
+            request.set_timeout(REPORT_TIMEOUT);
+            let answer = tokio::time::timeout(REPORT_TIMEOUT, client.report(request)).await;
+            answer
+                .map_err(|_| ControlError::Ended(server.clone()))?
+                .map_err(|status| refused(server, &status))?;
+            acknowledged.send_replace(Some(report));
+        }
+        if reports.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}

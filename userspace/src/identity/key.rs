@@ -1,0 +1,127 @@
+//! The key of a host: ECDSA P-256, made on it and kept in one file that only its daemon reads.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use super::IdentityError;
+
+/// A private key with its public half.
+pub struct HostKey(KeyPair);
+
+impl HostKey {
+    /// A new key.
+    ///
+    /// # Errors
+    /// When the operating system gives no randomness.
+    pub fn generate() -> Result<Self, IdentityError> {
+        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map(Self).map_err(IdentityError::Issue)
+    }
+
+    /// The key in `path`, which is made first if there is none.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or holds no P-256 key.
+    pub fn load_or_generate(path: &Path) -> Result<Self, IdentityError> {
+        let failed = |reason: String| IdentityError::KeyFile { path: path.display().to_string(), reason };
+        match fs::read_to_string(path) {
+            Ok(pem) => Self::from_pem(&pem).map_err(|error| {
+                failed(format!("{error}; remove the file to make a new key and join again"))
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let key = Self::generate()?;
+                write_private(path, key.0.serialize_pem().as_bytes())
+                    .map_err(|error| failed(error.to_string()))?;
+                Ok(key)
+            }
+            Err(error) => Err(failed(error.to_string())),
+        }
+    }
+
+    /// Reads a PKCS#8 key in PEM.
+    ///
+    /// # Errors
+    /// When it is not a P-256 key.
+    pub fn from_pem(pem: &str) -> Result<Self, IdentityError> {
+        KeyPair::from_pkcs8_pem_and_sign_algo(pem, &PKCS_ECDSA_P256_SHA256)
+            .map(Self)
+            .map_err(IdentityError::Issue)
+    }
+
+    /// The public key as the certificate carries it: an uncompressed point (RFC 5480 section 2.2).
+    pub fn public_key(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    /// The private key for TLS.
+    pub fn private_key(&self) -> PrivateKeyDer<'static> {
+        PrivatePkcs8KeyDer::from(self.0.serialize_der()).into()
+    }
+
+    /// The private key as PKCS#8 in PEM.
+    pub fn to_pem(&self) -> String {
+        self.0.serialize_pem()
+    }
+
+    /// A certificate request (PKCS#10, DER), signed by the key. It names nobody: the server decides that.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn certificate_request(&self) -> Result<Vec<u8>, IdentityError> {
+        let mut parameters = CertificateParams::default();
+        parameters.distinguished_name = rcgen::DistinguishedName::new();
+        let request = parameters.serialize_request(&self.0).map_err(IdentityError::Issue)?;
+        Ok(request.der().to_vec())
+    }
+
+    pub(super) fn pair(&self) -> &KeyPair {
+        &self.0
+    }
+}
+
+/// Replaces `path` as a whole with `content`, readable and writable by its owner only, and durably:
+/// after a crash there is either the old content or the new.
+///
+/// # Errors
+/// Any failure to write, sync or rename.
+pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = Path::new(&temporary);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
+    // A file left by an earlier crash keeps its mode when it is opened again.
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(temporary, path)?;
+    File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_made_once_and_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("host.key");
+        let first = HostKey::load_or_generate(&path).unwrap();
+        let again = HostKey::load_or_generate(&path).unwrap();
+        assert_eq!(first.public_key(), again.public_key());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_damaged_key_file_is_an_error_that_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("host.key");
+        fs::write(&path, "nonsense").unwrap();
+        let error = HostKey::load_or_generate(&path).err().unwrap().to_string();
+        assert!(error.contains("host.key"), "{error}");
+    }
+}

@@ -1,0 +1,154 @@
+//! Who a daemon is: its SPIFFE id, the key and certificate that prove it, and the roots it trusts.
+//!
+//! Keys are made where they are used and never leave that host; only certificate requests do.
+
+pub mod authority;
+pub mod key;
+pub mod spiffe;
+pub mod tls;
+pub mod token;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+pub use authority::Authority;
+pub use key::HostKey;
+pub use spiffe::{Kind, NameError, NodeName, SpiffeId, TrustDomain};
+pub use token::JoinToken;
+
+/// Why an identity cannot be used, made or verified.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// A name in a certificate is not one of ours.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A certificate that cannot be read or is not a SPIFFE certificate.
+    #[error("the certificate is not usable: {0}")]
+    Certificate(&'static str),
+    /// A certificate chain without any certificate.
+    #[error("no certificate was presented")]
+    NoCertificate,
+    /// The certificate is for another key than ours.
+    #[error("the certificate is not for this host's key")]
+    WrongKey,
+    /// A certificate request that is malformed or not signed by its own key.
+    #[error("the certificate request is not usable: {0}")]
+    Request(rcgen::Error),
+    /// Making a key or a certificate failed.
+    #[error("making a key or certificate failed: {0}")]
+    Issue(rcgen::Error),
+    /// TLS does not take the identity.
+    #[error("the identity cannot be used for TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The trust bundle is unusable.
+    #[error("the trust bundle is not usable: {0}")]
+    Bundle(String),
+    /// A key file that cannot be read, written or understood.
+    #[error("{path}: {reason}")]
+    KeyFile {
+        /// The file.
+        path: String,
+        /// What went wrong and what to do.
+        reason: String,
+    },
+}
+
+/// One identity with everything needed to prove it and to verify others.
+#[derive(Debug)]
+pub struct Identity {
+    /// Who it is.
+    pub id: SpiffeId,
+    /// The certificate chain, leaf first, without the root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The private key of the leaf.
+    pub key: PrivateKeyDer<'static>,
+    /// The roots of the trust domain.
+    pub bundle: Vec<CertificateDer<'static>>,
+    /// Start of the leaf's validity.
+    pub not_before: SystemTime,
+    /// End of the leaf's validity.
+    pub not_after: SystemTime,
+}
+
+impl Identity {
+    /// Puts together what was issued for `key`.
+    ///
+    /// # Errors
+    /// When the chain is empty or unreadable, is not for `key`, or the bundle is empty.
+    pub fn new(
+        key: &HostKey,
+        chain: Vec<CertificateDer<'static>>,
+        bundle: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, IdentityError> {
+        let leaf = chain.first().ok_or(IdentityError::NoCertificate)?;
+        let certificate = parse_certificate(leaf)?;
+        if certificate.public_key().subject_public_key.data != key.public_key() {
+            return Err(IdentityError::WrongKey);
+        }
+        if bundle.is_empty() {
+            return Err(IdentityError::Bundle("it has no root certificate".to_owned()));
+        }
+        let (id, not_before) = (spiffe_id(&certificate)?, unix_time(certificate.validity().not_before));
+        let not_after = unix_time(certificate.validity().not_after);
+        Ok(Self { id, key: key.private_key(), bundle, not_before, not_after, chain })
+    }
+
+    /// When it should be replaced: half way through its validity, later or earlier by `jitter` (−1.0 to 1.0)
+    /// times a tenth of it, so that hosts that joined together do not renew together.
+    pub fn renew_at(&self, jitter: f64) -> SystemTime {
+        let lifetime = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        self.not_before + lifetime.mul_f64(0.5 + 0.1 * jitter.clamp(-1.0, 1.0))
+    }
+
+    /// Whether it can no longer be used at `now`.
+    pub fn is_expired(&self, now: SystemTime) -> bool {
+        now >= self.not_after
+    }
+}
+
+/// What a verified certificate says about the other side of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerIdentity {
+    /// Who it is.
+    pub id: SpiffeId,
+    /// Until when its certificate is valid: nothing may be accepted from it later.
+    pub not_after: SystemTime,
+}
+
+/// Reads the identity from a chain that TLS **has already verified**.
+///
+/// # Errors
+/// When the chain is empty or its leaf does not bear exactly one SPIFFE id of ours.
+pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, IdentityError> {
+    let certificate = parse_certificate(chain.first().ok_or(IdentityError::NoCertificate)?)?;
+    Ok(PeerIdentity { id: spiffe_id(&certificate)?, not_after: unix_time(certificate.validity().not_after) })
+}
+
+fn parse_certificate<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {
+    let (rest, certificate) =
+        X509Certificate::from_der(der).map_err(|_| IdentityError::Certificate("it is not X.509"))?;
+    if rest.is_empty() { Ok(certificate) } else { Err(IdentityError::Certificate("bytes follow it")) }
+}
+
+/// X.509-SVID section 2: exactly one URI among the subject's alternative names.
+fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, IdentityError> {
+    let names = certificate
+        .subject_alternative_name()
+        .map_err(|_| IdentityError::Certificate("its alternative names cannot be read"))?
+        .ok_or(IdentityError::Certificate("it has no alternative name"))?;
+    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) => Ok(uri.parse()?),
+        _ => Err(IdentityError::Certificate("it does not have exactly one URI name")),
+    }
+}
+
+fn unix_time(time: x509_parser::time::ASN1Time) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
+}

@@ -1,0 +1,145 @@
+//! A tunnel from another host: handshake → for each stream: authorise → dial the service → relay.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::{Duration, SystemTime}};
+
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::{TlsAcceptor, TlsStream};
+use tracing::{debug, info};
+
+use super::{
+    access::{AccessRecord, Direction},
+    relay::relay,
+    traffic::Counter,
+    worker::Worker,
+};
+use crate::{
+    identity::{PeerIdentity, peer_identity},
+    socket,
+    tunnel::{
+        HANDSHAKE_TIMEOUT, Received, Tunnel, TunnelError,
+        frame::{Frame, Open, RefusalReason, Side},
+    },
+};
+
+/// How long a tunnel may be at rest on the accepting side: longer than its opener keeps it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// How long a local service may take to complete a handshake.
+const SERVICE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the caller may take to end a stream that was refused.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Serves one connection to the tunnel port.
+pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) {
+    let mut tunnel = match handshake(&worker, connection).await {
+        Ok(tunnel) => tunnel,
+        Err(error) => {
+            worker.shared.traffic.add(Counter::HandshakesRefused, 1);
+            return info!(%from, "refused on the tunnel port: {error}");
+        }
+    };
+    debug!(%from, peer = %tunnel.peer().id, "tunnel accepted");
+    let end = streams(&worker, &mut tunnel, from).await;
+    if let Err(TunnelError::Protocol(error)) = &end {
+        worker.shared.traffic.add(Counter::ProtocolErrors, 1);
+        info!(%from, peer = %tunnel.peer().id, "tunnel closed: {error}");
+    }
+}
+
+/// TLS with any host of the mesh. Bounded in time, and in number: those beyond the limit wait in the kernel's
+/// backlog order for a permit, within the same time.
+async fn handshake(worker: &Worker, connection: TcpStream) -> io::Result<Tunnel> {
+    socket::tune_tunnel(&connection)?;
+    let acceptor = TlsAcceptor::from(worker.shared.identity.load().acceptor.clone());
+    let stream = timeout(HANDSHAKE_TIMEOUT, async {
+        let _permit = worker.handshakes.acquire().await.map_err(io::Error::other)?;
+        acceptor.accept(connection).await
+    })
+    .await
+    .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no handshake in time")))?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let peer = peer_identity(chain).map_err(io::Error::other)?;
+    Ok(Tunnel::new(TlsStream::Server(stream), Side::Acceptor, peer))
+}
+
+/// One stream after the other, until the opener closes the tunnel or leaves it at rest for too long.
+async fn streams(worker: &Worker, tunnel: &mut Tunnel, from: SocketAddr) -> Result<(), TunnelError> {
+    loop {
+        let Ok(received) = timeout(IDLE_TIMEOUT, tunnel.receive()).await else { return Ok(()) };
+        let Received::Frame(Frame::Open(open)) = received? else { return Ok(()) };
+        if !tunnel.is_valid_at(SystemTime::now()) {
+            info!(%from, peer = %tunnel.peer().id, "tunnel closed: the certificate of its opener has expired");
+            return Ok(());
+        }
+        stream(worker, tunnel, from, open).await?;
+        if !tunnel.is_idle() {
+            return Ok(());
+        }
+    }
+}
+
+async fn stream(worker: &Worker, tunnel: &mut Tunnel, from: SocketAddr, open: Open) -> Result<(), TunnelError> {
+    let Open { destination, client } = open;
+    let id = tunnel.peer().id.clone();
+    let mut access = AccessRecord::open(worker.shared.clone(), Direction::Inbound, client, destination, id);
+    let dialled = match authorise(worker, tunnel.peer(), from, &open) {
+        Ok(()) => dial(worker, &open).await,
+        Err(reason) => Err((reason, "not allowed".to_owned())),
+    };
+    let service = match dialled {
+        Ok(service) => service,
+        Err((reason, detail)) => {
+            access.failed(format!("refused, {}: {detail}", reason.name()));
+            return refuse(tunnel, reason).await;
+        }
+    };
+    tunnel.send(&Frame::Accepted).await?;
+    let (totals, result) = relay(&service, tunnel).await;
+    access.relayed(totals, &result);
+    if result.is_ok() {
+        let _ = socket::end_on_close(&service);
+    }
+    Ok(())
+}
+
+/// The caller is known from its certificate; it may reach services of this host, for clients of its own.
+fn authorise(worker: &Worker, caller: &PeerIdentity, from: SocketAddr, open: &Open) -> Result<(), RefusalReason> {
+    let services = worker.shared.services.load();
+    if !services.serves(open.destination) {
+        return Err(RefusalReason::NotAService);
+    }
+    if !services.may_speak_for(&caller.id.node, from.ip(), open.client.ip()) {
+        return Err(RefusalReason::SourceNotAllowed);
+    }
+    Ok(())
+}
+
+/// Dials the service at the address that the client dialled. It is an address of this host, so this goes over the
+/// loopback interface.
+async fn dial(worker: &Worker, open: &Open) -> Result<TcpStream, (RefusalReason, String)> {
+    let failed = |error: io::Error| (refusal(&error), error.to_string());
+    let socket = socket::outgoing(open.destination, worker.shared.mark).map_err(failed)?;
+    socket::reset_on_close(&socket).map_err(failed)?;
+    worker.origin.announce(&socket, open.client).map_err(|error| (RefusalReason::Internal, error.to_string()))?;
+    timeout(SERVICE_TIMEOUT, socket.connect(open.destination))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(failed)
+}
+
+fn refusal(error: &io::Error) -> RefusalReason {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => RefusalReason::ConnectionRefused,
+        io::ErrorKind::TimedOut => RefusalReason::TimedOut,
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => RefusalReason::Unreachable,
+        _ => RefusalReason::Internal,
+    }
+}
+
+/// Answers REFUSED and waits for the opener's direction to end, so that the tunnel can carry the next stream.
+async fn refuse(tunnel: &mut Tunnel, reason: RefusalReason) -> Result<(), TunnelError> {
+    tunnel.send(&Frame::Refused(reason)).await?;
+    // A tunnel that does not come to rest in time is not idle, and is closed.
+    timeout(REFUSAL_TIMEOUT, tunnel.drain()).await.unwrap_or(Ok(()))
+}

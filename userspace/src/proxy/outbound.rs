@@ -1,0 +1,92 @@
+//! A connection of an application on this host: original destination → route → tunnel → relay.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use tokio::net::TcpStream;
+
+use super::{
+    access::{AccessRecord, Direction},
+    pool::{Lease, Peer},
+    relay::{self, RelayError, relay},
+    worker::Worker,
+};
+use crate::{
+    agent::canary,
+    socket,
+    tunnel::{
+        TunnelError,
+        frame::{Frame, Open},
+    },
+};
+
+/// Serves one connection. Whatever returns early drops `application`, which resets it: sockets of the outbound
+/// listener do so until a clean end.
+pub async fn serve(worker: Rc<Worker>, application: TcpStream, peer: SocketAddr) {
+    let Some(original) = worker.origin.of(&application, peer, &worker.shared) else { return };
+    let destination = original.destination;
+    if canary::is_canary(destination) {
+        return canary::answer(application).await;
+    }
+    let Some(route) = worker.shared.routes.load().get(destination).cloned() else {
+        // The endpoint left the catalog between the redirect and now.
+        return tracing::warn!(%destination, "reset: not in the catalog any more");
+    };
+    let client = original.client.unwrap_or_else(|| SocketAddr::new(route.source, peer.port()));
+    let id = route.peer.id.clone();
+    let mut access = AccessRecord::open(worker.shared.clone(), Direction::Outbound, client, destination, id);
+    let open = Frame::Open(Open { destination, client });
+    match carry(&worker, &application, &route.peer, &open).await {
+        Ok((totals, result)) => {
+            access.relayed(totals, &result);
+            if result.is_ok() {
+                let _ = socket::end_on_close(&application);
+            }
+        }
+        Err(error) => access.failed(error.to_string()),
+    }
+}
+
+type Relayed = (relay::Totals, Result<(), RelayError>);
+
+/// Carries the stream over a tunnel at rest, and over a new one if that one turns out to have died at rest: until
+/// the far agent has answered or a byte was carried, nothing has happened that could happen twice.
+async fn carry(
+    worker: &Worker,
+    application: &TcpStream,
+    peer: &Arc<Peer>,
+    open: &Frame,
+) -> Result<Relayed, crate::tunnel::DialError> {
+    let lease = worker.pool.lease(peer).await?;
+    if !lease.recycled {
+        return Ok(stream(worker, application, peer, open, lease).await.relayed);
+    }
+    let attempt = stream(worker, application, peer, open, lease).await;
+    if !attempt.may_retry {
+        return Ok(attempt.relayed);
+    }
+    let lease = worker.pool.dial(peer).await?;
+    Ok(stream(worker, application, peer, open, lease).await.relayed)
+}
+
+struct Attempt {
+    relayed: Relayed,
+    may_retry: bool,
+}
+
+/// One stream on one tunnel, which goes back to the pool if it came to rest.
+async fn stream(
+    worker: &Worker,
+    application: &TcpStream,
+    peer: &Arc<Peer>,
+    open: &Frame,
+    mut lease: Lease,
+) -> Attempt {
+    if let Err(error) = lease.tunnel.send(open).await {
+        return Attempt { relayed: (relay::Totals::default(), Err(error.into())), may_retry: true };
+    }
+    let (totals, result) = relay(application, &mut lease.tunnel).await;
+    let lost = matches!(&result, Err(RelayError::Tunnel(TunnelError::Broken(_) | TunnelError::Closed)));
+    let may_retry = lost && totals == relay::Totals::default() && !lease.tunnel.is_answered();
+    worker.pool.put_back(peer, lease);
+    Attempt { relayed: (totals, result), may_retry }
+}

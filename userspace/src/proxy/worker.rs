@@ -1,0 +1,221 @@
+//! Workers: one thread per core, each with its own runtime, its own listeners at the same ports, and its own
+//! tunnels. A stream stays on the thread that accepted it.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, LocalOptions},
+    sync::Semaphore,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Origin, Shared, accept::accept, inbound, outbound, pool::Pool, traffic::Counter};
+use crate::socket;
+
+/// Handshakes that a worker does at a time.
+const MAX_HANDSHAKES: usize = 256;
+
+/// How often tunnels at rest are looked at.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often a stopping worker looks whether its streams have ended.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Where to listen.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// Tunnels from other hosts.
+    pub tunnels: SocketAddr,
+    /// Applications on this host: the redirect's targets, or a sidecar's dial address.
+    pub applications: Vec<SocketAddr>,
+}
+
+impl Listen {
+    /// The agent's listeners: tunnels on `tunnel_port` of every address, redirected connections on `outbound_port`
+    /// of both loopback addresses.
+    pub fn agent(tunnel_port: u16, outbound_port: u16) -> Self {
+        Self {
+            tunnels: (Ipv6Addr::UNSPECIFIED, tunnel_port).into(),
+            applications: vec![
+                (Ipv4Addr::LOCALHOST, outbound_port).into(),
+                (Ipv6Addr::LOCALHOST, outbound_port).into(),
+            ],
+        }
+    }
+
+    /// A sidecar's listeners: tunnels, and the address that applications dial, if they have an upstream.
+    pub fn sidecar(tunnel_port: u16, applications: Option<SocketAddr>) -> Self {
+        Self {
+            tunnels: (Ipv6Addr::UNSPECIFIED, tunnel_port).into(),
+            applications: applications.into_iter().collect(),
+        }
+    }
+}
+
+/// One worker's own things.
+pub struct Worker {
+    /// What it shares with the others.
+    pub shared: Arc<Shared>,
+    /// How it learns original destinations.
+    pub origin: Origin,
+    /// Its tunnels at rest.
+    pub pool: Rc<Pool>,
+    /// Permits for handshakes.
+    pub handshakes: Semaphore,
+}
+
+/// The running workers.
+pub struct Workers {
+    threads: Vec<JoinHandle<()>>,
+    stop: CancellationToken,
+}
+
+/// Listeners of all workers, bound but not served yet.
+pub struct BoundWorkers(Vec<Bound>);
+
+struct Bound {
+    tunnels: std::net::TcpListener,
+    applications: Vec<std::net::TcpListener>,
+}
+
+impl Workers {
+    /// Binds the listeners of a worker per core.
+    ///
+    /// # Errors
+    /// An address is in use or may not be used.
+    pub fn bind(listen: &Listen) -> anyhow::Result<BoundWorkers> {
+        let count = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(BoundWorkers((0..count).map(|_| Bound::new(listen)).collect::<anyhow::Result<_>>()?))
+    }
+
+    /// Stops accepting, and returns when every stream has ended or the time for it is over.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in self.threads {
+                let _ = thread.join();
+            }
+        });
+        let _ = joined.await;
+    }
+}
+
+impl BoundWorkers {
+    /// Starts the workers; `origin` makes each one's source of original destinations. When they are stopped,
+    /// streams have `drain_timeout` to end before they are reset.
+    ///
+    /// # Errors
+    /// No thread can be started, or there is no source.
+    pub fn start(
+        self,
+        shared: &Arc<Shared>,
+        drain_timeout: Duration,
+        mut origin: impl FnMut() -> anyhow::Result<Origin>,
+    ) -> anyhow::Result<Workers> {
+        let stop = CancellationToken::new();
+        let mut threads = Vec::new();
+        for (number, bound) in self.0.into_iter().enumerate() {
+            let (shared, stop, origin) = (shared.clone(), stop.clone(), origin()?);
+            let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                if let Err(error) = run(shared, origin, bound, stop, drain_timeout) {
+                    tracing::error!("worker {number} ended: {error}");
+                }
+            })?;
+            threads.push(thread);
+        }
+        Ok(Workers { threads, stop })
+    }
+}
+
+impl Bound {
+    fn new(listen: &Listen) -> anyhow::Result<Self> {
+        let applications = listen
+            .applications
+            .iter()
+            .filter_map(|address| bind(*address).transpose())
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        for listener in &applications {
+            socket::reset_on_close(listener)?;
+            socket2::SockRef::from(listener).set_tcp_nodelay(true)?;
+        }
+        let tunnels = match bind(listen.tunnels)? {
+            Some(listener) => listener,
+            None => bind((Ipv4Addr::UNSPECIFIED, listen.tunnels.port()).into())?.context("no IPv4 on this host")?,
+        };
+        Ok(Self { tunnels, applications })
+    }
+}
+
+/// `None` where the kernel has no IPv6.
+fn bind(address: SocketAddr) -> anyhow::Result<Option<std::net::TcpListener>> {
+    match socket::listener(address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if address.is_ipv6() && is_without_ipv6(&error) => Ok(None),
+        Err(error) => Err(error).with_context(|| {
+            format!("cannot listen on {address}: is another agent or sidecar running in this network namespace?")
+        }),
+    }
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT};
+    matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL))
+}
+
+fn run(
+    shared: Arc<Shared>,
+    origin: Origin,
+    bound: Bound,
+    stop: CancellationToken,
+    drain_timeout: Duration,
+) -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    // Dropping the runtime drops what still runs, which resets its connections.
+    runtime.block_on(async move {
+        let pool = Rc::new(Pool::new(shared.clone()));
+        let worker =
+            Rc::new(Worker { shared, origin, pool, handshakes: Semaphore::new(MAX_HANDSHAKES) });
+        for listener in bound.applications {
+            let (listener, worker) = (TcpListener::from_std(listener)?, worker.clone());
+            let serve = move |stream, peer| outbound::serve(worker.clone(), stream, peer);
+            tokio::task::spawn_local(accept(listener, stop.clone(), serve));
+        }
+        let (listener, inbound) = (TcpListener::from_std(bound.tunnels)?, worker.clone());
+        let serve = move |stream, peer| inbound::serve(inbound.clone(), stream, peer);
+        tokio::task::spawn_local(accept(listener, stop.clone(), serve));
+        sweep(&worker, &stop).await;
+        // Ending in time is wished for; what has not ended is cut.
+        let _ = timeout(drain_timeout, drained(&worker.shared)).await;
+        Ok(())
+    })
+}
+
+/// Looks after tunnels at rest until `stop`.
+async fn sweep(worker: &Worker, stop: &CancellationToken) {
+    let mut ticks = interval(SWEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => worker.pool.sweep(),
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Streams of all workers are counted together, and all workers stop together.
+async fn drained(shared: &Shared) {
+    let mut ticks = interval(DRAIN_INTERVAL);
+    while shared.traffic.get(Counter::StreamsActive) > 0 {
+        ticks.tick().await;
+    }
+}
