@@ -1,6 +1,38 @@
-//! x
+//! The lab: hosts as network namespaces on one machine.
+//!
+//! A [`Lab`] is a set of named [`Host`]s on one switch. Each has a network namespace, a cgroup, an `/etc/hosts` that
+//! knows all the others, and its own directories for Murmesh. Everything a lab made is removed when it is dropped;
+//! what a killed process left behind is removed when the next lab is made. Labs don't see each other, so tests
+//! run side by side although all of them use the same names and addresses.
+//!
+//! Making a lab needs root, cgroup v2 (also beside v1 controllers), and the programs that `cargo xtask setup`
+//! installs.
 
-/// Whether we may make hosts at all.
+mod capture;
+mod cgroup;
+mod entry;
+mod host;
+mod lab;
+mod murmesh;
+mod namespace;
+mod process;
+mod record;
+mod sweep;
+mod switch;
+mod topology;
+mod trace;
+
+pub use capture::Capture;
+pub use host::Host;
+pub use lab::Lab;
+pub use murmesh::{TUNNEL_PORT, murmesh_binary};
+pub use process::Process;
+pub use record::existing_labs;
+pub use sweep::{remove, sweep};
+pub use topology::Topology;
+pub use trace::{Packet, Stream, TlsRecord, Trace, contains, tls_records};
+
+/// Whether this process may make labs.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }

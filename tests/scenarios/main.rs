@@ -1,1 +1,3 @@
-//! x
+//! What Murmesh promises, tried on real programs and a real kernel. One file per scenario. Needs root.
+
+mod lab;

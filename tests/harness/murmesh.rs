@@ -1,0 +1,128 @@
+//! Murmesh's own programs in a lab.
+
+use std::env;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::host::Host;
+use crate::process::Process;
+
+/// Where agents accept tunnels.
+pub const TUNNEL_PORT: u16 = 9191;
+
+/// What a daemon says once it serves.
+const READY: &str = "ready";
+
+/// How long a daemon may take to say so.
+const READY_DEADLINE: Duration = Duration::from_secs(20);
+
+const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Host {
+    /// Starts `murmesh server` here and waits until it serves.
+    pub fn start_server(&self) -> Result<Process> {
+        self.start(&mut self.server_command()?)
+    }
+
+    /// Starts `murmesh agent` here and waits until it serves. A host that has joined ignores the token.
+    pub fn start_agent(&self, token: &str) -> Result<Process> {
+        self.start(&mut self.agent_command(token)?)
+    }
+
+    /// Starts `murmesh sidecar` here, with more `arguments`, and waits until it serves.
+    pub fn start_sidecar(&self, token: &str, arguments: &[&str]) -> Result<Process> {
+        let mut sidecar = self.daemon_command("sidecar")?;
+        sidecar.args(["--join", token, "--node", self.name()]).args(arguments);
+        self.start(&mut sidecar)
+    }
+
+    /// A one-time join token of the server that runs here.
+    pub fn create_token(&self) -> Result<String> {
+        Ok(self.murmesh(["token", "create"])?.trim().to_owned())
+    }
+
+    /// Runs `murmesh` here with these arguments and returns what it prints, or an error when it fails.
+    pub fn murmesh<const N: usize>(&self, arguments: [&str; N]) -> Result<String> {
+        let output = self.run("murmesh", arguments, b"", COMMAND_DEADLINE)?;
+        if !output.status.success() {
+            let reason = String::from_utf8_lossy(&output.stderr);
+            bail!("murmesh {} on {}: {}: {}", arguments.join(" "), self.name(), output.status, reason.trim());
+        }
+        String::from_utf8(output.stdout).context("murmesh printed something that is not text")
+    }
+
+    /// The command line of the server here.
+    pub fn server_command(&self) -> Result<Command> {
+        self.daemon_command("server")
+    }
+
+    /// The command line of the agent here.
+    pub fn agent_command(&self, token: &str) -> Result<Command> {
+        let mut agent = self.daemon_command("agent")?;
+        agent.args(["--join", token, "--node", self.name()]);
+        agent.arg("--bpf-dir").arg(self.bpf_directory()).arg("--cgroup").arg(self.cgroup());
+        Ok(agent)
+    }
+
+    /// Starts a daemon that outlives this process, writing to a log file, and waits until it serves.
+    pub fn detach(&self, command: &mut Command, log_name: &str) -> Result<()> {
+        let path = self.log_directory().join(log_name);
+        let log = File::create(&path).with_context(|| format!("making {}", path.display()))?;
+        command.process_group(0).stdout(log.try_clone()?).stderr(log).stdin(Stdio::null());
+        let mut child = command.spawn().context("starting murmesh")?;
+        let deadline = Instant::now() + READY_DEADLINE;
+        loop {
+            let said = fs::read_to_string(&path).unwrap_or_default();
+            if said.contains(READY) {
+                return Ok(());
+            }
+            if let Some(status) = child.try_wait()? {
+                bail!("{log_name} on {}: murmesh ended with {status}. It said:\n{said}", self.name());
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "{log_name} on {}: murmesh is not ready after {READY_DEADLINE:?}. It said:\n{said}",
+                    self.name()
+                );
+            }
+            // A file gives no signal to wait for that a pipe, which would end with us, does.
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn start(&self, command: &mut Command) -> Result<Process> {
+        let process = Process::spawn(command)?;
+        process.wait_for_line(READY, READY_DEADLINE).with_context(|| format!("on {}", self.name()))?;
+        Ok(process)
+    }
+
+    fn daemon_command(&self, name: &str) -> Result<Command> {
+        let mut command = self.command("murmesh")?;
+        command
+            .arg(name)
+            .arg("--data-dir")
+            .arg(self.data_directory())
+            .arg("--run-dir")
+            .arg(self.run_directory());
+        Ok(command)
+    }
+}
+
+/// The `murmesh` that hosts run: `MURMESH_BIN`, or the one built beside this program.
+pub fn murmesh_binary() -> Result<PathBuf> {
+    if let Some(binary) = env::var_os("MURMESH_BIN") {
+        return Ok(binary.into());
+    }
+    let program = env::current_exe().context("finding our own program")?;
+    let directory = program.parent().context("our own program has no directory")?;
+    // Cargo puts programs into target/PROFILE and tests into target/PROFILE/deps.
+    let directory =
+        if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+    Ok(directory.join("murmesh"))
+}
