@@ -6,6 +6,4 @@ pub mod frame;
 
 pub use chunk::Chunk;
 pub use connection::{Received, Tunnel, TunnelError};
-
-/// ALPN protocol of the tunnel, with its version.
-pub const PROTOCOL: &str = "murmesh/1";
+pub use frame::PROTOCOL;
