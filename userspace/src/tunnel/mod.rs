@@ -8,6 +8,4 @@ pub mod frame;
 pub use chunk::Chunk;
 pub use connection::{Received, Tunnel, TunnelError};
 pub use dial::{DialError, HANDSHAKE_TIMEOUT, dial};
-
-/// ALPN protocol of the tunnel, with its version.
-pub const PROTOCOL: &str = "murmesh/1";
+pub use frame::PROTOCOL;

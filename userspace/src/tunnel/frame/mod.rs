@@ -18,6 +18,9 @@ pub use open::Open;
 pub use reason::{RefusalReason, ResetReason};
 pub use state::{Phase, Side, StreamState};
 
+/// Name and version of the protocol, as negotiated by ALPN (RFC 7301). Any change of the frames changes it.
+pub const PROTOCOL: &str = "murmesh/1";
+
 /// Length of a frame's header in bytes.
 pub const HEADER_LENGTH: usize = 4;
 
@@ -32,7 +35,7 @@ pub const MAX_CONTROL: usize = HEADER_LENGTH + open::MAX_PAYLOAD;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// No frame has this kind.
-    #[error("unknown frame kind {0}: kinds are 1 to 6 in {protocol}", protocol = super::PROTOCOL)]
+    #[error("unknown frame kind {0}: kinds are 1 to 6 in {PROTOCOL}")]
     UnknownKind(u8),
     /// The length is not one that a frame of this kind can have.
     #[error("a {kind} frame of {length} bytes; {limit}", limit = .kind.lengths())]
