@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod control;
 pub mod discovery;
 pub mod identity;
+pub mod local;
 pub mod proxy;
 pub mod socket;
 pub mod tunnel;

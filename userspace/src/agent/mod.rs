@@ -19,11 +19,13 @@ pub use interception::{Interception, InterceptionOptions};
 pub use publish::Upstream;
 
 use crate::{
+    api::v1::local_server::LocalServer,
     bpf::Records,
     catalog::Catalog,
     control::{self, Control, ControlOptions},
     discovery::ExemptPorts,
     identity::{Identity, JoinToken, NodeName},
+    local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
     proxy::{BoundWorkers, CurrentIdentity, Listen, Origin, Shared, Workers},
 };
 use discover::{Discovery, Served};
@@ -97,8 +99,11 @@ impl Capture {
         }
     }
 
-    fn socket_name(&self) -> String {
-        format!("{}.sock", self.role())
+    fn socket_name(&self) -> &'static str {
+        match self {
+            Self::Kernel(_) => AGENT_SOCKET,
+            Self::Sidecar(_) => SIDECAR_SOCKET,
+        }
     }
 }
 
@@ -187,8 +192,9 @@ fn start(
     tasks.spawn(discovery.run(events, served_sender, control.report.clone()));
     tasks.spawn(publisher.run(control.identity.clone(), control.catalog.clone(), served));
     tasks.spawn(follow_identity(control.identity.clone(), shared.clone()));
-    let socket = options.run_dir.join(options.capture.socket_name());
-    tasks.spawn(crate::local::serve(socket, local, shutdown.clone()));
+    let socket = LocalSocket::bind(&options.run_dir, options.capture.socket_name())?;
+    let served = socket.serve(LocalServer::new(local), shutdown.clone());
+    tasks.spawn(async move { Ok(served.await?) });
     tasks.spawn(announce_ready(control.catalog.clone()));
     Ok(Running { workers, tasks })
 }

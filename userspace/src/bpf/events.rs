@@ -23,7 +23,9 @@ const QUEUE: usize = 1024;
 /// The ring buffer is taken already or cannot be polled.
 pub fn listener_events(half: &mut KernelHalf) -> Result<mpsc::Receiver<(ListenerChange, u64)>, BpfError> {
     let ring = RingBuf::try_from(half.take("EVENTS")?).map_err(BpfError::map("EVENTS"))?;
-    let mut ring = AsyncFd::with_interest(ring, Interest::READABLE).map_err(BpfError::system("ring buffer"))?;
+    // SAFETY: the ring buffer owns its descriptor and keeps it until it is dropped, after the registration.
+    let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+    let mut ring = ring.map_err(|error| BpfError::system("ring buffer")(error.into()))?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         loop {
@@ -51,7 +53,9 @@ pub fn forward_log(half: &mut KernelHalf) -> Result<JoinHandle<()>, BpfError> {
     let failed = BpfError::system("log of the kernel half");
     let logger =
         EbpfLogger::init(half.ebpf_mut()).map_err(|error| failed(io::Error::other(error.to_string())))?;
-    let mut logger = AsyncFd::with_interest(logger, Interest::READABLE).map_err(failed)?;
+    // SAFETY: the logger owns its descriptor and keeps it until it is dropped, after the registration.
+    let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+    let mut logger = logger.map_err(|error| failed(error.into()))?;
     Ok(tokio::spawn(async move {
         loop {
             match logger.readable_mut().await {

@@ -5,7 +5,7 @@ use std::{fs::File, path::PathBuf};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Map, MapData, PerCpuArray},
-    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps, links::FdLink},
+    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps, links::{FdLink, LinkError}},
 };
 use murmesh_common::{Counter, Settings};
 
@@ -144,14 +144,19 @@ impl KernelHalf {
             let program: &mut SockOps = program.try_into()?;
             program.load()?;
             let link = program.attach(cgroup, CgroupAttachMode::Single)?;
-            Ok((program.take_link(link)?.try_into()?, program.info()?.id()))
+            Ok((as_fd_link(program.take_link(link)?.try_into())?, program.info()?.id()))
         } else {
             let program: &mut CgroupSockAddr = program.try_into()?;
             program.load()?;
             let link = program.attach(cgroup, CgroupAttachMode::Single)?;
-            Ok((program.take_link(link)?.try_into()?, program.info()?.id()))
+            Ok((as_fd_link(program.take_link(link)?.try_into())?, program.info()?.id()))
         }
     }
+}
+
+/// A cgroup link is a descriptor since Linux 5.7, which is older than every kernel that has all hooks.
+fn as_fd_link(link: Result<FdLink, LinkError>) -> Result<FdLink, ProgramError> {
+    link.map_err(|error| ProgramError::IOError(std::io::Error::other(error)))
 }
 
 fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {

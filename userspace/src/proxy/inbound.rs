@@ -1,6 +1,11 @@
 //! A tunnel from another host: handshake → for each stream: authorise → dial the service → relay.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::{Duration, SystemTime}};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, TlsStream};

@@ -53,9 +53,11 @@ pub enum RelayError {
 /// The opener calls this as soon as OPEN is sent: bytes of the application follow it without waiting for the
 /// answer, and the answer's bytes are delivered as soon as they are here.
 pub async fn relay(application: &TcpStream, tunnel: &mut Tunnel) -> (Totals, Result<(), RelayError>) {
-    let mut relay = Relay::new(application, tunnel);
-    let result = std::future::poll_fn(|context| relay.poll(context)).await;
-    let (totals, outgoing) = (relay.totals, relay.outgoing.take());
+    let (totals, outgoing, result) = {
+        let mut relay = Relay::new(application, tunnel);
+        let result = std::future::poll_fn(|context| relay.poll(context)).await;
+        (relay.totals, relay.outgoing, result)
+    };
     if let Err(RelayError::Application(_) | RelayError::Reset(_) | RelayError::Refused(_)) = &result {
         // A tunnel that does not come to rest in time is not idle, which is all that the caller asks.
         let _ = timeout(RESET_TIMEOUT, reset(tunnel, outgoing)).await;

@@ -59,6 +59,16 @@ impl Routes {
         self.0.get(&destination)
     }
 
+    /// Number of destinations.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing is reached through the mesh.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Destinations, each with the address from which this host dials it: what the kernel half needs.
     pub fn sources(&self) -> HashMap<SocketAddr, IpAddr> {
         self.0.iter().map(|(destination, route)| (*destination, route.source)).collect()

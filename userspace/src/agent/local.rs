@@ -1,0 +1,142 @@
+//! What the agent tells the command line. Nothing of it is remembered: everything is looked up, or probed, when
+//! asked.
+
+use std::sync::Arc;
+
+use murmesh_common::Counter as KernelCounter;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use super::{AgentOptions, Interception, InterceptionOptions, canary};
+use crate::{
+    api::{unix_seconds, v1},
+    bpf::{Counters, HOOKS, Hook, Pins, attached_hooks},
+    catalog::Catalog,
+    control::{Control, ServerStatus},
+    proxy::{
+        Shared,
+        traffic::{Counter, Traffic},
+    },
+};
+
+/// Answers on the agent's socket.
+pub struct AgentLocal {
+    role: &'static str,
+    shared: Arc<Shared>,
+    catalog: watch::Receiver<Arc<Catalog>>,
+    server: watch::Receiver<ServerStatus>,
+    kernel: Option<Kernel>,
+}
+
+/// What it takes to look at the kernel half.
+#[derive(Clone)]
+struct Kernel {
+    options: InterceptionOptions,
+    pins: Pins,
+    hooks: Vec<(Hook, u32)>,
+}
+
+impl AgentLocal {
+    /// For the running agent.
+    pub fn new(
+        options: &AgentOptions,
+        control: &Control,
+        shared: &Arc<Shared>,
+        interception: Option<&Interception>,
+    ) -> Self {
+        let kernel = interception.map(|interception| Kernel {
+            options: interception.options().clone(),
+            pins: interception.pins().clone(),
+            hooks: interception.hooks().to_vec(),
+        });
+        Self {
+            role: options.capture.role(),
+            shared: shared.clone(),
+            catalog: control.catalog.clone(),
+            server: control.status.clone(),
+            kernel,
+        }
+    }
+}
+
+impl Kernel {
+    fn interception(&self) -> v1::Interception {
+        let (attached, error) = match attached_hooks(&self.options.cgroup, &self.hooks) {
+            Ok(attached) => (attached, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
+        let names = |wanted: bool| {
+            let is_attached = |hook: &Hook| attached.contains(hook);
+            HOOKS.iter().filter(|hook| is_attached(hook) == wanted).map(|hook| hook.name.to_owned()).collect()
+        };
+        v1::Interception {
+            cgroup: self.options.cgroup.display().to_string(),
+            bpf_dir: self.options.bpf_dir.display().to_string(),
+            attached: names(true),
+            missing: names(false),
+            canary_error: error.or_else(|| canary::probe().err()).unwrap_or_default(),
+        }
+    }
+
+    fn redirected(&self) -> u64 {
+        Counters::open(&self.pins).and_then(|counters| counters.get(KernelCounter::Redirected)).unwrap_or_default()
+    }
+}
+
+fn traffic(traffic: &Traffic, redirected: u64) -> v1::Traffic {
+    v1::Traffic {
+        streams_active: traffic.get(Counter::StreamsActive),
+        streams_total: traffic.get(Counter::StreamsTotal),
+        streams_failed: traffic.get(Counter::StreamsFailed),
+        bytes_sent: traffic.get(Counter::BytesSent),
+        bytes_received: traffic.get(Counter::BytesReceived),
+        tunnels_idle: traffic.get(Counter::TunnelsIdle),
+        tunnel_handshakes: traffic.get(Counter::TunnelHandshakes),
+        missing_records: traffic.get(Counter::MissingRecords),
+        redirected,
+    }
+}
+
+#[tonic::async_trait]
+impl v1::local_server::Local for AgentLocal {
+    async fn create_token(
+        &self,
+        _request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        Err(Status::unimplemented("tokens are made by a server: run `murmesh token create` on its host"))
+    }
+
+    async fn members(&self, _request: Request<v1::MembersRequest>) -> Result<Response<v1::Snapshot>, Status> {
+        Ok(Response::new(v1::Snapshot::from(&**self.catalog.borrow())))
+    }
+
+    async fn status(&self, _request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+        let kernel = self.kernel.clone();
+        // The probe connects through the hooks to this very agent, and waits for its answer.
+        let probed = tokio::task::spawn_blocking(move || {
+            kernel.map(|kernel| (kernel.interception(), kernel.redirected()))
+        });
+        let (interception, redirected) = match probed.await.map_err(|error| Status::internal(error.to_string()))? {
+            Some((interception, redirected)) => (Some(interception), redirected),
+            None => (None, 0),
+        };
+        let current = self.shared.identity.load();
+        let (server, catalog) = (self.server.borrow().clone(), self.catalog.borrow().clone());
+        Ok(Response::new(v1::StatusResponse {
+            role: self.role.to_owned(),
+            node: current.identity.id.node.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            trust_domain: current.identity.id.trust_domain.to_string(),
+            spiffe_id: current.identity.id.to_string(),
+            certificate_expires_at: unix_seconds(current.identity.not_after),
+            catalog_revision: catalog.revision,
+            servers: server.servers.iter().map(ToString::to_string).collect(),
+            connected_server: server.connected.map(|server| server.to_string()).unwrap_or_default(),
+            interception,
+            traffic: Some(traffic(&self.shared.traffic, redirected)),
+            endpoints: self.shared.routes.load().len() as u64,
+            ambiguous_addresses: catalog.ambiguous().keys().map(ToString::to_string).collect(),
+            server_error: server.error.unwrap_or_default(),
+        }))
+    }
+}
