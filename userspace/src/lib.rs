@@ -10,5 +10,7 @@ pub mod discovery;
 pub mod identity;
 pub mod local;
 pub mod proxy;
+pub mod server;
 pub mod socket;
+pub mod store;
 pub mod tunnel;

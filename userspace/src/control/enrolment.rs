@@ -1,5 +1,6 @@
 //! Becoming and staying a member: join once, then renew the certificate at half its life.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +19,7 @@ use crate::identity::{HostKey, Identity, JoinToken, NodeName, tls};
 
 /// How long a join goes on when no server can be reached.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+const CLOCK_CHECK: Duration = Duration::from_secs(30);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The membership that the data directory holds, or a new one by the token.
@@ -91,7 +93,7 @@ pub async fn keep_renewed(mut membership: Membership, identity: watch::Sender<Ar
     let mut backoff = Backoff::new();
     loop {
         let due = identity.borrow().renew_at(jitter());
-        tokio::time::sleep(due.duration_since(SystemTime::now()).unwrap_or_default()).await;
+        sleep_until(due).await;
         match renew(&mut membership).await {
             Ok(renewed) => {
                 info!(id = %renewed.id, expires = %humantime::format_rfc3339_seconds(renewed.not_after), "certificate renewed");
@@ -101,6 +103,13 @@ pub async fn keep_renewed(mut membership: Membership, identity: watch::Sender<Ar
             Err(error) => warn!(%error, "the certificate could not be renewed, trying again"),
         }
         backoff.pause().await;
+    }
+}
+
+/// Looks at the clock again every now and then: it may be set, and the machine may sleep.
+async fn sleep_until(due: SystemTime) {
+    while let Ok(left) = due.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.clamp(Duration::from_millis(10), CLOCK_CHECK)).await;
     }
 }
 
@@ -144,7 +153,13 @@ pub fn refused(server: &ServerAddress, status: &Status) -> ControlError {
         status.code(),
         Code::PermissionDenied | Code::InvalidArgument | Code::AlreadyExists | Code::Unauthenticated
     );
-    ControlError::Refused { server: server.clone(), message: status.message().to_owned(), retry }
+    let mut message = status.message().to_owned();
+    let mut source = status.source();
+    while let Some(error) = source {
+        message = format!("{message}: {error}");
+        source = error.source();
+    }
+    ControlError::Refused { server: server.clone(), message, retry }
 }
 
 fn may_retry(error: &ControlError) -> bool {

@@ -140,6 +140,9 @@ impl Certificates {
     fn from_answer(answer: v1::CertificateResponse) -> Result<Self, ControlError> {
         let servers: Result<Vec<ServerAddress>, _> =
             answer.servers.iter().map(|server| server.parse()).collect();
+        if answer.servers.is_empty() {
+            return Err(IdentityError::Certificate("it came without any server address").into());
+        }
         Ok(Self {
             chain: answer.chain.into_iter().map(CertificateDer::from).collect(),
             bundle: answer.bundle.into_iter().map(CertificateDer::from).collect(),

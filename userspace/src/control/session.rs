@@ -29,7 +29,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Keeps connected to one of the servers for as long as it is run.
+    /// Keeps connected to one of the servers until the channels are closed.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new();
         let servers = self.status.borrow().servers.clone();
@@ -37,14 +37,15 @@ impl Session {
             let ended = self.serve(server, &mut backoff).await;
             self.status.send_modify(|status| status.connected = None);
             match ended {
-                Ok(()) => continue,
+                Ok(()) => return,
                 Err(error) => self.failed(server, &error),
             }
             backoff.pause().await;
         }
     }
 
-    /// Stays connected until that fails, or until a renewed identity asks for a new connection.
+    /// Stays connected until that fails, and connects anew with each renewed identity.
+    /// `Ok` means that nobody wants to know any more.
     async fn serve(&mut self, server: &ServerAddress, backoff: &mut Backoff) -> Result<(), ControlError> {
         loop {
             let identity = self.identity.borrow_and_update().clone();

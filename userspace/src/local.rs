@@ -1,0 +1,186 @@
+//! The Unix socket in `--run-dir` through which the command line talks to the daemon on its host.
+//!
+//! The socket is made with mode 0600 before anybody can connect to it, and every caller's user is checked
+//! again when it connects: root or the daemon's own.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use hyper_util::rt::TokioIo;
+use nix::unistd::geteuid;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tracing::warn;
+
+use crate::api::MAX_RESPONSE_BYTES;
+use crate::api::v1::local_client::LocalClient;
+use crate::api::v1::local_server::{Local, LocalServer};
+
+/// Socket of a server in its run directory.
+pub const SERVER_SOCKET: &str = "server.sock";
+/// Socket of an agent in its run directory.
+pub const AGENT_SOCKET: &str = "agent.sock";
+/// Socket of a plain sidecar in its run directory.
+pub const SIDECAR_SOCKET: &str = "sidecar.sock";
+/// Every daemon's socket, in the order in which the reading commands try them.
+pub const ANY_SOCKET: &[&str] = &[AGENT_SOCKET, SIDECAR_SOCKET, SERVER_SOCKET];
+
+/// Why a daemon's socket cannot be made or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalError {
+    /// A daemon of the same kind answers there.
+    #[error("{0} is in use by a running daemon; stop it, or choose another --run-dir")]
+    InUse(PathBuf),
+    /// The socket cannot be made.
+    #[error("{path}: {reason}; choose another directory with --run-dir")]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// What the operating system said.
+        reason: String,
+    },
+    /// Serving failed.
+    #[error("serving the command line failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    /// There is no daemon to ask.
+    #[error(
+        "no {what} answers in {run_dir}; start one, or name its directory with --run-dir or MURMESH_RUN_DIR"
+    )]
+    NoDaemon {
+        /// Which kind of daemon was looked for.
+        what: &'static str,
+        /// Where.
+        run_dir: PathBuf,
+    },
+    /// There is one, and this user may not ask it.
+    #[error("{0}: permission denied; run this as root or as the daemon's user")]
+    Denied(PathBuf),
+}
+
+/// A daemon's socket, which is removed when this is dropped.
+pub struct LocalSocket {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
+impl LocalSocket {
+    /// Makes the socket `name` in `run_dir`, which is created if need be. One that a daemon left behind when
+    /// it was killed is replaced.
+    ///
+    /// # Errors
+    /// When a daemon answers there already, or the socket cannot be made.
+    pub fn bind(run_dir: &Path, name: &str) -> Result<Self, LocalError> {
+        let path = run_dir.join(name);
+        if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+            return Err(LocalError::InUse(path));
+        }
+        let bound = bind_private(run_dir, &path);
+        let listener =
+            bound.map_err(|error| LocalError::Bind { path: path.clone(), reason: error.to_string() })?;
+        Ok(Self { listener, file: SocketFile(path) })
+    }
+
+    /// Serves until `shutdown`.
+    ///
+    /// # Errors
+    /// When the listener fails for good.
+    pub async fn serve<L: Local>(
+        self,
+        service: LocalServer<L>,
+        shutdown: CancellationToken,
+    ) -> Result<(), LocalError> {
+        let Self { listener, file: _file } = self;
+        let callers =
+            UnixListenerStream::new(listener).filter(|caller| caller.as_ref().is_ok_and(is_allowed));
+        Server::builder()
+            .add_service(service)
+            .serve_with_incoming_shutdown(callers, shutdown.cancelled_owned())
+            .await?;
+        Ok(())
+    }
+}
+
+/// Who makes a call, for the log.
+pub fn caller<T>(request: &tonic::Request<T>) -> String {
+    match request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred) {
+        Some(credentials) => match credentials.pid() {
+            Some(pid) => format!("uid {} (pid {pid})", credentials.uid()),
+            None => format!("uid {}", credentials.uid()),
+        },
+        None => "unknown".to_owned(),
+    }
+}
+
+/// Connects to the first of `sockets` in `run_dir` that answers.
+///
+/// # Errors
+/// [`LocalError::NoDaemon`], naming `what` was looked for, or [`LocalError::Denied`].
+pub async fn connect(
+    run_dir: &Path,
+    sockets: &[&str],
+    what: &'static str,
+) -> Result<LocalClient<Channel>, LocalError> {
+    for socket in sockets {
+        let path = run_dir.join(socket);
+        match UnixStream::connect(&path).await {
+            Ok(stream) => {
+                let mut stream = Some(TokioIo::new(stream));
+                let connector = tower::service_fn(move |_: Uri| {
+                    let stream = stream.take();
+                    async move { stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
+                });
+                let endpoint = Endpoint::from_static("http://local.murmesh");
+                let channel = endpoint.connect_with_connector(connector).await?;
+                return Ok(LocalClient::new(channel).max_decoding_message_size(MAX_RESPONSE_BYTES));
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(LocalError::Denied(path));
+            }
+            Err(_) => {}
+        }
+    }
+    Err(LocalError::NoDaemon { what, run_dir: run_dir.to_owned() })
+}
+
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // It may be gone already, with the whole directory.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Binds under another name first, so that the socket never has its final name with a wider mode.
+fn bind_private(run_dir: &Path, path: &Path) -> io::Result<UnixListener> {
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(run_dir)?;
+    let temporary = path.with_extension("new");
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&temporary)?;
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&temporary, path)?;
+    Ok(listener)
+}
+
+fn is_allowed(caller: &UnixStream) -> bool {
+    match caller.peer_cred() {
+        Ok(credentials) if credentials.uid() == 0 || credentials.uid() == geteuid().as_raw() => true,
+        Ok(credentials) => {
+            warn!(
+                uid = credentials.uid(),
+                "refused a caller on the local socket: only root and the daemon's user may"
+            );
+            false
+        }
+        Err(_) => false,
+    }
+}

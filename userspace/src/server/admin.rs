@@ -1,0 +1,83 @@
+//! What the operator asks of the server through its Unix socket. Every change is logged with who made it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tonic::{Request, Response, Status};
+use tracing::info;
+
+use super::credentials::Credentials;
+use super::feed::Feed;
+use super::registry::Registry;
+use crate::api::v1::local_server::Local;
+use crate::api::{unix_seconds, v1};
+use crate::identity::token::ServerAddress;
+use crate::identity::{JoinToken, tls};
+use crate::local::caller;
+
+/// A token may be valid for at most a month.
+const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(31 * 24 * 3600);
+
+/// Serves the `Local` interface of a server.
+pub struct AdminService {
+    pub registry: Arc<Registry>,
+    pub credentials: Arc<Credentials>,
+    pub feed: Arc<Feed>,
+    pub servers: Vec<ServerAddress>,
+}
+
+#[tonic::async_trait]
+impl Local for AdminService {
+    async fn create_token(
+        &self,
+        request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        let caller = caller(&request);
+        let lifetime = Duration::from_secs(request.into_inner().valid_seconds);
+        if lifetime.is_zero() || lifetime > MAX_TOKEN_LIFETIME {
+            return Err(Status::invalid_argument("a token must be valid for 1 second to 31 days"));
+        }
+        let token = self.new_token(SystemTime::now() + lifetime).await?;
+        let expires_at = unix_seconds(token.expires_at);
+        info!(%caller, expires = %humantime::format_rfc3339_seconds(token.expires_at), "join token created");
+        Ok(Response::new(v1::CreateTokenResponse { token: token.to_string(), expires_at }))
+    }
+
+    async fn members(&self, _request: Request<v1::MembersRequest>) -> Result<Response<v1::Snapshot>, Status> {
+        Ok(Response::new(self.feed.snapshot()))
+    }
+
+    async fn status(
+        &self,
+        _request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusResponse>, Status> {
+        let id = self.credentials.id();
+        Ok(Response::new(v1::StatusResponse {
+            role: "server".to_owned(),
+            node: id.node.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            trust_domain: id.trust_domain.to_string(),
+            spiffe_id: id.to_string(),
+            certificate_expires_at: unix_seconds(self.credentials.not_after()),
+            catalog_revision: self.feed.revision(),
+            servers: self.servers.iter().map(ToString::to_string).collect(),
+            ..v1::StatusResponse::default()
+        }))
+    }
+}
+
+impl AdminService {
+    async fn new_token(&self, expires_at: SystemTime) -> Result<JoinToken, Status> {
+        let secret = JoinToken::new_secret().map_err(|_| Status::internal("no randomness"))?;
+        let added = self.registry.add_token(&secret, expires_at).await;
+        added.map_err(|error| Status::internal(error.to_string()))?;
+        let authority = self.credentials.authority();
+        Ok(JoinToken {
+            secret,
+            ca_fingerprint: tls::fingerprint(authority.root()),
+            expires_at,
+            trust_domain: authority.trust_domain().clone(),
+            servers: self.servers.clone(),
+        })
+    }
+}

@@ -1,0 +1,208 @@
+//! The catalog as every watching agent gets it: one snapshot, then each change as it happens.
+//!
+//! Durable state comes from the store's own sequence of changes. Which hosts are connected is known only
+//! here and now, and is put on top. A watcher that falls behind gets a new snapshot: memory stays bounded.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use prost::Message;
+use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc};
+use tracing::{error, warn};
+
+use super::registry::{HOSTS, Registry};
+use crate::api::v1::catalog_event::Event;
+use crate::api::{unix_seconds, v1};
+use crate::identity::NodeName;
+use crate::store::{Change, Entry, Store, StoreError};
+
+/// Changes kept for watchers that read slowly.
+const BACKLOG: usize = 256;
+
+/// The catalog and everybody who watches it.
+pub struct Feed {
+    store: Arc<dyn Store>,
+    registry: Arc<Registry>,
+    view: Mutex<View>,
+    events: broadcast::Sender<v1::CatalogEvent>,
+    departed: mpsc::UnboundedSender<NodeName>,
+    departures: AsyncMutex<mpsc::UnboundedReceiver<NodeName>>,
+}
+
+#[derive(Default)]
+struct View {
+    revision: u64,
+    hosts: BTreeMap<String, v1::Host>,
+    /// Watch streams of each host; two for a moment when one replaces another.
+    connections: HashMap<String, usize>,
+}
+
+/// One host's watch. The host counts as connected while it exists.
+pub struct Subscription {
+    feed: Arc<Feed>,
+    node: NodeName,
+    events: broadcast::Receiver<v1::CatalogEvent>,
+    snapshot_due: bool,
+}
+
+impl Feed {
+    /// A feed of the catalog that the store holds.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn load(store: Arc<dyn Store>, registry: Arc<Registry>) -> Result<Self, StoreError> {
+        let (departed, departures) = mpsc::unbounded_channel();
+        let (view, events) = (Mutex::default(), broadcast::Sender::new(BACKLOG));
+        let feed = Self { store, registry, view, events, departed, departures: AsyncMutex::new(departures) };
+        feed.reload().await?;
+        Ok(feed)
+    }
+
+    /// Follows the store, and records when hosts leave, for as long as it is run.
+    pub async fn run(self: Arc<Self>) {
+        let mut departures = self.departures.lock().await;
+        let mut watch = self.store.watch(self.revision());
+        loop {
+            tokio::select! {
+                applied = watch.next() => match applied {
+                    Ok(applied) => self.apply(applied.revision, &applied.changes),
+                    Err(error) => {
+                        warn!(%error, "reading the whole catalog again");
+                        if let Err(error) = self.reload().await {
+                            error!(%error, "the catalog cannot be read; agents keep what they have");
+                            return;
+                        }
+                        watch = self.store.watch(self.revision());
+                    }
+                },
+                Some(node) = departures.recv() => if let Err(error) = self.registry.seen(&node).await {
+                    warn!(%node, %error, "could not record when the host was last seen");
+                },
+            }
+        }
+    }
+
+    /// Begins a watch for `node`, which counts as connected until it is dropped.
+    pub fn subscribe(self: &Arc<Self>, node: NodeName) -> Subscription {
+        let mut view = self.view();
+        *view.connections.entry(node.to_string()).or_default() += 1;
+        self.set_connected(&mut view, &node, true);
+        let events = self.events.subscribe();
+        drop(view);
+        Subscription { feed: self.clone(), node, events, snapshot_due: true }
+    }
+
+    /// The catalog now.
+    pub fn snapshot(&self) -> v1::Snapshot {
+        v1::Snapshot { hosts: self.view().hosts.values().cloned().collect() }
+    }
+
+    /// The revision of the catalog now.
+    pub fn revision(&self) -> u64 {
+        self.view().revision
+    }
+
+    async fn reload(&self) -> Result<(), StoreError> {
+        let (revision, entries) = self.store.list(HOSTS).await?;
+        let mut view = self.view();
+        view.revision = revision;
+        view.hosts.clear();
+        for Entry { key, value, .. } in entries {
+            view.put(&key, &value);
+        }
+        self.publish(view.snapshot());
+        Ok(())
+    }
+
+    fn apply(&self, revision: u64, changes: &[Change]) {
+        let mut view = self.view();
+        view.revision = revision;
+        for change in changes {
+            let event = match change {
+                Change::Put(key, value) => view.put(key, value).map(Event::Host),
+                Change::Delete(key) => view.remove(key).map(Event::HostRemoved),
+            };
+            if let Some(event) = event {
+                self.publish(v1::CatalogEvent { revision, event: Some(event) });
+            }
+        }
+    }
+
+    fn leave(&self, node: &NodeName) {
+        let mut view = self.view();
+        let Some(count) = view.connections.get_mut(node.as_str()) else { return };
+        *count -= 1;
+        if *count == 0 {
+            view.connections.remove(node.as_str());
+            self.set_connected(&mut view, node, false);
+            // Fails only when the server is stopping.
+            let _ = self.departed.send(node.clone());
+        }
+    }
+
+    fn set_connected(&self, view: &mut View, node: &NodeName, connected: bool) {
+        let revision = view.revision;
+        if let Some(host) = view.hosts.get_mut(node.as_str()) {
+            (host.connected, host.last_seen) = (connected, unix_seconds(SystemTime::now()));
+            self.publish(v1::CatalogEvent { revision, event: Some(Event::Host(host.clone())) });
+        }
+    }
+
+    /// Only called with the view locked, so that watchers see changes in their order.
+    fn publish(&self, event: v1::CatalogEvent) {
+        // Fails only when nobody watches.
+        let _ = self.events.send(event);
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Subscription {
+    /// Waits for the next event: a snapshot first, and again whenever this watcher has fallen behind.
+    pub async fn next(&mut self) -> v1::CatalogEvent {
+        while !self.snapshot_due {
+            match self.events.recv().await {
+                Ok(event) => return event,
+                Err(broadcast::error::RecvError::Lagged(_)) => self.snapshot_due = true,
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+        self.snapshot_due = false;
+        let view = self.feed.view();
+        // What was published before this snapshot is in it.
+        self.events = self.feed.events.subscribe();
+        view.snapshot()
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.feed.leave(&self.node);
+    }
+}
+
+impl View {
+    fn snapshot(&self) -> v1::CatalogEvent {
+        let hosts = self.hosts.values().cloned().collect();
+        v1::CatalogEvent { revision: self.revision, event: Some(Event::Snapshot(v1::Snapshot { hosts })) }
+    }
+
+    /// Takes a stored record, if it is one of a host.
+    fn put(&mut self, key: &str, value: &[u8]) -> Option<v1::Host> {
+        let node = key.strip_prefix(HOSTS)?;
+        let mut host = v1::Host::decode(value)
+            .inspect_err(|error| error!(key, %error, "a record of the catalog is damaged and left out"))
+            .ok()?;
+        host.connected = self.connections.contains_key(node);
+        self.hosts.insert(node.to_owned(), host.clone());
+        Some(host)
+    }
+
+    fn remove(&mut self, key: &str) -> Option<String> {
+        let node = key.strip_prefix(HOSTS)?;
+        self.hosts.remove(node).map(|host| host.node)
+    }
+}

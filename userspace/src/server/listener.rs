@@ -1,0 +1,215 @@
+//! Accepts TLS connections, with bounds on how many there are and how long a handshake may take.
+//!
+//! Threats: anybody may connect. A peer without a certificate can only join or renew, and is cut off after
+//! a few seconds; a peer with one is cut off when it expires, so that nothing outlives it.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+use rustls::ServerConfig;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+use tracing::{debug, warn};
+
+use super::{DEFAULT_PORT, ServerError};
+use crate::identity::token::ServerAddress;
+use crate::identity::{PeerIdentity, peer_identity};
+
+const MAX_CONNECTIONS: usize = 8192;
+const MAX_HANDSHAKES: usize = 512;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection without a client certificate may last: joining is one call.
+const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(15);
+/// Pause after a failed accept, for instance when there are too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const BACKLOG: i32 = 1024;
+
+/// Binds every address, or port 9190 of all addresses when there is none.
+///
+/// # Errors
+/// When an address cannot be bound.
+pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ServerError> {
+    if !addresses.is_empty() {
+        return addresses.iter().map(|address| bind_one(*address)).collect();
+    }
+    let any = |ip: IpAddr| SocketAddr::new(ip, DEFAULT_PORT);
+    // Where IPv6 is switched off, IPv4 alone has to do.
+    let listener = bind_one(any(Ipv6Addr::UNSPECIFIED.into()))
+        .or_else(|_| bind_one(any(Ipv4Addr::UNSPECIFIED.into())))?;
+    Ok(vec![listener])
+}
+
+fn bind_one(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    let listen = || -> io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    listen().map_err(|error| ServerError::Listen { address, reason: error.to_string() })
+}
+
+/// The addresses to give to agents: those asked for, else this machine's first one.
+///
+/// # Errors
+/// When the machine has no address that other machines could use.
+pub fn advertised(
+    asked: Vec<ServerAddress>,
+    listeners: &[TcpListener],
+) -> Result<Vec<ServerAddress>, ServerError> {
+    if !asked.is_empty() {
+        return Ok(asked);
+    }
+    let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
+    let bound = bound.ok_or(ServerError::NothingToAdvertise)?;
+    let ip = if bound.ip().is_unspecified() { first_address() } else { Some(bound.ip()) };
+    let address = SocketAddr::new(ip.ok_or(ServerError::NothingToAdvertise)?, bound.port());
+    Ok(vec![address.to_string().parse()?])
+}
+
+/// The first address of an interface that is up, IPv4 before IPv6; no loopback and no link-local.
+fn first_address() -> Option<IpAddr> {
+    let usable = |flags: InterfaceFlags| {
+        flags.contains(InterfaceFlags::IFF_UP) && !flags.contains(InterfaceFlags::IFF_LOOPBACK)
+    };
+    let addresses = getifaddrs().ok()?.filter(|interface| usable(interface.flags)).filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+    });
+    let reachable = |ip: &IpAddr| match ip {
+        IpAddr::V4(v4) => !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    };
+    addresses.filter(reachable).min_by_key(IpAddr::is_ipv6)
+}
+
+/// Accepts connections for as long as it is run, and hands over those whose handshake succeeded.
+pub async fn accept(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    connections: mpsc::Sender<io::Result<TlsConnection>>,
+) {
+    let acceptor = TlsAcceptor::from(tls);
+    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    loop {
+        let Ok(permit) = limit.clone().acquire_owned().await else { return };
+        let Ok(handshake) = handshakes.clone().acquire_owned().await else { return };
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (acceptor, connections) = (acceptor.clone(), connections.clone());
+        tokio::spawn(async move {
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake_with(acceptor, stream, peer, permit))
+                .await
+            {
+                Ok(Ok(connection)) => {
+                    drop(handshake);
+                    // Fails only when the server is stopping.
+                    let _ = connections.send(Ok(connection)).await;
+                }
+                Ok(Err(error)) => debug!(%peer, %error, "a TLS handshake failed"),
+                Err(_) => debug!(%peer, "a TLS handshake took too long"),
+            }
+        });
+    }
+}
+
+async fn handshake_with(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    address: SocketAddr,
+    permit: OwnedSemaphorePermit,
+) -> io::Result<TlsConnection> {
+    stream.set_nodelay(true)?;
+    let stream = acceptor.accept(stream).await?;
+    let identity = match stream.get_ref().1.peer_certificates() {
+        Some(chain) => Some(peer_identity(chain).map_err(io::Error::other)?),
+        None => None,
+    };
+    let lifetime = match &identity {
+        Some(peer) => peer.not_after.duration_since(SystemTime::now()).unwrap_or_default(),
+        None => ANONYMOUS_LIFETIME,
+    };
+    let peer = Peer { address, identity };
+    Ok(TlsConnection { stream, peer, deadline: Box::pin(tokio::time::sleep(lifetime)), _permit: permit })
+}
+
+/// Who is at the other end of a connection. Calls find it among their request's extensions.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Where it calls from.
+    pub address: SocketAddr,
+    /// Who it has proved to be; `None` without a certificate.
+    pub identity: Option<PeerIdentity>,
+}
+
+/// An accepted connection, which fails at its deadline.
+pub struct TlsConnection {
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+    deadline: Pin<Box<Sleep>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connected for TlsConnection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for TlsConnection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.deadline.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for TlsConnection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

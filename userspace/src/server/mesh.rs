@@ -1,0 +1,150 @@
+//! What agents ask of the server. Who asks is what the certificate says, never what the message says.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use rustls_pki_types::CertificateDer;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+
+use super::credentials::Credentials;
+use super::feed::{Feed, Subscription};
+use super::listener::Peer;
+use super::registry::{Registry, RegistryError};
+use crate::api::v1;
+use crate::api::v1::mesh_server::Mesh;
+use crate::catalog::Report;
+use crate::identity::authority::VerifiedRequest;
+use crate::identity::token::ServerAddress;
+use crate::identity::{IdentityError, NodeName};
+
+/// Events on their way to one agent, beyond what the connection itself buffers.
+const EVENTS_IN_FLIGHT: usize = 8;
+
+/// Serves the `Mesh` interface.
+pub struct MeshService {
+    pub registry: Arc<Registry>,
+    pub credentials: Arc<Credentials>,
+    pub feed: Arc<Feed>,
+    pub servers: Vec<ServerAddress>,
+    pub shutdown: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl Mesh for MeshService {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::CatalogEvent, Status>> + Send>>;
+
+    async fn join(
+        &self,
+        request: Request<v1::JoinRequest>,
+    ) -> Result<Response<v1::CertificateResponse>, Status> {
+        let address = request.extensions().get::<Peer>().map(|peer| peer.address);
+        let v1::JoinRequest { token_secret, node, certificate_request } = request.into_inner();
+        let (node, request) = (named(&node)?, verified(&certificate_request)?);
+        match self.registry.join(&token_secret, &node, request.public_key()).await {
+            Ok(()) => info!(%node, ?address, "host joined"),
+            Err(error) => {
+                warn!(%node, ?address, %error, "join refused");
+                return Err(refusal(&error));
+            }
+        }
+        self.certificate(&request, &node)
+    }
+
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::CertificateResponse>, Status> {
+        let v1::RenewRequest { node, certificate_request } = request.into_inner();
+        let (node, request) = (named(&node)?, verified(&certificate_request)?);
+        self.registry.authorise_renewal(&node, request.public_key()).await.map_err(|error| {
+            warn!(%node, %error, "renewal refused");
+            refusal(&error)
+        })?;
+        self.certificate(&request, &node)
+    }
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let node = caller(&request)?;
+        let (sender, events) = mpsc::channel(EVENTS_IN_FLIGHT);
+        let (subscription, shutdown) = (self.feed.subscribe(node), self.shutdown.clone());
+        tokio::spawn(async move { shutdown.run_until_cancelled(forward(subscription, sender)).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+
+    async fn report(&self, request: Request<v1::HostReport>) -> Result<Response<v1::ReportResponse>, Status> {
+        let node = caller(&request)?;
+        let report = Report::try_from(request.into_inner());
+        let report = report.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let revision = self.registry.report(&node, (&report).into()).await;
+        let revision = revision.map_err(|error| refusal(&error))?;
+        Ok(Response::new(v1::ReportResponse { revision }))
+    }
+}
+
+impl MeshService {
+    fn certificate(
+        &self,
+        request: &VerifiedRequest,
+        node: &NodeName,
+    ) -> Result<Response<v1::CertificateResponse>, Status> {
+        let chain = self.credentials.certify_host(request, node);
+        let chain = chain.map_err(|error| Status::internal(error.to_string()))?;
+        let der = |certificate: &CertificateDer<'_>| certificate.to_vec();
+        let authority = self.credentials.authority();
+        Ok(Response::new(v1::CertificateResponse {
+            trust_domain: authority.trust_domain().to_string(),
+            chain: chain.iter().map(der).collect(),
+            bundle: vec![der(authority.root())],
+            servers: self.servers.iter().map(ToString::to_string).collect(),
+        }))
+    }
+}
+
+/// Passes events on until the agent is gone.
+async fn forward(mut subscription: Subscription, sender: mpsc::Sender<Result<v1::CatalogEvent, Status>>) {
+    loop {
+        let event = tokio::select! {
+            event = subscription.next() => event,
+            () = sender.closed() => return,
+        };
+        if sender.send(Ok(event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The host that calls, by its certificate.
+fn caller<T>(request: &Request<T>) -> Result<NodeName, Status> {
+    let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.as_ref());
+    let identity = identity.ok_or_else(|| Status::unauthenticated("this call needs a client certificate"))?;
+    Ok(identity.id.node.clone())
+}
+
+fn named(node: &str) -> Result<NodeName, Status> {
+    node.parse().map_err(|error: crate::identity::NameError| Status::invalid_argument(error.to_string()))
+}
+
+fn verified(certificate_request: &[u8]) -> Result<VerifiedRequest, Status> {
+    VerifiedRequest::parse(certificate_request)
+        .map_err(|error: IdentityError| Status::invalid_argument(error.to_string()))
+}
+
+/// Faults of the caller say what to do about them; faults of the server are logged here and only named there.
+fn refusal(error: &RegistryError) -> Status {
+    match error {
+        RegistryError::UnknownToken
+        | RegistryError::ExpiredToken
+        | RegistryError::UsedToken(_)
+        | RegistryError::NodeTaken(_)
+        | RegistryError::NotJoined(_) => Status::permission_denied(error.to_string()),
+        error => {
+            tracing::error!(%error, "the registry failed");
+            Status::unavailable("the server cannot use its database; see its log")
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The server: certificate authority, catalog and join, over TLS for agents and a Unix socket for the operator.
+
+mod admin;
+mod credentials;
+mod feed;
+mod listener;
+mod mesh;
+mod registry;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server as GrpcServer;
+use tracing::info;
+
+use crate::api::MAX_REQUEST_BYTES;
+use crate::api::v1::local_server::LocalServer;
+use crate::api::v1::mesh_server::MeshServer;
+use crate::identity::token::{ServerAddress, ServerAddressError};
+use crate::identity::{IdentityError, NodeName, SpiffeId, TrustDomain};
+use crate::local::{LocalError, LocalSocket, SERVER_SOCKET};
+use crate::store::{EmbeddedStore, Store, StoreError};
+use admin::AdminService;
+use credentials::Credentials;
+use feed::Feed;
+use mesh::MeshService;
+use registry::{Registry, RegistryError};
+
+/// Where agents find a server unless told otherwise.
+pub const DEFAULT_PORT: u16 = 9190;
+
+const DATABASE_FILE: &str = "server.redb";
+/// A connection whose other end answers no ping for this long is closed, and its host counts as gone.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+const MAX_STREAMS_PER_CONNECTION: u32 = 16;
+/// How long calls in progress may take to end at shutdown.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How to run a server.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Where the database is kept.
+    pub data_dir: PathBuf,
+    /// Where the Unix socket for the command line is made.
+    pub run_dir: PathBuf,
+    /// Addresses to listen on; none means port 9190 on every address.
+    pub listen: Vec<SocketAddr>,
+    /// Addresses that agents are given; none means this machine's first address and the port listened on.
+    pub advertise: Vec<ServerAddress>,
+    /// The name of the mesh. Fixed at the first start; only needed then, and checked later.
+    pub trust_domain: Option<TrustDomain>,
+    /// How long the certificates live that it signs.
+    pub certificate_lifetime: Duration,
+    /// The name in the server's own identity.
+    pub node: NodeName,
+}
+
+/// Why a server cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The data directory is unusable.
+    #[error("{path}: {reason}; choose another with --data-dir")]
+    DataDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system said.
+        reason: String,
+    },
+    /// The database fails.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A record in the database fails.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The authority or a certificate fails.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Another mesh lives in this data directory.
+    #[error(
+        "the data directory is of trust domain {found}, not {asked}; leave out --trust-domain or choose another --data-dir"
+    )]
+    OtherTrustDomain {
+        /// What the database says.
+        found: TrustDomain,
+        /// What was asked for.
+        asked: TrustDomain,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {reason}; choose another with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        reason: String,
+    },
+    /// There is no address to give to agents.
+    #[error("this machine has no address that agents could use; name one with --advertise HOST:PORT")]
+    NothingToAdvertise,
+    /// The address to give to agents is not one.
+    #[error(transparent)]
+    Advertise(#[from] ServerAddressError),
+    /// The Unix socket fails.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// Serving failed.
+    #[error("serving failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// A server whose listeners are bound and whose state is loaded.
+pub struct Server {
+    listeners: Vec<TcpListener>,
+    socket: LocalSocket,
+    credentials: Arc<Credentials>,
+    registry: Arc<Registry>,
+    feed: Arc<Feed>,
+    servers: Vec<ServerAddress>,
+}
+
+/// Runs a server until `shutdown`.
+///
+/// # Errors
+/// When it cannot start, or serving fails.
+pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<(), ServerError> {
+    Server::bind(options).await?.serve(shutdown).await
+}
+
+impl Server {
+    /// Loads the state, or makes it at the first start, and binds every listener.
+    ///
+    /// # Errors
+    /// Any that keeps the server from starting.
+    pub async fn bind(options: ServerOptions) -> Result<Self, ServerError> {
+        let store = open_store(&options)?;
+        let registry = Arc::new(Registry::new(store.clone()));
+        let authority = registry.authority(options.trust_domain.as_ref()).await?;
+        let asked = options.trust_domain.unwrap_or_else(|| authority.trust_domain().clone());
+        if asked != *authority.trust_domain() {
+            let found = authority.trust_domain().clone();
+            return Err(ServerError::OtherTrustDomain { found, asked });
+        }
+        let id = SpiffeId::server(asked, options.node);
+        let credentials = Arc::new(Credentials::new(authority, id, options.certificate_lifetime)?);
+        let listeners = listener::bind(&options.listen)?;
+        let servers = listener::advertised(options.advertise, &listeners)?;
+        let feed = Arc::new(Feed::load(store, registry.clone()).await?);
+        let socket = LocalSocket::bind(&options.run_dir, SERVER_SOCKET)?;
+        Ok(Self { listeners, socket, credentials, registry, feed, servers })
+    }
+
+    /// The addresses that it listens on.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Serves until `shutdown`; calls in progress get three seconds to end.
+    ///
+    /// # Errors
+    /// When a listener fails for good.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<(), ServerError> {
+        let tls = self.credentials.tls()?;
+        info!(listen = ?self.addresses(), id = %self.credentials.id(), "ready");
+        let mut tasks = JoinSet::new();
+        let (sender, connections) = mpsc::channel(1);
+        for listener in self.listeners {
+            tasks.spawn(listener::accept(listener, tls.clone(), sender.clone()));
+        }
+        tasks.spawn(self.credentials.clone().keep_renewed());
+        tasks.spawn(self.feed.clone().run());
+
+        let mesh = MeshService {
+            registry: self.registry.clone(),
+            credentials: self.credentials.clone(),
+            feed: self.feed.clone(),
+            servers: self.servers.clone(),
+            shutdown: shutdown.clone(),
+        };
+        let admin = AdminService {
+            registry: self.registry,
+            credentials: self.credentials,
+            feed: self.feed,
+            servers: self.servers,
+        };
+        let local = self.socket.serve(LocalServer::new(admin), shutdown.clone());
+        let serving = GrpcServer::builder()
+            .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+            .add_service(MeshServer::new(mesh).max_decoding_message_size(MAX_REQUEST_BYTES))
+            .serve_with_incoming_shutdown(
+                ReceiverStream::new(connections),
+                shutdown.clone().cancelled_owned(),
+            );
+        let both = async {
+            tokio::try_join!(async { Ok::<_, ServerError>(serving.await?) }, async { Ok(local.await?) })
+        };
+        let overdue = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(DRAIN_TIMEOUT).await;
+        };
+        tokio::select! {
+            ended = both => ended.map(|_| ()),
+            () = overdue => Ok(()),
+        }
+    }
+}
+
+fn open_store(options: &ServerOptions) -> Result<Arc<dyn Store>, ServerError> {
+    let path = &options.data_dir;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| ServerError::DataDirectory { path: path.clone(), reason: error.to_string() })?;
+    Ok(Arc::new(EmbeddedStore::open(&path.join(DATABASE_FILE))?))
+}

@@ -1,0 +1,271 @@
+//! What the server has on record: its authority, join tokens, hosts and their reports.
+//!
+//! Keys of the store: `authority`, `tokens/HASH`, `nodes/NODE` (the key of each host) and `hosts/NODE`
+//! (its catalog entry). Secrets of tokens are kept as SHA-256 only.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use data_encoding::{BASE64, HEXLOWER};
+use prost::Message;
+use rustls_pki_types::CertificateDer;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::api::{unix_seconds, v1};
+use crate::identity::token::sha256;
+use crate::identity::{Authority, IdentityError, JoinToken, NameError, NodeName, TrustDomain};
+use crate::store::{Change, Condition, Entry, Outcome, Store, StoreError, Transaction};
+
+/// Prefix of the catalog's entries.
+pub const HOSTS: &str = "hosts/";
+const AUTHORITY: &str = "authority";
+const TOKENS: &str = "tokens/";
+const NODES: &str = "nodes/";
+const DEFAULT_TRUST_DOMAIN: &str = "murmesh.internal";
+/// How long an expired token is remembered, so that the answer to it can say more than "unknown".
+const TOKEN_MEMORY: Duration = Duration::from_secs(24 * 3600);
+const NEW_TOKEN: &str = "make a new one on a server with `murmesh token create`";
+
+/// Why a request to the registry is refused, in words for the operator of the host that asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// No such token.
+    #[error("this server does not know the join token; {NEW_TOKEN}")]
+    UnknownToken,
+    /// Its time is over.
+    #[error("the join token has expired; {NEW_TOKEN}")]
+    ExpiredToken,
+    /// Another host, or another key, has used it.
+    #[error("the join token was already used by host {0}; each host needs its own: {NEW_TOKEN}")]
+    UsedToken(String),
+    /// Another key is registered under the name.
+    #[error(
+        "host {0} is already a member with another key; join under another name (--node), or with the data directory that it joined with"
+    )]
+    NodeTaken(NodeName),
+    /// The host never joined.
+    #[error(
+        "host {0} is not a member of this mesh; join with a token (--join), made by `murmesh token create`"
+    )]
+    NotJoined(NodeName),
+    /// A record cannot be understood.
+    #[error("the record {0} in the server's database is damaged")]
+    Damaged(String),
+    /// The database fails.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The authority fails.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A name is not one.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredAuthority {
+    trust_domain: String,
+    root: String,
+    key_pem: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredToken {
+    expires_at: u64,
+    used_by: Option<StoredNode>,
+}
+
+/// `key` is the SHA-256 of the public key, in hexadecimal.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct StoredNode {
+    node: String,
+    key: String,
+}
+
+/// The records, over any store.
+pub struct Registry {
+    store: Arc<dyn Store>,
+}
+
+impl Registry {
+    /// The registry in `store`.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// The mesh's authority, which is made at the first start.
+    ///
+    /// # Errors
+    /// When the record is damaged or the store fails.
+    pub async fn authority(&self, trust_domain: Option<&TrustDomain>) -> Result<Authority, RegistryError> {
+        loop {
+            if let Some((_, stored)) = self.read::<StoredAuthority>(AUTHORITY).await? {
+                return stored.open();
+            }
+            let trust_domain = match trust_domain {
+                Some(trust_domain) => trust_domain.clone(),
+                None => DEFAULT_TRUST_DOMAIN.parse()?,
+            };
+            let stored = StoredAuthority::new(&Authority::create(trust_domain)?);
+            let conditions = vec![Condition::Absent(AUTHORITY.to_owned())];
+            self.store.commit(Transaction { conditions, changes: vec![put(AUTHORITY, &stored)?] }).await?;
+        }
+    }
+
+    /// Records a token by the hash of its secret, and forgets those that expired a day ago.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn add_token(&self, secret: &[u8], expires_at: SystemTime) -> Result<(), RegistryError> {
+        let token = StoredToken { expires_at: unix_seconds(expires_at), used_by: None };
+        let mut changes = vec![put(&token_key(secret), &token)?];
+        let oldest = unix_seconds(SystemTime::now() - TOKEN_MEMORY);
+        for entry in self.store.list(TOKENS).await?.1 {
+            if decode::<StoredToken>(&entry)?.expires_at < oldest {
+                changes.push(Change::Delete(entry.key));
+            }
+        }
+        self.store.commit(Transaction { conditions: vec![], changes }).await?;
+        Ok(())
+    }
+
+    /// Uses up the token and registers the host's key, both or neither. The host that used a token
+    /// may use it again with the same name and key, in case the answer was lost.
+    ///
+    /// # Errors
+    /// A refusal, or a failure of the store.
+    pub async fn join(&self, secret: &[u8], node: &NodeName, public_key: &[u8]) -> Result<(), RegistryError> {
+        let caller = StoredNode { node: node.to_string(), key: key_hash(public_key) };
+        while self.try_join(secret, node, &caller).await? == Outcome::Conflict {}
+        Ok(())
+    }
+
+    async fn try_join(
+        &self,
+        secret: &[u8],
+        node: &NodeName,
+        caller: &StoredNode,
+    ) -> Result<Outcome, RegistryError> {
+        let token_key = token_key(secret);
+        let token = self.read::<StoredToken>(&token_key).await?;
+        let (entry, token) = token.ok_or(RegistryError::UnknownToken)?;
+        match token.used_by {
+            Some(user) if user == *caller => return Ok(Outcome::Applied(entry.revision)),
+            Some(user) => return Err(RegistryError::UsedToken(user.node)),
+            None if token.expires_at <= unix_seconds(SystemTime::now()) => {
+                return Err(RegistryError::ExpiredToken);
+            }
+            None => {}
+        }
+        let used = StoredToken { expires_at: token.expires_at, used_by: Some(caller.clone()) };
+        let mut conditions = vec![Condition::Unchanged(token_key.clone(), entry.revision)];
+        let mut changes = vec![put(&token_key, &used)?];
+        let node_key = format!("{NODES}{node}");
+        match self.read::<StoredNode>(&node_key).await? {
+            Some((_, known)) if known != *caller => return Err(RegistryError::NodeTaken(node.clone())),
+            Some((entry, _)) => conditions.push(Condition::Unchanged(node_key, entry.revision)),
+            None => {
+                changes.push(put(&node_key, caller)?);
+                changes.push(put_host(node, None));
+                conditions.push(Condition::Absent(node_key));
+            }
+        }
+        Ok(self.store.commit(Transaction { conditions, changes }).await?)
+    }
+
+    /// Whether the certificate of `node` may be renewed for this key: only the one it joined with.
+    ///
+    /// # Errors
+    /// A refusal, or a failure of the store.
+    pub async fn authorise_renewal(&self, node: &NodeName, public_key: &[u8]) -> Result<(), RegistryError> {
+        match self.read::<StoredNode>(&format!("{NODES}{node}")).await? {
+            Some((_, known)) if known.key == key_hash(public_key) => Ok(()),
+            Some(_) => Err(RegistryError::NodeTaken(node.clone())),
+            None => Err(RegistryError::NotJoined(node.clone())),
+        }
+    }
+
+    /// Records what `node` says about itself; returns the revision from which the catalog has it.
+    ///
+    /// # Errors
+    /// When the host never joined, or the store fails.
+    pub async fn report(&self, node: &NodeName, report: v1::HostReport) -> Result<u64, RegistryError> {
+        let (_, host) = self.host(node).await?;
+        if host.report.as_ref() == Some(&report) {
+            return Ok(self.store.list(AUTHORITY).await?.0);
+        }
+        let conditions = vec![];
+        let changes = vec![put_host(node, Some(report))];
+        match self.store.commit(Transaction { conditions, changes }).await? {
+            Outcome::Applied(revision) => Ok(revision),
+            Outcome::Conflict => unreachable!("a transaction without conditions has no conflict"),
+        }
+    }
+
+    /// Records that `node` was heard of until now.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn seen(&self, node: &NodeName) -> Result<(), RegistryError> {
+        let (entry, host) = self.host(node).await?;
+        // On a conflict somebody has just recorded something newer.
+        let conditions = vec![Condition::Unchanged(entry.key, entry.revision)];
+        self.store.commit(Transaction { conditions, changes: vec![put_host(node, host.report)] }).await?;
+        Ok(())
+    }
+
+    async fn host(&self, node: &NodeName) -> Result<(Entry, v1::Host), RegistryError> {
+        let entry = self.store.get(&format!("{HOSTS}{node}")).await?;
+        let entry = entry.ok_or_else(|| RegistryError::NotJoined(node.clone()))?;
+        let host = v1::Host::decode(entry.value.as_slice());
+        let host = host.map_err(|_| RegistryError::Damaged(entry.key.clone()))?;
+        Ok((entry, host))
+    }
+
+    async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(Entry, T)>, RegistryError> {
+        let Some(entry) = self.store.get(key).await? else { return Ok(None) };
+        let value = decode(&entry)?;
+        Ok(Some((entry, value)))
+    }
+}
+
+impl StoredAuthority {
+    fn new(authority: &Authority) -> Self {
+        Self {
+            trust_domain: authority.trust_domain().to_string(),
+            root: BASE64.encode(authority.root()),
+            key_pem: authority.key_pem().to_owned(),
+        }
+    }
+
+    fn open(self) -> Result<Authority, RegistryError> {
+        let root = BASE64.decode(self.root.as_bytes());
+        let root = root.map_err(|_| RegistryError::Damaged(AUTHORITY.to_owned()))?;
+        Ok(Authority::load(self.trust_domain.parse()?, CertificateDer::from(root), self.key_pem)?)
+    }
+}
+
+fn token_key(secret: &[u8]) -> String {
+    format!("{TOKENS}{}", HEXLOWER.encode(&JoinToken::secret_hash(secret)))
+}
+
+fn key_hash(public_key: &[u8]) -> String {
+    HEXLOWER.encode(&sha256(public_key))
+}
+
+/// The catalog entry of a host that was heard of just now.
+fn put_host(node: &NodeName, report: Option<v1::HostReport>) -> Change {
+    let last_seen = unix_seconds(SystemTime::now());
+    let host = v1::Host { node: node.to_string(), report, last_seen, connected: false };
+    Change::Put(format!("{HOSTS}{node}"), host.encode_to_vec())
+}
+
+fn put(key: &str, record: &impl Serialize) -> Result<Change, RegistryError> {
+    let value = serde_json::to_vec(record).map_err(|_| RegistryError::Damaged(key.to_owned()))?;
+    Ok(Change::Put(key.to_owned(), value))
+}
+
+fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, RegistryError> {
+    serde_json::from_slice(&entry.value).map_err(|_| RegistryError::Damaged(entry.key.clone()))
+}

@@ -1,0 +1,286 @@
+//! The store of a single server: one redb file.
+//!
+//! redb syncs each commit before it returns, so what was acknowledged survives `kill -9` and loss of power.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redb::backends::FileBackend;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::watch;
+
+use super::{Applied, Change, Condition, Entry, Outcome, Store, StoreError, Transaction, Watch};
+
+/// Key to (revision, value).
+const ENTRIES: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("entries");
+/// One row: the revision of the store.
+const REVISION: TableDefinition<'_, (), u64> = TableDefinition::new("revision");
+/// How many applied transactions are kept for watchers.
+const HISTORY: usize = 1024;
+
+/// A store in one file.
+pub struct EmbeddedStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    database: Database,
+    /// Held while a transaction is applied, so that watchers see transactions in their order.
+    history: Mutex<VecDeque<Arc<Applied>>>,
+    latest: watch::Sender<u64>,
+}
+
+impl EmbeddedStore {
+    /// Opens the store in `path`, which is created for its owner only if it is missing.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, is damaged, or is in use by another process.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |error: &dyn ToString| StoreError::Open {
+            path: path.display().to_string(),
+            reason: error.to_string(),
+        };
+        let file = open_private(path).map_err(|error| failed(&error))?;
+        let backend = FileBackend::new(file).map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => failed(&"another server uses it"),
+            error => failed(&error),
+        })?;
+        let database = Database::builder().create_with_backend(backend).map_err(|error| failed(&error))?;
+        let revision = prepare(&database).map_err(|error| failed(&error))?;
+        let latest = watch::Sender::new(revision);
+        Ok(Self { shared: Arc::new(Shared { database, history: Mutex::default(), latest }) })
+    }
+}
+
+#[tonic::async_trait]
+impl Store for EmbeddedStore {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        Ok(self.shared.get(key)?)
+    }
+
+    async fn list(&self, prefix: &str) -> Result<(u64, Vec<Entry>), StoreError> {
+        Ok(self.shared.list(prefix)?)
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
+        let shared = self.shared.clone();
+        let committed = tokio::task::spawn_blocking(move || shared.commit(transaction)).await;
+        committed.map_err(|error| StoreError::Database(error.to_string()))?.map_err(StoreError::from)
+    }
+
+    fn watch(&self, revision: u64) -> Box<dyn Watch> {
+        Box::new(EmbeddedWatch {
+            shared: self.shared.clone(),
+            latest: self.shared.latest.subscribe(),
+            revision,
+        })
+    }
+}
+
+impl Shared {
+    fn get(&self, key: &str) -> Result<Option<Entry>, redb::Error> {
+        let table = self.database.begin_read()?.open_table(ENTRIES)?;
+        Ok(table.get(key)?.map(|found| entry(key, found.value())))
+    }
+
+    fn list(&self, prefix: &str) -> Result<(u64, Vec<Entry>), redb::Error> {
+        let reading = self.database.begin_read()?;
+        let revision = reading.open_table(REVISION)?.get(())?.map_or(0, |revision| revision.value());
+        let mut entries = Vec::new();
+        for found in reading.open_table(ENTRIES)?.range(prefix..)? {
+            let (key, value) = found?;
+            if !key.value().starts_with(prefix) {
+                break;
+            }
+            entries.push(entry(key.value(), value.value()));
+        }
+        Ok((revision, entries))
+    }
+
+    fn commit(&self, transaction: Transaction) -> Result<Outcome, redb::Error> {
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let writing = self.database.begin_write()?;
+        let revision = {
+            let mut entries = writing.open_table(ENTRIES)?;
+            for condition in &transaction.conditions {
+                if !holds(&entries, condition)? {
+                    return Ok(Outcome::Conflict);
+                }
+            }
+            let mut revisions = writing.open_table(REVISION)?;
+            let revision = revisions.get(())?.map_or(0, |revision| revision.value()) + 1;
+            revisions.insert((), revision)?;
+            for change in &transaction.changes {
+                match change {
+                    Change::Put(key, value) => entries.insert(key.as_str(), (revision, value.as_slice()))?,
+                    Change::Delete(key) => entries.remove(key.as_str())?,
+                };
+            }
+            revision
+        };
+        writing.commit()?;
+        if history.len() == HISTORY {
+            history.pop_front();
+        }
+        history.push_back(Arc::new(Applied { revision, changes: transaction.changes }));
+        self.latest.send_replace(revision);
+        Ok(Outcome::Applied(revision))
+    }
+
+    /// The transaction after `revision`; `None` when that one is the latest.
+    fn after(&self, revision: u64) -> Result<Option<Arc<Applied>>, StoreError> {
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        if *self.latest.borrow() <= revision {
+            return Ok(None);
+        }
+        let found = history.iter().find(|applied| applied.revision == revision + 1);
+        found.cloned().map(Some).ok_or(StoreError::Compacted(revision))
+    }
+}
+
+struct EmbeddedWatch {
+    shared: Arc<Shared>,
+    latest: watch::Receiver<u64>,
+    revision: u64,
+}
+
+#[tonic::async_trait]
+impl Watch for EmbeddedWatch {
+    async fn next(&mut self) -> Result<Arc<Applied>, StoreError> {
+        loop {
+            self.latest.borrow_and_update();
+            if let Some(applied) = self.shared.after(self.revision)? {
+                self.revision = applied.revision;
+                return Ok(applied);
+            }
+            self.latest.changed().await.map_err(|error| StoreError::Database(error.to_string()))?;
+        }
+    }
+}
+
+impl From<redb::Error> for StoreError {
+    fn from(error: redb::Error) -> Self {
+        Self::Database(error.to_string())
+    }
+}
+
+fn open_private(path: &Path) -> io::Result<File> {
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    // The name of a new file is durable only once its directory is.
+    if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        File::open(directory)?.sync_all()?;
+    }
+    Ok(file)
+}
+
+fn prepare(database: &Database) -> Result<u64, redb::Error> {
+    let writing = database.begin_write()?;
+    writing.open_table(ENTRIES)?;
+    let revision = writing.open_table(REVISION)?.get(())?.map_or(0, |revision| revision.value());
+    writing.commit()?;
+    Ok(revision)
+}
+
+fn entry(key: &str, (revision, value): (u64, &[u8])) -> Entry {
+    Entry { key: key.to_owned(), value: value.to_vec(), revision }
+}
+
+fn holds(
+    entries: &impl ReadableTable<&'static str, (u64, &'static [u8])>,
+    condition: &Condition,
+) -> Result<bool, redb::Error> {
+    Ok(match condition {
+        Condition::Absent(key) => entries.get(key.as_str())?.is_none(),
+        Condition::Unchanged(key, revision) => {
+            entries.get(key.as_str())?.is_some_and(|found| found.value().0 == *revision)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &str, value: &str) -> Transaction {
+        Transaction { conditions: vec![], changes: vec![Change::Put(key.to_owned(), value.into())] }
+    }
+
+    fn opened(directory: &tempfile::TempDir) -> EmbeddedStore {
+        EmbeddedStore::open(&directory.path().join("server.redb")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_applied_is_there_after_opening_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = opened(&directory);
+        assert_eq!(store.commit(put("a/1", "x")).await.unwrap(), Outcome::Applied(1));
+        assert_eq!(store.commit(put("b/1", "y")).await.unwrap(), Outcome::Applied(2));
+        drop(store);
+        let (revision, entries) = opened(&directory).list("a/").await.unwrap();
+        assert_eq!((revision, entries.len(), entries[0].revision), (2, 1, 1));
+        let mode = std::fs::metadata(directory.path().join("server.redb")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_conflict_changes_nothing() {
+        let store = opened(&tempfile::tempdir().unwrap());
+        store.commit(put("a", "x")).await.unwrap();
+        for condition in [Condition::Absent("a".to_owned()), Condition::Unchanged("a".to_owned(), 9)] {
+            let transaction = Transaction { conditions: vec![condition], ..put("a", "z") };
+            assert_eq!(store.commit(transaction).await.unwrap(), Outcome::Conflict);
+        }
+        assert_eq!(store.get("a").await.unwrap().unwrap().value, b"x");
+        let unchanged = Condition::Unchanged("a".to_owned(), 1);
+        let transaction = Transaction { conditions: vec![unchanged], ..put("a", "z") };
+        assert_eq!(store.commit(transaction).await.unwrap(), Outcome::Applied(2));
+    }
+
+    #[tokio::test]
+    async fn of_many_racing_for_one_key_exactly_one_wins() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(opened(&directory));
+        let racers = (0..16).map(|racer| {
+            let store = store.clone();
+            let absent = Condition::Absent("token".to_owned());
+            let transaction = Transaction { conditions: vec![absent], ..put("token", &racer.to_string()) };
+            tokio::spawn(async move { store.commit(transaction).await.unwrap() })
+        });
+        let mut winners = 0;
+        for racer in racers.collect::<Vec<_>>() {
+            winners += usize::from(racer.await.unwrap() != Outcome::Conflict);
+        }
+        assert_eq!(winners, 1);
+    }
+
+    #[tokio::test]
+    async fn a_watch_sees_every_transaction_in_order() {
+        let store = opened(&tempfile::tempdir().unwrap());
+        store.commit(put("a", "0")).await.unwrap();
+        let mut watch = store.watch(1);
+        for value in ["1", "2", "3"] {
+            store.commit(put("a", value)).await.unwrap();
+        }
+        for (revision, value) in [(2, "1"), (3, "2"), (4, "3")] {
+            let applied = watch.next().await.unwrap();
+            assert_eq!(applied.revision, revision);
+            assert_eq!(applied.changes, put("a", value).changes);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_from_before_the_history_must_list_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = opened(&directory);
+        store.commit(put("a", "0")).await.unwrap();
+        drop(store);
+        let store = opened(&directory);
+        assert!(matches!(store.watch(0).next().await, Err(StoreError::Compacted(0))));
+    }
+}
