@@ -1,7 +1,7 @@
 //! The table of this host's listening sockets, kept from dumps and from the kernel half's events.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use super::ListeningSocket;
 use crate::catalog::Listener;
