@@ -23,8 +23,6 @@ pub enum RefusalReason {
     Draining,
     /// 8: the acceptor could not serve the stream for a reason of its own, such as a limit on open files.
     Internal,
-    /// 9: the opener reset the stream before it was answered.
-    Cancelled,
     /// A number that this version does not know.
     Unknown(u8),
 }
@@ -42,7 +40,6 @@ impl RefusalReason {
             6 => Self::Denied,
             7 => Self::Draining,
             8 => Self::Internal,
-            9 => Self::Cancelled,
             unknown => Self::Unknown(unknown),
         }
     }
@@ -59,7 +56,6 @@ impl RefusalReason {
             Self::Denied => 6,
             Self::Draining => 7,
             Self::Internal => 8,
-            Self::Cancelled => 9,
             Self::Unknown(number) => number,
         }
     }
@@ -76,7 +72,6 @@ impl RefusalReason {
             Self::Denied => "denied",
             Self::Draining => "draining",
             Self::Internal => "internal",
-            Self::Cancelled => "cancelled",
             Self::Unknown(_) => "unknown",
         }
     }
