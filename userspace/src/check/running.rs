@@ -1,0 +1,111 @@
+//! Whether the agent on this host runs, and whether connections of this very process are intercepted.
+
+use std::time::{Duration, SystemTime};
+
+use super::{CheckOptions, Finding};
+use crate::{
+    agent::canary,
+    api::{time_from_unix, v1},
+    cgroup,
+    local::{self, AGENT_SOCKET},
+};
+
+const GROUP: &str = "agent";
+
+/// The agent's own account, and a canary from here.
+pub async fn check(options: &CheckOptions) -> Vec<Finding> {
+    let mut agent = match local::connect(&options.run_dir, &[AGENT_SOCKET], "agent").await {
+        Ok(agent) => agent,
+        Err(error) => {
+            let hint = "start one: `murmesh agent --join TOKEN`; connections of this host are NOT encrypted until then";
+            return vec![Finding::warning(GROUP, "running", error.to_string(), hint)];
+        }
+    };
+    let status = match agent.status(v1::StatusRequest {}).await {
+        Ok(status) => status.into_inner(),
+        Err(status) => {
+            let hint = "look at the agent's log";
+            return vec![Finding::failed(GROUP, "running", status.message().to_owned(), hint)];
+        }
+    };
+    let mut findings =
+        vec![Finding::fine(GROUP, "running", format!("{} of {}", status.node, status.trust_domain))];
+    findings.push(server(&status));
+    findings.push(certificate(&status));
+    if let Some(interception) = &status.interception {
+        findings.push(hooks(interception));
+        findings.push(own_canary(interception).await);
+        findings.push(match interception.canary_error.as_str() {
+            "" => Finding::fine(GROUP, "canary of the agent", "went through the hooks to the agent and back"),
+            error => Finding::failed(GROUP, "canary of the agent", error, "restart the agent"),
+        });
+    }
+    if !status.ambiguous_addresses.is_empty() {
+        findings.push(Finding::warning(
+            GROUP,
+            "addresses",
+            format!("more than one host claims {}", status.ambiguous_addresses.join(", ")),
+            "connections to them are NOT encrypted; take them off all hosts but one",
+        ));
+    }
+    findings
+}
+
+fn server(status: &v1::StatusResponse) -> Finding {
+    const NAME: &str = "server";
+    if status.connected_server.is_empty() {
+        let detail = format!("none of {} answers: {}", status.servers.join(", "), status.server_error);
+        let hint = "start the server, or open the way to it; the catalog known so far stays in use";
+        return Finding::failed(GROUP, NAME, detail, hint);
+    }
+    Finding::fine(GROUP, NAME, format!("{} (catalog {})", status.connected_server, status.catalog_revision))
+}
+
+fn certificate(status: &v1::StatusResponse) -> Finding {
+    const NAME: &str = "certificate";
+    let left = time_from_unix(status.certificate_expires_at)
+        .and_then(|end| end.duration_since(SystemTime::now()).ok())
+        .map(|left| Duration::from_secs(left.as_secs()));
+    match left {
+        Some(left) => {
+            Finding::fine(GROUP, NAME, format!("{}, valid for {}", status.spiffe_id, humantime::format_duration(left)))
+        }
+        None => {
+            let hint = "it is renewed as soon as a server answers; no tunnel is accepted until then";
+            Finding::failed(GROUP, NAME, format!("{} has expired", status.spiffe_id), hint)
+        }
+    }
+}
+
+fn hooks(interception: &v1::Interception) -> Finding {
+    const NAME: &str = "hooks";
+    if interception.missing.is_empty() {
+        return Finding::fine(
+            GROUP,
+            NAME,
+            format!("{} attached to {}", interception.attached.join(", "), interception.cgroup),
+        );
+    }
+    let detail = format!("{} not attached to {}", interception.missing.join(", "), interception.cgroup);
+    Finding::failed(GROUP, NAME, detail, "restart the agent; until then connections may be NOT encrypted")
+}
+
+/// From this process, if it is where the hooks are.
+async fn own_canary(interception: &v1::Interception) -> Finding {
+    const NAME: &str = "canary from here";
+    let own = cgroup::root().and_then(|root| cgroup::own(&root));
+    if let Ok(own) = &own
+        && !own.starts_with(&interception.cgroup)
+    {
+        let detail = format!("not tried: this command runs in {}, outside of {}", own.display(), interception.cgroup);
+        return Finding::warning(GROUP, NAME, detail, "run it from inside to try it");
+    }
+    match tokio::task::spawn_blocking(canary::probe).await {
+        Ok(Ok(())) => Finding::fine(GROUP, NAME, "went through the hooks to the agent and back"),
+        Ok(Err(error)) => {
+            let hint = "connections from here are NOT intercepted: run it in the agent's network namespace, or restart the agent";
+            Finding::failed(GROUP, NAME, error, hint)
+        }
+        Err(error) => Finding::failed(GROUP, NAME, error.to_string(), "look at the agent's log"),
+    }
+}
