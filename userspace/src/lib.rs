@@ -5,6 +5,7 @@ pub mod api;
 pub mod bpf;
 pub mod catalog;
 pub mod cgroup;
+pub mod cli;
 pub mod control;
 pub mod discovery;
 pub mod identity;
