@@ -15,7 +15,9 @@ pub enum CgroupError {
     #[error("{0}: {1}")]
     Proc(&'static str, io::Error),
     /// There is no cgroup v2.
-    #[error("no cgroup v2 hierarchy is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or name it with --cgroup")]
+    #[error(
+        "no cgroup v2 hierarchy is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or name it with --cgroup"
+    )]
     NotMounted,
 }
 

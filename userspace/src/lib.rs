@@ -6,6 +6,7 @@ pub mod bpf;
 pub mod catalog;
 pub mod cgroup;
 pub mod check;
+pub mod cli;
 pub mod control;
 pub mod discovery;
 pub mod identity;

@@ -1,1 +1,56 @@
-fn main() {}
+//! The `murmesh` binary: parses the command line, runs one command, and says what went wrong.
+//!
+//! Exit status: 0 fine, 1 it failed or a check is red, 2 wrong usage.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+use murmesh::cli::{self, Cli, Command};
+
+fn main() -> ExitCode {
+    match cli::parse(std::env::args_os()).map(|cli| run(cli.command)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            report(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Server(arguments) => cli::server::run(arguments),
+        Command::Agent(arguments) => cli::agent::run(arguments),
+        Command::Sidecar(arguments) => cli::sidecar::run(arguments),
+        Command::Token(command) => cli::token::run(command),
+        Command::Status(arguments) => cli::status::run(arguments),
+        Command::Members(arguments) => cli::members::run(arguments),
+        Command::Services(arguments) => cli::services::run(arguments),
+        Command::Check(arguments) => cli::check::run(arguments),
+        Command::Completions { shell } => Ok(completions(shell)),
+    }
+}
+
+fn completions(shell: Shell) -> ExitCode {
+    clap_complete::generate(shell, &mut Cli::command(), "murmesh", &mut io::stdout());
+    ExitCode::SUCCESS
+}
+
+/// Prints an error with its causes, once each: some messages already contain those of their source.
+fn report(error: &anyhow::Error) {
+    let mut message = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if message.is_empty() {
+            message = cause;
+        } else if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    eprintln!("murmesh: {message}");
+}

@@ -89,7 +89,8 @@ pub fn has_input(stream: &TcpStream) -> bool {
 /// # Errors
 /// There is no route.
 pub fn source_for(destination: SocketAddr) -> io::Result<std::net::IpAddr> {
-    let any: SocketAddr = if destination.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
+    let any: SocketAddr =
+        if destination.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
     let socket = std::net::UdpSocket::bind(any)?;
     socket.connect(destination)?;
     Ok(socket.local_addr()?.ip())

@@ -97,9 +97,7 @@ fn dump(listeners: &mut Listeners) -> Result<(), DiscoveryError> {
 }
 
 /// Never, without a kernel half.
-async fn next(
-    events: &mut Option<mpsc::Receiver<(ListenerChange, u64)>>,
-) -> Option<(ListenerChange, u64)> {
+async fn next(events: &mut Option<mpsc::Receiver<(ListenerChange, u64)>>) -> Option<(ListenerChange, u64)> {
     match events {
         Some(events) => events.recv().await,
         None => std::future::pending().await,

@@ -49,7 +49,8 @@ impl Interception {
             own.display(),
             options.cgroup.display()
         );
-        let netns_cookie = cgroup::netns_cookie().context("this kernel does not tell network namespaces apart (5.14 does)")?;
+        let netns_cookie = cgroup::netns_cookie()
+            .context("this kernel does not tell network namespaces apart (5.14 does)")?;
         let settings = Settings {
             netns_cookie,
             mark: options.mark,

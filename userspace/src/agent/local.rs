@@ -79,7 +79,9 @@ impl Kernel {
     }
 
     fn redirected(&self) -> u64 {
-        Counters::open(&self.pins).and_then(|counters| counters.get(KernelCounter::Redirected)).unwrap_or_default()
+        Counters::open(&self.pins)
+            .and_then(|counters| counters.get(KernelCounter::Redirected))
+            .unwrap_or_default()
     }
 }
 
@@ -110,16 +112,20 @@ impl v1::local_server::Local for AgentLocal {
         Ok(Response::new(v1::Snapshot::from(&**self.catalog.borrow())))
     }
 
-    async fn status(&self, _request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        _request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusResponse>, Status> {
         let kernel = self.kernel.clone();
         // The probe connects through the hooks to this very agent, and waits for its answer.
         let probed = tokio::task::spawn_blocking(move || {
             kernel.map(|kernel| (kernel.interception(), kernel.redirected()))
         });
-        let (interception, redirected) = match probed.await.map_err(|error| Status::internal(error.to_string()))? {
-            Some((interception, redirected)) => (Some(interception), redirected),
-            None => (None, 0),
-        };
+        let (interception, redirected) =
+            match probed.await.map_err(|error| Status::internal(error.to_string()))? {
+                Some((interception, redirected)) => (Some(interception), redirected),
+                None => (None, 0),
+            };
         let current = self.shared.identity.load();
         let (server, catalog) = (self.server.borrow().clone(), self.catalog.borrow().clone());
         Ok(Response::new(v1::StatusResponse {

@@ -140,7 +140,9 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
         info!("hooks detached, pins removed");
     }
     if !control.withdraw().await {
-        warn!("no server acknowledged that this host serves nothing any more; other hosts' connections to it fail until one does");
+        warn!(
+            "no server acknowledged that this host serves nothing any more; other hosts' connections to it fail until one does"
+        );
     }
     running?.stop().await;
     info!("stopped");

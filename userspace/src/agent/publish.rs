@@ -36,8 +36,10 @@ impl FromStr for Upstream {
         if let Ok(address) = text.parse() {
             return Ok(Self::Address(address));
         }
-        let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("{text:?} has no port: use HOST:PORT"))?;
-        let port = port.parse().map_err(|_| format!("{port:?} is not a port: use a number from 1 to 65535"))?;
+        let (host, port) =
+            text.rsplit_once(':').ok_or_else(|| format!("{text:?} has no port: use HOST:PORT"))?;
+        let port =
+            port.parse().map_err(|_| format!("{port:?} is not a port: use a number from 1 to 65535"))?;
         Ok(Self::Node(host.parse().map_err(|error: crate::identity::NameError| error.to_string())?, port))
     }
 }
@@ -77,8 +79,7 @@ impl Publisher {
             let known = catalog.borrow_and_update().clone();
             let here = served.borrow_and_update().clone();
             self.shared.services.store(Arc::new(local_services(&known, here, &own.node)));
-            let routes =
-                Routes::new(&known, &own.node, &own.trust_domain, |to| socket::source_for(to).ok());
+            let routes = Routes::new(&known, &own.node, &own.trust_domain, |to| socket::source_for(to).ok());
             self.publish_routes(routes);
             if let Some((wanted, upstream)) = &self.upstream {
                 upstream.store(wanted.resolve(&known).map(Arc::new));

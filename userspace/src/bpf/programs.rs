@@ -5,7 +5,10 @@ use std::{fs::File, path::PathBuf};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Map, MapData, PerCpuArray},
-    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps, links::{FdLink, LinkError}},
+    programs::{
+        CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps,
+        links::{FdLink, LinkError},
+    },
 };
 use murmesh_common::{Counter, Settings};
 
@@ -115,7 +118,9 @@ impl KernelHalf {
         for name in ["ENDPOINTS", "CONNECTIONS", "HANDSHAKES", "EVENTS", "COUNTERS"] {
             let path = self.pins.map(name);
             let map = self.ebpf.map(name).ok_or_else(|| {
-                BpfError::system("a map of the kernel half")(std::io::Error::other(format!("{name} is missing")))
+                BpfError::system("a map of the kernel half")(std::io::Error::other(format!(
+                    "{name} is missing"
+                )))
             })?;
             map.pin(&path)
                 .map_err(|error| BpfError::Pin { path, error: std::io::Error::other(error.to_string()) })?;

@@ -34,9 +34,15 @@ pub fn check(options: &CheckOptions) -> Vec<Finding> {
 fn cgroup_root() -> Finding {
     const NAME: &str = "cgroup v2";
     match cgroup::root() {
-        Ok(root) if root == Path::new("/sys/fs/cgroup") => Finding::fine(GROUP, NAME, root.display().to_string()),
-        Ok(root) => Finding::fine(GROUP, NAME, format!("{} (beside version 1: a hybrid system)", root.display())),
-        Err(error) => Finding::failed(GROUP, NAME, error.to_string(), "mount -t cgroup2 none /sys/fs/cgroup/unified"),
+        Ok(root) if root == Path::new("/sys/fs/cgroup") => {
+            Finding::fine(GROUP, NAME, root.display().to_string())
+        }
+        Ok(root) => {
+            Finding::fine(GROUP, NAME, format!("{} (beside version 1: a hybrid system)", root.display()))
+        }
+        Err(error) => {
+            Finding::failed(GROUP, NAME, error.to_string(), "mount -t cgroup2 none /sys/fs/cgroup/unified")
+        }
     }
 }
 
@@ -47,9 +53,18 @@ fn cgroup_to_attach(options: &CheckOptions) -> Finding {
     };
     let shown = path.display();
     match statfs(&path) {
-        Ok(found) if found.filesystem_type() == CGROUP2_SUPER_MAGIC => Finding::fine(GROUP, NAME, shown.to_string()),
-        Ok(_) => Finding::failed(GROUP, NAME, format!("{shown} is not in cgroup v2"), "choose another with --cgroup"),
-        Err(errno) => Finding::failed(GROUP, NAME, format!("{shown}: {errno}"), "choose another with --cgroup"),
+        Ok(found) if found.filesystem_type() == CGROUP2_SUPER_MAGIC => {
+            Finding::fine(GROUP, NAME, shown.to_string())
+        }
+        Ok(_) => Finding::failed(
+            GROUP,
+            NAME,
+            format!("{shown} is not in cgroup v2"),
+            "choose another with --cgroup",
+        ),
+        Err(errno) => {
+            Finding::failed(GROUP, NAME, format!("{shown}: {errno}"), "choose another with --cgroup")
+        }
     }
 }
 
@@ -96,7 +111,12 @@ fn capabilities() -> Finding {
     if missing.is_empty() {
         return Finding::fine(GROUP, NAME, format!("CAP_NET_ADMIN, CAP_BPF (uid {})", geteuid()));
     }
-    Finding::failed(GROUP, NAME, format!("missing: {}", missing.join(", ")), "run this, and the agent, as root")
+    Finding::failed(
+        GROUP,
+        NAME,
+        format!("missing: {}", missing.join(", ")),
+        "run this, and the agent, as root",
+    )
 }
 
 /// Certificates are valid from five minutes before they are made: a clock that is far off makes them useless.
@@ -132,6 +152,8 @@ fn socket_monitor() -> Finding {
     const NAME: &str = "listing of listeners";
     match listening_sockets() {
         Ok(sockets) => Finding::fine(GROUP, NAME, format!("{} listening TCP sockets", sockets.len())),
-        Err(error) => Finding::failed(GROUP, NAME, error.to_string(), "without it no service of this host is meshed"),
+        Err(error) => {
+            Finding::failed(GROUP, NAME, error.to_string(), "without it no service of this host is meshed")
+        }
     }
 }

@@ -17,9 +17,10 @@ const UPGRADE: &str = "use a kernel with it (Linux 5.15 or newer), or the plain 
 /// Version, type information, program and map types, and namespace cookies.
 pub fn check() -> Vec<Finding> {
     let mut findings = vec![version(), type_information()];
-    for (name, kind) in
-        [("programs on socket addresses", ProgramType::CgroupSockAddr), ("programs on socket operations", ProgramType::SockOps)]
-    {
+    for (name, kind) in [
+        ("programs on socket addresses", ProgramType::CgroupSockAddr),
+        ("programs on socket operations", ProgramType::SockOps),
+    ] {
         findings.push(supported(name, is_program_supported(kind).map_err(|error| error.to_string())));
     }
     for (name, kind) in [("socket storage maps", MapType::SkStorage), ("ring buffers", MapType::RingBuf)] {
@@ -58,6 +59,8 @@ fn supported(name: &str, answer: Result<bool, String>) -> Finding {
     match answer {
         Ok(true) => Finding::fine(GROUP, name, "present"),
         Ok(false) => Finding::failed(GROUP, name, "the kernel does not have them", UPGRADE),
-        Err(error) => Finding::failed(GROUP, name, format!("could not be probed: {error}"), "run this as root"),
+        Err(error) => {
+            Finding::failed(GROUP, name, format!("could not be probed: {error}"), "run this as root")
+        }
     }
 }

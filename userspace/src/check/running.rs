@@ -67,9 +67,11 @@ fn certificate(status: &v1::StatusResponse) -> Finding {
         .and_then(|end| end.duration_since(SystemTime::now()).ok())
         .map(|left| Duration::from_secs(left.as_secs()));
     match left {
-        Some(left) => {
-            Finding::fine(GROUP, NAME, format!("{}, valid for {}", status.spiffe_id, humantime::format_duration(left)))
-        }
+        Some(left) => Finding::fine(
+            GROUP,
+            NAME,
+            format!("{}, valid for {}", status.spiffe_id, humantime::format_duration(left)),
+        ),
         None => {
             let hint = "it is renewed as soon as a server answers; no tunnel is accepted until then";
             Finding::failed(GROUP, NAME, format!("{} has expired", status.spiffe_id), hint)
@@ -97,7 +99,8 @@ async fn own_canary(interception: &v1::Interception) -> Finding {
     if let Ok(own) = &own
         && !own.starts_with(&interception.cgroup)
     {
-        let detail = format!("not tried: this command runs in {}, outside of {}", own.display(), interception.cgroup);
+        let detail =
+            format!("not tried: this command runs in {}, outside of {}", own.display(), interception.cgroup);
         return Finding::warning(GROUP, NAME, detail, "run it from inside to try it");
     }
     match tokio::task::spawn_blocking(canary::probe).await {

@@ -25,6 +25,14 @@ impl FromIterator<u16> for ExemptPorts {
 }
 
 impl ExemptPorts {
+    /// The usual ones and more.
+    #[must_use]
+    pub fn with(more: impl IntoIterator<Item = u16>) -> Self {
+        let mut ports = Self::default();
+        ports.0.extend(more);
+        ports
+    }
+
     /// Whether the mesh leaves this port alone.
     #[must_use]
     pub fn contains(&self, port: u16) -> bool {

@@ -84,7 +84,12 @@ async fn streams(worker: &Worker, tunnel: &mut Tunnel, from: SocketAddr) -> Resu
     }
 }
 
-async fn stream(worker: &Worker, tunnel: &mut Tunnel, from: SocketAddr, open: Open) -> Result<(), TunnelError> {
+async fn stream(
+    worker: &Worker,
+    tunnel: &mut Tunnel,
+    from: SocketAddr,
+    open: Open,
+) -> Result<(), TunnelError> {
     let Open { destination, client } = open;
     let id = tunnel.peer().id.clone();
     let mut access = AccessRecord::open(worker.shared.clone(), Direction::Inbound, client, destination, id);
@@ -109,7 +114,12 @@ async fn stream(worker: &Worker, tunnel: &mut Tunnel, from: SocketAddr, open: Op
 }
 
 /// The caller is known from its certificate; it may reach services of this host, for clients of its own.
-fn authorise(worker: &Worker, caller: &PeerIdentity, from: SocketAddr, open: &Open) -> Result<(), RefusalReason> {
+fn authorise(
+    worker: &Worker,
+    caller: &PeerIdentity,
+    from: SocketAddr,
+    open: &Open,
+) -> Result<(), RefusalReason> {
     let services = worker.shared.services.load();
     if !services.serves(open.destination) {
         return Err(RefusalReason::NotAService);
@@ -126,7 +136,10 @@ async fn dial(worker: &Worker, open: &Open) -> Result<TcpStream, (RefusalReason,
     let failed = |error: io::Error| (refusal(&error), error.to_string());
     let socket = socket::outgoing(open.destination, worker.shared.mark).map_err(failed)?;
     socket::reset_on_close(&socket).map_err(failed)?;
-    worker.origin.announce(&socket, open.client).map_err(|error| (RefusalReason::Internal, error.to_string()))?;
+    worker
+        .origin
+        .announce(&socket, open.client)
+        .map_err(|error| (RefusalReason::Internal, error.to_string()))?;
     timeout(SERVICE_TIMEOUT, socket.connect(open.destination))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

@@ -3,8 +3,8 @@
 //! Each core has a worker: a thread with its own runtime, listeners and tunnels. What workers share is read-only
 //! snapshots, replaced whole, and counters.
 
-pub mod access;
 mod accept;
+pub mod access;
 mod inbound;
 mod origin;
 mod outbound;

@@ -107,7 +107,11 @@ impl Pool {
         let idle = &mut peers.entry(peer.clone()).or_default().idle;
         if idle.len() < MAX_IDLE {
             self.shared.traffic.add(Counter::TunnelsIdle, 1);
-            idle.push_back(Idle { tunnel: lease.tunnel, since: Instant::now(), generation: lease.generation });
+            idle.push_back(Idle {
+                tunnel: lease.tunnel,
+                since: Instant::now(),
+                generation: lease.generation,
+            });
         }
     }
 

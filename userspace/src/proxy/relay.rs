@@ -155,7 +155,9 @@ impl<'a> Relay<'a> {
                         .shutdown(Shutdown::Write)
                         .map_err(RelayError::Application)?;
                 }
-                Received::Frame(Frame::Refused(reason)) => return Poll::Ready(Err(RelayError::Refused(reason))),
+                Received::Frame(Frame::Refused(reason)) => {
+                    return Poll::Ready(Err(RelayError::Refused(reason)));
+                }
                 Received::Frame(Frame::Reset(reason)) => return Poll::Ready(Err(RelayError::Reset(reason))),
                 Received::Frame(Frame::Accepted | Frame::Open(_)) => {}
                 Received::Closed => return Poll::Ready(Err(TunnelError::Closed.into())),

@@ -92,9 +92,10 @@ impl LocalServices {
     pub fn serves(&self, destination: SocketAddr) -> bool {
         let port = destination.port();
         self.addresses.contains(&destination.ip())
-            && self.listeners.iter().any(|listener| {
-                listener.address.port() == port && listener.accepts(destination.ip())
-            })
+            && self
+                .listeners
+                .iter()
+                .any(|listener| listener.address.port() == port && listener.accepts(destination.ip()))
     }
 
     /// Whether a tunnel from `node`, whose connection came from `tunnel_source`, may speak for a client with

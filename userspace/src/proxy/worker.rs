@@ -150,7 +150,8 @@ impl Bound {
         }
         let tunnels = match bind(listen.tunnels)? {
             Some(listener) => listener,
-            None => bind((Ipv4Addr::UNSPECIFIED, listen.tunnels.port()).into())?.context("no IPv4 on this host")?,
+            None => bind((Ipv4Addr::UNSPECIFIED, listen.tunnels.port()).into())?
+                .context("no IPv4 on this host")?,
         };
         Ok(Self { tunnels, applications })
     }
@@ -162,7 +163,9 @@ fn bind(address: SocketAddr) -> anyhow::Result<Option<std::net::TcpListener>> {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if address.is_ipv6() && is_without_ipv6(&error) => Ok(None),
         Err(error) => Err(error).with_context(|| {
-            format!("cannot listen on {address}: is another agent or sidecar running in this network namespace?")
+            format!(
+                "cannot listen on {address}: is another agent or sidecar running in this network namespace?"
+            )
         }),
     }
 }
@@ -183,8 +186,7 @@ fn run(
     // Dropping the runtime drops what still runs, which resets its connections.
     runtime.block_on(async move {
         let pool = Rc::new(Pool::new(shared.clone()));
-        let worker =
-            Rc::new(Worker { shared, origin, pool, handshakes: Semaphore::new(MAX_HANDSHAKES) });
+        let worker = Rc::new(Worker { shared, origin, pool, handshakes: Semaphore::new(MAX_HANDSHAKES) });
         for listener in bound.applications {
             let (listener, worker) = (TcpListener::from_std(listener)?, worker.clone());
             let serve = move |stream, peer| outbound::serve(worker.clone(), stream, peer);

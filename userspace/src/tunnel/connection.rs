@@ -101,7 +101,11 @@ impl Tunnel {
     }
 
     /// Sends what is left of `chunk`, until the kernel has all of it.
-    pub fn poll_send(&mut self, context: &mut Context<'_>, chunk: &mut Chunk) -> Poll<Result<(), TunnelError>> {
+    pub fn poll_send(
+        &mut self,
+        context: &mut Context<'_>,
+        chunk: &mut Chunk,
+    ) -> Poll<Result<(), TunnelError>> {
         while !chunk.is_empty() {
             let sent = ready!(Pin::new(&mut self.stream).poll_write(context, chunk.bytes()))?;
             chunk.consume(sent);

@@ -38,7 +38,11 @@ pub enum DialError {
 /// # Errors
 /// The agent cannot be reached, or it is not the expected one, or it does not accept us; each within
 /// [`CONNECT_TIMEOUT`] and [`HANDSHAKE_TIMEOUT`].
-pub async fn dial(address: SocketAddr, config: Arc<ClientConfig>, mark: Option<u32>) -> Result<Tunnel, DialError> {
+pub async fn dial(
+    address: SocketAddr,
+    config: Arc<ClientConfig>,
+    mark: Option<u32>,
+) -> Result<Tunnel, DialError> {
     let stream = connect(address, mark).await.map_err(|error| DialError::Connect(address, error))?;
     // The verifier compares SPIFFE ids and no server name is sent, so the name is only a form to fill in.
     let name = ServerName::IpAddress(address.ip().into());

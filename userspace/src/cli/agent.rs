@@ -1,0 +1,108 @@
+//! `murmesh agent`.
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::Args;
+
+use super::daemon::{self, DaemonOptions, KernelOptions};
+use crate::{
+    agent::{self, AgentOptions, Capture, InterceptionOptions},
+    bpf::DEFAULT_MARK,
+    cgroup,
+    discovery::ExemptPorts,
+    identity::{JoinToken, NodeName},
+};
+
+/// Arguments of `murmesh agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    #[command(flatten)]
+    daemon: DaemonOptions,
+    #[command(flatten)]
+    kernel: KernelOptions,
+    #[command(flatten)]
+    member: MemberOptions,
+    /// Loopback port that intercepted connections are redirected to.
+    #[arg(long, default_value_t = 15001, value_name = "PORT")]
+    outbound_port: u16,
+    /// Mark (SO_MARK) of the agent's own sockets; change it if routing rules of this host use the same.
+    #[arg(long, default_value_t = DEFAULT_MARK, value_name = "NUMBER")]
+    mark: u32,
+    /// Services that the kernel half has room for, in the whole mesh.
+    #[arg(long, default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(16..=16_777_216), value_name = "NUMBER")]
+    max_endpoints: u32,
+}
+
+/// What an agent and a sidecar have in common.
+#[derive(Debug, Args)]
+pub struct MemberOptions {
+    /// Token to join with, from `murmesh token create` on a server. Only needed the first time.
+    #[arg(long, env = "MURMESH_JOIN", hide_env_values = true, value_name = "TOKEN")]
+    join: Option<JoinToken>,
+    /// Name to join as [default: the host name].
+    #[arg(long, value_name = "NAME")]
+    node: Option<NodeName>,
+    /// Port on which tunnels from other hosts are accepted, on every address.
+    #[arg(long, default_value_t = 9191, value_name = "PORT")]
+    tunnel_port: u16,
+    /// Port whose listeners are left alone; may be given several times. Those of SSH (22) and of Murmesh always are.
+    #[arg(long, value_name = "PORT")]
+    exempt: Vec<u16>,
+    /// How long connections may go on after a stop before they are reset.
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    drain_timeout: Duration,
+}
+
+impl MemberOptions {
+    /// The options of the daemon to run. `own` are ports that it listens on beside the usual ones.
+    pub(super) fn agent_options(
+        self,
+        daemon: DaemonOptions,
+        capture: Capture,
+        own: &[u16],
+    ) -> anyhow::Result<AgentOptions> {
+        let exempt = ExemptPorts::with(self.exempt.iter().chain(own).copied().chain([self.tunnel_port]));
+        Ok(AgentOptions {
+            run_dir: daemon.run_dir(),
+            data_dir: daemon.data_dir,
+            node: daemon::node_name(self.node)?,
+            join: self.join,
+            tunnel_port: self.tunnel_port,
+            exempt,
+            drain_timeout: self.drain_timeout,
+            capture,
+        })
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the agent cannot start.
+pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
+    daemon::start_log(arguments.daemon.log_format)?;
+    let AgentArgs { daemon, kernel, member, outbound_port, mark, max_endpoints } = arguments;
+    anyhow::ensure!(mark != 0, "--mark 0 is what every socket has: choose another number");
+    let cgroup = match kernel.cgroup {
+        // Resolved, because it is compared with where processes are.
+        Some(cgroup) => std::fs::canonicalize(&cgroup)
+            .map_err(|error| anyhow::anyhow!("--cgroup {}: {error}", cgroup.display()))?,
+        None => cgroup::root()?,
+    };
+    let capture = Capture::Kernel(InterceptionOptions {
+        cgroup,
+        bpf_dir: kernel.bpf_dir,
+        mark,
+        outbound_port,
+        max_endpoints,
+    });
+    run_until_stopped(member.agent_options(daemon, capture, &[outbound_port])?)
+}
+
+/// Runs an agent or a sidecar.
+pub(super) fn run_until_stopped(options: AgentOptions) -> anyhow::Result<ExitCode> {
+    daemon::block_on(async {
+        agent::run(options, daemon::stop_on_signal()?).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,90 @@
+//! The command line: one module per command, each with its arguments and a `run`.
+
+pub mod agent;
+pub mod check;
+mod config;
+pub mod daemon;
+pub mod members;
+pub mod output;
+pub mod server;
+pub mod services;
+pub mod sidecar;
+pub mod status;
+pub mod token;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+pub use config::with_config_file;
+
+/// Encrypts the TCP connections between Linux hosts without changing any program.
+///
+/// Start a server on one host, then an agent on every host, joined by a token:
+///
+///   murmesh server
+///   murmesh token create
+///   murmesh agent --join TOKEN
+#[derive(Debug, Parser)]
+#[command(name = "murmesh", version, verbatim_doc_comment, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the server of a mesh: certificates, catalog, join tokens.
+    Server(server::ServerArgs),
+    /// Run the agent of this host: intercept connections and carry them encrypted.
+    Agent(agent::AgentArgs),
+    /// Run the same tunnel without eBPF: programs dial 127.0.0.1 by hand.
+    Sidecar(sidecar::SidecarArgs),
+    /// Make tokens by which hosts join (on the server's host).
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Tell how the daemon on this host is doing; exit 1 if anything is wrong.
+    Status(status::StatusArgs),
+    /// List the hosts of the mesh.
+    Members(members::MembersArgs),
+    /// List every listener of every host, and whether the mesh carries connections to it.
+    Services(services::ServicesArgs),
+    /// Find out whether this host can run an agent, and whether a running one works.
+    Check(check::CheckArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// Where the command line finds its daemon.
+#[derive(Debug, Clone, Args)]
+pub struct RunDirectory {
+    /// Directory of the daemon's Unix socket.
+    #[arg(long, env = "MURMESH_RUN_DIR", default_value = "/run/murmesh", value_name = "DIR")]
+    pub run_dir: PathBuf,
+}
+
+/// Options of every command that only reads.
+#[derive(Debug, Clone, Args)]
+pub struct ReadOptions {
+    #[command(flatten)]
+    run_directory: RunDirectory,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: output::Format,
+}
+
+/// Parses the command line, with the values of `--config` where a flag was not given.
+/// Usage errors and `--help` end the process, with status 2 and 0.
+///
+/// # Errors
+/// When the configuration file is unreadable or has an unknown key.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Cli> {
+    Ok(Cli::parse_from(with_config_file(arguments.into_iter().collect())?))
+}

@@ -1,0 +1,259 @@
+//! `murmesh status`. JSON: `{healthy, problems, role, node, version, trust_domain, spiffe_id,
+//! certificate_expires_at, catalog_revision, endpoints, ambiguous_addresses, servers, connected_server,
+//! interception, traffic}`. `interception` is `{cgroup, bpf_dir, attached, missing, canary_error}` and
+//! `traffic` has the counters of the running agent; both are null where they do not apply.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::output::{self, Format, relative, rfc3339};
+use super::{ReadOptions, daemon};
+use crate::api::{time_from_unix, v1};
+use crate::local::{ANY_SOCKET, connect};
+
+/// Arguments of `murmesh status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    read: ReadOptions,
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    healthy: bool,
+    problems: &'a [String],
+    role: &'a str,
+    node: &'a str,
+    version: &'a str,
+    trust_domain: &'a str,
+    spiffe_id: &'a str,
+    certificate_expires_at: Option<String>,
+    catalog_revision: u64,
+    endpoints: u64,
+    ambiguous_addresses: &'a [String],
+    servers: &'a [String],
+    connected_server: Option<&'a str>,
+    interception: Option<Interception<'a>>,
+    traffic: Option<Traffic>,
+}
+
+#[derive(Serialize)]
+struct Interception<'a> {
+    cgroup: &'a str,
+    bpf_dir: &'a str,
+    attached: &'a [String],
+    missing: &'a [String],
+    canary_error: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Traffic {
+    streams_active: u64,
+    streams_total: u64,
+    streams_failed: u64,
+    bytes_sent: u64,
+    bytes_received: u64,
+    tunnels_idle: u64,
+    tunnel_handshakes: u64,
+    missing_records: u64,
+    redirected: u64,
+}
+
+/// Prints how the daemon is doing; fails when something is wrong.
+///
+/// # Errors
+/// When no daemon answers.
+pub fn run(arguments: StatusArgs) -> anyhow::Result<ExitCode> {
+    let status = daemon::block_on(async {
+        let mut daemon = connect(&arguments.read.run_directory.run_dir, ANY_SOCKET, "murmesh daemon").await?;
+        Ok(daemon.status(v1::StatusRequest {}).await.map_err(local_error)?.into_inner())
+    })?;
+    let now = SystemTime::now();
+    let problems = problems(&status, now);
+    match arguments.read.output {
+        Format::Json => output::print_json(&Status::new(&status, &problems))?,
+        Format::Table => output::print(&page(&status, &problems, now))?,
+    }
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A daemon's refusal as the command line shows it: its words alone.
+#[expect(clippy::needless_pass_by_value, reason = "used as the function of map_err")]
+pub(super) fn local_error(status: tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("the daemon answered: {}", status.message())
+}
+
+/// Everything that is wrong, in words.
+fn problems(status: &v1::StatusResponse, now: SystemTime) -> Vec<String> {
+    let mut problems = Vec::new();
+    if time_from_unix(status.certificate_expires_at).is_none_or(|end| end <= now) {
+        problems.push("the certificate has expired: no connection can be carried".to_owned());
+    }
+    if status.role != "server" && status.connected_server.is_empty() {
+        let reason = if status.server_error.is_empty() { "not connected yet" } else { &status.server_error };
+        problems.push(format!("no server answers, the catalog may be old: {reason}"));
+    }
+    match &status.interception {
+        Some(interception) => problems.extend(interception_problems(interception)),
+        None if status.role == "agent" => problems.push("connections are not intercepted".to_owned()),
+        None => {}
+    }
+    problems
+}
+
+fn interception_problems(interception: &v1::Interception) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !interception.missing.is_empty() {
+        let hooks = interception.missing.join(", ");
+        problems
+            .push(format!("hooks are not attached to {}: {hooks}; restart the agent", interception.cgroup));
+    }
+    if !interception.canary_error.is_empty() {
+        problems.push(format!("a test connection was not intercepted: {}", interception.canary_error));
+    }
+    problems
+}
+
+fn page(status: &v1::StatusResponse, problems: &[String], now: SystemTime) -> String {
+    let expiry = time_from_unix(status.certificate_expires_at);
+    let expiry = expiry.map_or("none".to_owned(), |end| format!("{} ({})", relative(end, now), rfc3339(end)));
+    let mut lines = vec![
+        ("role", format!("{} {} (version {})", status.role, status.node, status.version)),
+        ("identity", status.spiffe_id.clone()),
+        ("certificate ends", expiry),
+        ("catalog", format!("revision {}", status.catalog_revision)),
+    ];
+    if status.role == "server" {
+        lines.push(("advertised at", status.servers.join(" ")));
+    } else {
+        let connected = if status.connected_server.is_empty() { "none" } else { &status.connected_server };
+        lines.push(("server", format!("{connected} (of {})", status.servers.join(" "))));
+        lines.push(("endpoints", format!("{} addresses lead through the mesh", status.endpoints)));
+    }
+    if !status.ambiguous_addresses.is_empty() {
+        let list = status.ambiguous_addresses.join(" ");
+        lines.push(("left alone", format!("{list} (claimed by more than one host)")));
+    }
+    if let Some(interception) = &status.interception {
+        let (attached, cgroup) = (interception.attached.join(" "), &interception.cgroup);
+        lines.push(("interception", format!("{attached} at {cgroup}")));
+    }
+    if let Some(traffic) = &status.traffic {
+        lines.extend(traffic_lines(traffic));
+    }
+    let mut page = String::new();
+    for (name, value) in lines {
+        let _ = writeln!(page, "{name:<17}{value}");
+    }
+    match problems {
+        [] => page.push_str("all is well\n"),
+        problems => problems.iter().for_each(|problem| {
+            let _ = writeln!(page, "PROBLEM: {problem}");
+        }),
+    }
+    page
+}
+
+fn traffic_lines(traffic: &v1::Traffic) -> [(&'static str, String); 3] {
+    [
+        (
+            "connections",
+            format!(
+                "{} open, {} carried, {} failed, {} redirected, {} reset without a record",
+                traffic.streams_active,
+                traffic.streams_total,
+                traffic.streams_failed,
+                traffic.redirected,
+                traffic.missing_records
+            ),
+        ),
+        ("bytes", format!("{} sent, {} received", traffic.bytes_sent, traffic.bytes_received)),
+        ("tunnels", format!("{} idle, {} handshakes", traffic.tunnels_idle, traffic.tunnel_handshakes)),
+    ]
+}
+
+impl<'a> Status<'a> {
+    fn new(status: &'a v1::StatusResponse, problems: &'a [String]) -> Self {
+        let some = |text: &'a str| Some(text).filter(|text| !text.is_empty());
+        Self {
+            healthy: problems.is_empty(),
+            problems,
+            role: &status.role,
+            node: &status.node,
+            version: &status.version,
+            trust_domain: &status.trust_domain,
+            spiffe_id: &status.spiffe_id,
+            certificate_expires_at: time_from_unix(status.certificate_expires_at).map(rfc3339),
+            catalog_revision: status.catalog_revision,
+            endpoints: status.endpoints,
+            ambiguous_addresses: &status.ambiguous_addresses,
+            servers: &status.servers,
+            connected_server: some(&status.connected_server),
+            interception: status.interception.as_ref().map(|found| Interception {
+                cgroup: &found.cgroup,
+                bpf_dir: &found.bpf_dir,
+                attached: &found.attached,
+                missing: &found.missing,
+                canary_error: some(&found.canary_error),
+            }),
+            traffic: status.traffic.as_ref().map(Traffic::from),
+        }
+    }
+}
+
+impl From<&v1::Traffic> for Traffic {
+    fn from(traffic: &v1::Traffic) -> Self {
+        Self {
+            streams_active: traffic.streams_active,
+            streams_total: traffic.streams_total,
+            streams_failed: traffic.streams_failed,
+            bytes_sent: traffic.bytes_sent,
+            bytes_received: traffic.bytes_received,
+            tunnels_idle: traffic.tunnels_idle,
+            tunnel_handshakes: traffic.tunnel_handshakes,
+            missing_records: traffic.missing_records,
+            redirected: traffic.redirected,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::unix_seconds;
+    use std::time::Duration;
+
+    fn agent() -> v1::StatusResponse {
+        v1::StatusResponse {
+            role: "agent".to_owned(),
+            connected_server: "10.0.0.1:9190".to_owned(),
+            certificate_expires_at: unix_seconds(SystemTime::now() + Duration::from_secs(60)),
+            interception: Some(v1::Interception::default()),
+            ..v1::StatusResponse::default()
+        }
+    }
+
+    #[test]
+    fn a_working_agent_has_no_problem() {
+        assert_eq!(problems(&agent(), SystemTime::now()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_failure_is_a_problem() {
+        let now = SystemTime::now();
+        let one = |status: v1::StatusResponse| problems(&status, now).len();
+        assert_eq!(one(v1::StatusResponse { connected_server: String::new(), ..agent() }), 1);
+        assert_eq!(one(v1::StatusResponse { certificate_expires_at: 1, ..agent() }), 1);
+        assert_eq!(one(v1::StatusResponse { interception: None, ..agent() }), 1);
+        let broken = v1::Interception {
+            missing: vec!["connect4".to_owned()],
+            canary_error: "refused".to_owned(),
+            ..v1::Interception::default()
+        };
+        assert_eq!(one(v1::StatusResponse { interception: Some(broken), ..agent() }), 2);
+    }
+}
