@@ -189,47 +189,45 @@ impl<'a> SocketEvent<'a> {
 
     #[inline(always)]
     pub fn local(&self) -> SocketAddress {
-        // SAFETY: field of a valid context. `local_port` is in host byte order.
-        let port = unsafe { read_volatile(&raw const (*self.raw()).local_port) as u16 }.to_be();
-        if self.is_v4() {
-            // SAFETY: field of a valid context.
-            return SocketAddress::from_v4(
-                unsafe { read_volatile(&raw const (*self.raw()).local_ip4) },
-                port,
-            );
+        // SAFETY: fields of a valid context. `local_port` is in host byte order.
+        unsafe {
+            let port = (read_volatile(&raw const (*self.raw()).local_port) as u16).to_be();
+            self.address(&raw const (*self.raw()).local_ip4, &raw const (*self.raw()).local_ip6, port)
         }
-        let mut ip = [0; 4];
-        for (index, word) in ip.iter_mut().enumerate() {
-            // SAFETY: field of a valid context; `index` is below 4.
-            *word = unsafe { read_volatile((&raw const (*self.raw()).local_ip6).cast::<u32>().add(index)) };
-        }
-        SocketAddress::from_v6(ip, port)
     }
 
     #[inline(always)]
     pub fn remote(&self) -> SocketAddress {
-        // SAFETY: field of a valid context. `remote_port` holds the port in network byte order in the two bytes
+        // SAFETY: fields of a valid context. `remote_port` holds the port in network byte order in the two bytes
         // that come last in memory (kernel: `sock_ops_convert_ctx_access`).
-        let port = (unsafe { read_volatile(&raw const (*self.raw()).remote_port) }.to_be() as u16).to_be();
-        if self.is_v4() {
-            // SAFETY: field of a valid context.
-            return SocketAddress::from_v4(
-                unsafe { read_volatile(&raw const (*self.raw()).remote_ip4) },
-                port,
-            );
+        unsafe {
+            let port = (read_volatile(&raw const (*self.raw()).remote_port).to_be() as u16).to_be();
+            self.address(&raw const (*self.raw()).remote_ip4, &raw const (*self.raw()).remote_ip6, port)
         }
-        let mut ip = [0; 4];
-        for (index, word) in ip.iter_mut().enumerate() {
-            // SAFETY: field of a valid context; `index` is below 4.
-            *word = unsafe { read_volatile((&raw const (*self.raw()).remote_ip6).cast::<u32>().add(index)) };
-        }
-        SocketAddress::from_v6(ip, port)
     }
 
+    /// Reads both forms and then chooses: with the reads in two branches, the compiler makes one read at a chosen
+    /// offset of them, which the verifier refuses ("dereference of modified ctx ptr").
+    ///
+    /// # Safety
+    /// The pointers are to fields of this context.
     #[inline(always)]
-    fn is_v4(&self) -> bool {
-        // SAFETY: field of a valid context.
-        unsafe { read_volatile(&raw const (*self.raw()).family) == AF_INET }
+    unsafe fn address(&self, v4: *const u32, v6: *const [u32; 4], port: u16) -> SocketAddress {
+        // SAFETY: as the caller promises; the words of `v6` are read one by one.
+        unsafe {
+            let (v4, v6) = (read_volatile(v4), v6.cast::<u32>());
+            let v6 = [
+                read_volatile(v6),
+                read_volatile(v6.add(1)),
+                read_volatile(v6.add(2)),
+                read_volatile(v6.add(3)),
+            ];
+            if read_volatile(&raw const (*self.raw()).family) == AF_INET {
+                SocketAddress::from_v4(v4, port)
+            } else {
+                SocketAddress::from_v6(v6, port)
+            }
+        }
     }
 
     /// Old and new state of a state change, as in `bpf_sock_ops.args`.

@@ -8,8 +8,8 @@
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_LISTEN,
-        BPF_TCP_SYN_SENT,
+        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
+        BPF_TCP_LISTEN, BPF_TCP_SYN_SENT,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -82,9 +82,9 @@ fn listening(event: &SocketEvent<'_>) {
 /// A listener that closed, or a connection that failed before it was established.
 #[inline(always)]
 fn state_changed(event: &SocketEvent<'_>) {
-    match event.states().0 {
-        BPF_TCP_LISTEN => tell(event, ListenerChange::Closed),
-        BPF_TCP_SYN_SENT => {
+    match event.states() {
+        (BPF_TCP_LISTEN, BPF_TCP_CLOSE) => tell(event, ListenerChange::Closed),
+        (BPF_TCP_SYN_SENT, BPF_TCP_CLOSE) => {
             let _ = HANDSHAKES.remove(HandshakeKey { connecting: event.local(), accepting: event.remote() });
         }
         _ => {}

@@ -32,7 +32,10 @@ impl Pins {
     /// The BPF file system is missing and cannot be mounted, or the directory cannot be made.
     pub fn prepare(&self) -> Result<Pins, BpfError> {
         ensure_file_system(&self.directory)?;
-        let earlier = Self::new(self.directory.with_extension("earlier"));
+        // A name with a dot is refused by the BPF file system.
+        let mut aside = self.directory.clone().into_os_string();
+        aside.push("-earlier");
+        let earlier = Self::new(aside);
         earlier.remove()?;
         if self.directory.exists() {
             fs::rename(&self.directory, &earlier.directory).map_err(|error| self.error(error))?;
