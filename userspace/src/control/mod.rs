@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use connection::DialError;
+pub use connection::{DialError, dial};
 pub use membership::Membership;
 
 use crate::catalog::{Catalog, Report, WireError};

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use prost::Message;
 use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::registry::{HOSTS, Registry};
@@ -59,8 +60,8 @@ impl Feed {
         Ok(feed)
     }
 
-    /// Follows the store, and records when hosts leave, for as long as it is run.
-    pub async fn run(self: Arc<Self>) {
+    /// Follows the store, and records when hosts leave, until `stop`; those that left before are recorded then.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut departures = self.departures.lock().await;
         let mut watch = self.store.watch(self.revision());
         loop {
@@ -76,10 +77,18 @@ impl Feed {
                         watch = self.store.watch(self.revision());
                     }
                 },
-                Some(node) = departures.recv() => if let Err(error) = self.registry.seen(&node).await {
-                    warn!(%node, %error, "could not record when the host was last seen");
-                },
+                Some(node) = departures.recv() => self.record_departure(&node).await,
+                () = stop.cancelled() => break,
             }
+        }
+        while let Ok(node) = departures.try_recv() {
+            self.record_departure(&node).await;
+        }
+    }
+
+    async fn record_departure(&self, node: &NodeName) {
+        if let Err(error) = self.registry.seen(node).await {
+            warn!(%node, %error, "could not record when the host was last seen");
         }
     }
 

@@ -3,16 +3,14 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::stream::{self, Stream, StreamExt};
 use rustls_pki_types::CertificateDer;
-use tokio::sync::mpsc;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use super::credentials::Credentials;
-use super::feed::{Feed, Subscription};
+use super::feed::Feed;
 use super::listener::Peer;
 use super::registry::{Registry, RegistryError};
 use crate::api::v1;
@@ -21,9 +19,6 @@ use crate::catalog::Report;
 use crate::identity::authority::VerifiedRequest;
 use crate::identity::token::ServerAddress;
 use crate::identity::{IdentityError, NodeName};
-
-/// Events on their way to one agent, beyond what the connection itself buffers.
-const EVENTS_IN_FLIGHT: usize = 8;
 
 /// Serves the `Mesh` interface.
 pub struct MeshService {
@@ -70,10 +65,10 @@ impl Mesh for MeshService {
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let node = caller(&request)?;
-        let (sender, events) = mpsc::channel(EVENTS_IN_FLIGHT);
-        let (subscription, shutdown) = (self.feed.subscribe(node), self.shutdown.clone());
-        tokio::spawn(async move { shutdown.run_until_cancelled(forward(subscription, sender)).await });
-        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+        let events = stream::unfold(self.feed.subscribe(node), async |mut subscription| {
+            Some((Ok(subscription.next().await), subscription))
+        });
+        Ok(Response::new(Box::pin(events.take_until(self.shutdown.clone().cancelled_owned()))))
     }
 
     async fn report(&self, request: Request<v1::HostReport>) -> Result<Response<v1::ReportResponse>, Status> {
@@ -102,19 +97,6 @@ impl MeshService {
             bundle: vec![der(authority.root())],
             servers: self.servers.iter().map(ToString::to_string).collect(),
         }))
-    }
-}
-
-/// Passes events on until the agent is gone.
-async fn forward(mut subscription: Subscription, sender: mpsc::Sender<Result<v1::CatalogEvent, Status>>) {
-    loop {
-        let event = tokio::select! {
-            event = subscription.next() => event,
-            () = sender.closed() => return,
-        };
-        if sender.send(Ok(event)).await.is_err() {
-            return;
-        }
     }
 }
 

@@ -6,6 +6,8 @@ mod feed;
 mod listener;
 mod mesh;
 mod registry;
+#[cfg(test)]
+mod tests;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -176,7 +178,8 @@ impl Server {
             tasks.spawn(listener::accept(listener, tls.clone(), sender.clone()));
         }
         tasks.spawn(self.credentials.clone().keep_renewed());
-        tasks.spawn(self.feed.clone().run());
+        let feed_stop = CancellationToken::new();
+        let feeding = tokio::spawn(self.feed.clone().run(feed_stop.clone()));
 
         let mesh = MeshService {
             registry: self.registry.clone(),
@@ -208,10 +211,15 @@ impl Server {
             shutdown.cancelled().await;
             tokio::time::sleep(DRAIN_TIMEOUT).await;
         };
-        tokio::select! {
+        let ended = tokio::select! {
             ended = both => ended.map(|_| ()),
             () = overdue => Ok(()),
-        }
+        };
+        tasks.shutdown().await;
+        feed_stop.cancel();
+        // Fails only when the feed panicked, which its own task has reported.
+        let _ = feeding.await;
+        ended
     }
 }
 
