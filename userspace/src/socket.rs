@@ -22,15 +22,31 @@ const TUNNEL_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// The address is in use by another process, or may not be used.
 pub fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = listening_socket(address)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Whether nobody listens at `address`: sharing it among our own threads would otherwise share it with another
+/// process of the same user.
+///
+/// # Errors
+/// The address is in use, or may not be used.
+pub fn ensure_free(address: SocketAddr) -> io::Result<()> {
+    let socket = listening_socket(address)?;
+    socket.bind(&address.into())?;
+    socket.listen(1)
+}
+
+fn listening_socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// A socket to dial `address` with, not yet connected. `mark` exempts it from the agent's own hooks.

@@ -123,6 +123,7 @@ pub struct SidecarOptions {
 /// The host cannot join, the kernel half cannot be attached, or a port is in use; each error names what to do.
 pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
     raise_descriptor_limit();
+    let socket = LocalSocket::bind(&options.run_dir, options.capture.socket_name())?;
     let control = join(&options, &shutdown).await?;
     let identity = CurrentIdentity::new(control.identity.borrow().clone(), 0)?;
     let shared = Arc::new(Shared::new(identity, options.capture.mark()));
@@ -130,7 +131,7 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     // refuse what they redirect.
     let bound = Workers::bind(&options.capture.listen(options.tunnel_port))?;
     let mut interception = options.capture.attach()?;
-    let running = start(&options, &control, &shared, bound, interception.as_mut(), &shutdown);
+    let running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
     let running = match running {
         Ok(running) => running.until(&shutdown).await,
         Err(error) => Err(error),
@@ -170,6 +171,7 @@ fn start(
     control: &Control,
     shared: &Arc<Shared>,
     bound: BoundWorkers,
+    socket: LocalSocket,
     mut interception: Option<&mut Interception>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Running> {
@@ -194,7 +196,6 @@ fn start(
     tasks.spawn(discovery.run(events, served_sender, control.report.clone()));
     tasks.spawn(publisher.run(control.identity.clone(), control.catalog.clone(), served));
     tasks.spawn(follow_identity(control.identity.clone(), shared.clone()));
-    let socket = LocalSocket::bind(&options.run_dir, options.capture.socket_name())?;
     let served = socket.serve(LocalServer::new(local), shutdown.clone());
     tasks.spawn(async move { Ok(served.await?) });
     tasks.spawn(announce_ready(control.catalog.clone()));

@@ -11,6 +11,7 @@ use aya::{
     },
 };
 use murmesh_common::{Counter, Settings};
+use tracing::{Level, level_filters::LevelFilter};
 
 use super::{BpfError, EndpointMap, Pins};
 
@@ -167,8 +168,21 @@ fn as_fd_link(link: Result<FdLink, LinkError>) -> Result<FdLink, ProgramError> {
 fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
     Ok(EbpfLoader::new()
         .override_global("SETTINGS", &options.settings, true)
+        .override_global(aya_log::LEVEL, &log_level(), true)
         .map_max_entries("ENDPOINTS", options.max_endpoints)
         .load(OBJECT)?)
+}
+
+/// Lines that the agent's log would drop are not even made in the kernel.
+fn log_level() -> u8 {
+    match LevelFilter::current().into_level() {
+        None => 0,
+        Some(Level::ERROR) => 1,
+        Some(Level::WARN) => 2,
+        Some(Level::INFO) => 3,
+        Some(Level::DEBUG) => 4,
+        Some(Level::TRACE) => 5,
+    }
 }
 
 /// The kernel half's counters, summed over all CPUs; opened from the pinned map.

@@ -94,6 +94,9 @@ impl Workers {
     /// # Errors
     /// An address is in use or may not be used.
     pub fn bind(listen: &Listen) -> anyhow::Result<BoundWorkers> {
+        for address in listen.applications.iter().chain([&listen.tunnels]) {
+            if_there_is_ipv6(*address, socket::ensure_free(*address))?;
+        }
         let count = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(BoundWorkers((0..count).map(|_| Bound::new(listen)).collect::<anyhow::Result<_>>()?))
     }
@@ -157,10 +160,14 @@ impl Bound {
     }
 }
 
-/// `None` where the kernel has no IPv6.
 fn bind(address: SocketAddr) -> anyhow::Result<Option<std::net::TcpListener>> {
-    match socket::listener(address) {
-        Ok(listener) => Ok(Some(listener)),
+    if_there_is_ipv6(address, socket::listener(address))
+}
+
+/// `None` where the kernel has no IPv6.
+fn if_there_is_ipv6<T>(address: SocketAddr, bound: io::Result<T>) -> anyhow::Result<Option<T>> {
+    match bound {
+        Ok(bound) => Ok(Some(bound)),
         Err(error) if address.is_ipv6() && is_without_ipv6(&error) => Ok(None),
         Err(error) => Err(error).with_context(|| {
             format!(
