@@ -17,8 +17,8 @@ use crate::process::Process;
 /// Where agents accept tunnels.
 pub const TUNNEL_PORT: u16 = 9191;
 
-/// What a daemon says once it serves.
-const READY: &str = "ready";
+/// What a daemon logs once it serves, with what separates it from the module's name, lest "already" is taken for it.
+const READY: &str = ": ready";
 
 /// How long a daemon may take to say so.
 const READY_DEADLINE: Duration = Duration::from_secs(20);
