@@ -15,7 +15,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::SigSet;
 use nix::sys::stat::Mode;
-use nix::unistd::write;
+use nix::unistd::{sethostname, write};
 
 /// What makes a process part of a host.
 ///
@@ -25,14 +25,16 @@ pub(crate) struct Entry {
     cgroup_processes: CString,
     namespace: Arc<File>,
     hosts_file: CString,
+    name: String,
 }
 
 impl Entry {
-    pub(crate) fn new(cgroup: &Path, namespace: File, hosts_file: &Path) -> Result<Self> {
+    pub(crate) fn new(cgroup: &Path, namespace: File, hosts_file: &Path, name: &str) -> Result<Self> {
         Ok(Self {
             cgroup_processes: c_string(&cgroup.join("cgroup.procs"))?,
             namespace: Arc::new(namespace),
             hosts_file: c_string(hosts_file)?,
+            name: name.to_owned(),
         })
     }
 
@@ -55,7 +57,8 @@ impl Entry {
             open(self.cgroup_processes.as_c_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         write(&processes, b"0")?;
         setns(&*self.namespace, CloneFlags::CLONE_NEWNET)?;
-        unshare(CloneFlags::CLONE_NEWNS)?;
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)?;
+        sethostname(&self.name)?;
         let none: Option<&str> = None;
         // A slave still sees what is unmounted outside, so that it doesn't keep removed namespaces alive.
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;

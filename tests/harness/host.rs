@@ -52,11 +52,12 @@ impl Host {
         let cgroup = lab.cgroup()?.join(&record.name);
         let hosts_file = directory.join("hosts");
         Ok(Self {
-            entry: Entry::new(&cgroup, namespace::open(&record.namespace)?, &hosts_file)?,
+            entry: Entry::new(&cgroup, namespace::open(&record.namespace)?, &hosts_file, &record.name)?,
             switch: Entry::new(
                 &lab.cgroup()?.join("switch"),
                 namespace::open(&lab.switch_namespace())?,
                 &hosts_file,
+                "switch",
             )?,
             record: record.clone(),
             bpf_directory: lab.bpf_directory().join(&record.name),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, Result, bail};
 
 use crate::host::Host;
+use crate::interrupt::wait_if_interrupted;
 use crate::record::{Owner, Record, lock};
 use crate::sweep::{remove, sweep_locked};
 use crate::topology::Topology;
@@ -80,6 +81,7 @@ impl Drop for Lab {
         if !self.removed_on_drop {
             return;
         }
+        wait_if_interrupted();
         if let Err(error) = remove(&self.record.name) {
             eprintln!("{error:#}. What is left goes when the next lab is made.");
         }

@@ -12,6 +12,7 @@ mod capture;
 mod cgroup;
 mod entry;
 mod host;
+mod interrupt;
 mod lab;
 mod murmesh;
 mod namespace;
@@ -24,6 +25,7 @@ mod trace;
 
 pub use capture::Capture;
 pub use host::Host;
+pub use interrupt::{on_interrupt, wait_if_interrupted};
 pub use lab::Lab;
 pub use murmesh::{TUNNEL_PORT, murmesh_binary};
 pub use process::Process;

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use crate::host::Host;
 use crate::process::Process;
@@ -16,8 +17,8 @@ use crate::process::Process;
 /// Where agents accept tunnels.
 pub const TUNNEL_PORT: u16 = 9191;
 
-/// What a daemon says once it serves.
-const READY: &str = "ready";
+/// What a daemon logs once it serves, with what separates it from the module's name, lest "already" is taken for it.
+const READY: &str = ": ready";
 
 /// How long a daemon may take to say so.
 const READY_DEADLINE: Duration = Duration::from_secs(20);
@@ -55,6 +56,27 @@ impl Host {
             bail!("murmesh {} on {}: {}: {}", arguments.join(" "), self.name(), output.status, reason.trim());
         }
         String::from_utf8(output.stdout).context("murmesh printed something that is not text")
+    }
+
+    /// Waits until `murmesh services` here lists TCP `port` of the host called `node` as part of the mesh.
+    pub fn wait_for_service(&self, node: &str, port: u16, within: Duration) -> Result<()> {
+        let deadline = Instant::now() + within;
+        loop {
+            let listed = self.murmesh(["services", "-o", "json"])?;
+            let services: Value =
+                serde_json::from_str(&listed).context("reading `murmesh services -o json`")?;
+            if has_service(&services, node, port) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "{} does not know TCP port {port} of {node} after {within:?}. It lists: {listed}",
+                    self.name()
+                );
+            }
+            // The command line offers no watch.
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The command line of the server here.
@@ -112,6 +134,14 @@ impl Host {
             .arg(self.run_directory());
         Ok(command)
     }
+}
+
+fn has_service(services: &Value, node: &str, port: u16) -> bool {
+    services.as_array().is_some_and(|services| {
+        services
+            .iter()
+            .any(|service| service["host"] == node && service["port"] == port && service["reachable"] == true)
+    })
 }
 
 /// The `murmesh` that hosts run: `MURMESH_BIN`, or the one built beside this program.

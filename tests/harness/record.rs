@@ -72,10 +72,10 @@ impl Record {
     pub(crate) fn load(name: &str) -> Result<Self> {
         let path = directory(name).join("state.json");
         let text = fs::read(&path).with_context(|| {
-            let others = existing_labs().unwrap_or_default().join(", ");
-            format!(
-                "there is no lab called {name:?} here (labs: {others}). Make it with `cargo xtask lab up`"
-            )
+            let labs = existing_labs().unwrap_or_default();
+            let others =
+                if labs.is_empty() { "none is up".to_owned() } else { format!("up: {}", labs.join(", ")) };
+            format!("there is no lab {name:?} ({others}). Make it with `cargo xtask lab up --name {name}`")
         })?;
         serde_json::from_slice(&text).with_context(|| format!("{} is not a lab's record", path.display()))
     }

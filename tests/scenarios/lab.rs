@@ -56,11 +56,13 @@ fn input_output_and_exit_code_pass_through() -> Result<()> {
 }
 
 #[test]
-fn a_process_is_in_the_cgroup_of_its_host_and_sees_cgroups_and_pins() -> Result<()> {
+fn a_process_has_the_name_and_the_cgroup_of_its_host_and_sees_pins() -> Result<()> {
     let lab = Lab::new(Topology::default())?;
     let host = lab.host("fcc00")?;
-    let output = host.run("sh", ["-c", "cat /proc/self/cgroup; stat -f -c %T /sys/fs/bpf"], b"", SECONDS)?;
+    let output =
+        host.run("sh", ["-c", "hostname; cat /proc/self/cgroup; stat -f -c %T /sys/fs/bpf"], b"", SECONDS)?;
     let said = String::from_utf8(output.stdout)?;
+    ensure!(said.starts_with("fcc00\n"), "{said}");
     ensure!(said.contains(&format!("0::/murmesh-lab/{}/fcc00\n", lab.name())), "{said}");
     ensure!(said.ends_with("bpf_fs\n"), "{said}");
     ensure!(host.cgroup().join("cgroup.procs").exists());

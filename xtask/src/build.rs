@@ -12,5 +12,6 @@ use crate::{setup, shell};
 pub fn run() -> Result<()> {
     setup::for_building()?;
     shell::progress("building murmesh");
-    shell::run(shell::cargo().args(["build", "--package", "murmesh"]))
+    // For the whole workspace, so that dependencies get the same features, and are compiled once, as for the tests.
+    shell::run(shell::cargo().args(["build", "--workspace", "--bin", "murmesh", "--locked"]))
 }

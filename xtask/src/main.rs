@@ -1,8 +1,12 @@
 //! Murmesh's developer commands. `cargo xtask help` lists them.
 
 mod build;
+mod ci;
+mod demo;
+mod lab;
 mod setup;
 mod shell;
+mod test;
 
 use std::process::ExitCode;
 
@@ -22,16 +26,30 @@ enum Command {
     Setup,
     /// Builds `murmesh`, kernel half included, with the profile that the lab, the demo and the tests use.
     Build,
+    /// Shows the same `nc` reach the same `socat` first in clear and then through Murmesh. Needs root.
+    Demo,
+    /// Makes hosts on this machine and runs commands in them. Needs root.
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// Runs the unit tests, then the integration tests (which need root), and counts them.
+    Test(test::Arguments),
+    /// Checks formatting, lints, documentation and dependencies, then runs all tests.
+    Ci,
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Setup => setup::run(),
         Command::Build => build::run(),
+        Command::Demo => demo::run(),
+        Command::Lab(command) => lab::run(command),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Ci => ci::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            murmesh_lab::wait_if_interrupted();
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }

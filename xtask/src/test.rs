@@ -1,0 +1,154 @@
+//! `cargo xtask test`: every test, and one closing count.
+
+use std::io::{BufRead as _, BufReader, IsTerminal as _};
+use std::ops::AddAssign;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use murmesh_lab::{is_root, sweep};
+
+use crate::shell::{self, cargo, progress};
+use crate::{build, setup};
+
+/// Options of `cargo xtask test`.
+#[derive(Args, Default)]
+pub struct Arguments {
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+/// How many tests ended how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+/// Builds, runs unit tests and integration tests, and prints the count as the last line of stdout.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    build::run()?;
+    let runner = Runner::find();
+
+    progress("unit tests");
+    let (mut count, mut healthy) = runner.run(&["--workspace", "--lib", "--bins"], arguments)?;
+    if is_root() {
+        setup::for_running()?;
+        progress("integration tests");
+        let (integration, integration_healthy) =
+            runner.run(&["--workspace", "--test", "scenarios"], arguments)?;
+        count += integration;
+        healthy &= integration_healthy;
+        // A run that was stopped half way leaves its hosts to whoever comes next.
+        sweep()?;
+    } else {
+        progress("integration tests are left out: they make network namespaces, which needs root");
+    }
+    println!("{count}");
+    if count.failed > 0 || !healthy {
+        bail!("tests failed; their output is above");
+    }
+    Ok(())
+}
+
+/// What runs tests.
+enum Runner {
+    /// cargo-nextest, which runs each test in a process of its own and is quicker.
+    Nextest,
+    /// `cargo test`.
+    Cargo,
+}
+
+impl Runner {
+    fn find() -> Self {
+        let nextest = Command::new("cargo-nextest").args(["nextest", "--version"]).output();
+        if nextest.is_ok_and(|output| output.status.success()) { Self::Nextest } else { Self::Cargo }
+    }
+
+    /// Runs the tests of `selection`; returns their count, and whether the runner says that all is well.
+    fn run(&self, selection: &[&str], arguments: &Arguments) -> Result<(Count, bool)> {
+        let mut command = cargo();
+        match self {
+            Self::Nextest => command.args(["nextest", "run", "--no-tests", "pass"]),
+            Self::Cargo => command.arg("test"),
+        };
+        command.arg("--no-fail-fast").args(selection).args(&arguments.filter);
+        if std::io::stdout().is_terminal() {
+            command.env("CARGO_TERM_COLOR", "always");
+        }
+        // nextest reports on stderr and cargo test on stdout: read both as one.
+        let (reader, writer) = std::io::pipe().context("making a pipe")?;
+        command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        let mut child = command.spawn().context("starting the tests")?;
+        // The command holds the writing ends, and the output ends only when all of them are closed.
+        drop(command);
+        let mut count = Count::default();
+        for line in BufReader::new(reader).split(b'\n') {
+            let line = String::from_utf8_lossy(&line?).into_owned();
+            eprintln!("{line}");
+            count += Count::parse(&shell::without_colour(&line)).unwrap_or_default();
+        }
+        Ok((count, child.wait()?.success()))
+    }
+}
+
+impl Count {
+    /// Reads a closing line: `test result: ok. 3 passed; 1 failed; 2 ignored; …` of `cargo test`, or
+    /// `Summary [ 0.1s] 4 tests run: 3 passed (1 slow), 1 failed, 2 skipped` of nextest.
+    fn parse(line: &str) -> Option<Self> {
+        let line = line.trim_start();
+        let counts = match line.strip_prefix("test result: ") {
+            Some(counts) => counts.split_once(". ")?.1,
+            None => line.strip_prefix("Summary [")?.split_once(" run: ")?.1,
+        };
+        let mut count = Self::default();
+        for part in counts.split([',', ';']) {
+            let mut words = part.split_whitespace();
+            let (Some(number), Some(what)) =
+                (words.next().and_then(|word| word.parse::<u64>().ok()), words.next())
+            else {
+                continue;
+            };
+            match what {
+                "passed" => count.passed += number,
+                "failed" | "timed" => count.failed += number,
+                "ignored" => count.skipped += number,
+                _ => {}
+            }
+        }
+        Some(count)
+    }
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl std::fmt::Display for Count {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} passed, {} failed", self.passed, self.failed)?;
+        if self.skipped > 0 {
+            write!(formatter, ", {} skipped", self.skipped)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Count;
+
+    #[test]
+    fn both_runners_are_understood() {
+        let line = "test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; 7 filtered out; finished in 0.00s";
+        assert_eq!(Count::parse(line), Some(Count { passed: 3, failed: 1, skipped: 2 }));
+        let line = "     Summary [   0.005s] 4 tests run: 3 passed (1 slow), 1 failed, 2 skipped";
+        assert_eq!(Count::parse(line), Some(Count { passed: 3, failed: 1, skipped: 0 }));
+        assert_eq!(Count::parse("running 3 tests"), None);
+    }
+}
