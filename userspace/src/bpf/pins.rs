@@ -46,6 +46,18 @@ impl Pins {
         Ok(earlier)
     }
 
+    /// Replaces what is here by what [`Self::prepare`] had put aside.
+    ///
+    /// # Errors
+    /// A file cannot be removed or renamed.
+    pub fn take_back(&self, earlier: &Self) -> Result<(), BpfError> {
+        self.remove()?;
+        match fs::rename(&earlier.directory, &self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.error(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Where a hook's link is pinned.
     pub fn link(&self, hook: &str) -> PathBuf {
         self.directory.join("links").join(hook)

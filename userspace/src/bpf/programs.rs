@@ -72,7 +72,7 @@ impl KernelHalf {
         let earlier = options.pins.prepare()?;
         let mut half = Self { ebpf, pins: options.pins.clone(), attached: Vec::new() };
         if let Err(error) = half.pin_maps().and_then(|()| half.attach_all(&cgroup)) {
-            let _ = half.pins.remove();
+            half.pins.take_back(&earlier)?;
             return Err(error);
         }
         earlier.remove()?;
