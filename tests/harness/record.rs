@@ -104,10 +104,12 @@ impl Record {
     }
 
     /// The text of `/etc/hosts`, the same on every host.
+    ///
+    /// A name has one address. With both, clients would try IPv6 first, also where a service has IPv4 only.
     pub(crate) fn hosts_file(&self) -> String {
         let mut text = "127.0.0.1 localhost\n::1 localhost ip6-localhost\n".to_owned();
         for host in &self.hosts {
-            text += &format!("{} {}\n{} {}\n", host.ipv4, host.name, host.ipv6, host.name);
+            text += &format!("{} {name}\n{} ip6-{name}\n", host.ipv4, host.ipv6, name = host.name);
         }
         text
     }

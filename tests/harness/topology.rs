@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 /// How many hosts of each kind to make.
 ///
 /// Servers are `murmesh00…` at 10.99.0.10…, services `fcs00…` at 10.99.0.20…, clients `fcc00…` at 10.99.0.120…;
-/// the IPv6 address of a host ends in the same number, read as decimal digits, in fd99::/64.
+/// the IPv6 address of a host has the same digits at its end, in fd99::/64, and the name `ip6-fcs00`.
 #[derive(Clone, Copy, Debug)]
 pub struct Topology {
     /// Hosts for servers, `murmesh00…`.

@@ -28,7 +28,7 @@ fn hosts_reach_each_other_by_name_over_both_families() -> Result<()> {
     let lab = Lab::new(Topology { services: 2, ..Topology::default() })?;
     let _servers = [greet(lab.host("fcs00")?, "4")?, greet(lab.host("fcs01")?, "6")?];
     assert_eq!(ask(lab.host("fcc00")?, "-4", "fcs00")?, "hello from fcs00\n");
-    assert_eq!(ask(lab.host("murmesh00")?, "-6", "fcs01")?, "hello from fcs01\n");
+    assert_eq!(ask(lab.host("murmesh00")?, "-6", "ip6-fcs01")?, "hello from fcs01\n");
     Ok(())
 }
 

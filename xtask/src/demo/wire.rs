@@ -84,7 +84,8 @@ pub fn examine(trace: &Trace, secret: &str) -> Result<Seen> {
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
-    let lines =
-        bytes.chunks(16).map(|line| line.iter().map(|byte| format!("{byte:02x} ")).collect::<String>());
+    let lines = bytes
+        .chunks(16)
+        .map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "));
     lines.collect::<Vec<_>>().join("\n")
 }
