@@ -1,5 +1,6 @@
 //! The control plane as a whole: a real server and real agents' clients over TLS on loopback, with a real database.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,10 +14,9 @@ use tonic::transport::Channel;
 
 use super::{Server, ServerError, ServerOptions};
 use crate::api::v1;
-use crate::api::v1::catalog_event::Event;
 use crate::api::v1::mesh_client::MeshClient;
 use crate::catalog::{Catalog, Listener, Report};
-use crate::control::{self, Control, ControlError, ControlOptions, DialError};
+use crate::control::{self, Control, ControlError, ControlOptions, DialError, Membership};
 use crate::identity::token::ServerAddress;
 use crate::identity::{HostKey, Identity, JoinToken, tls};
 use crate::local::{SERVER_SOCKET, connect};
@@ -29,11 +29,11 @@ struct World {
     running: JoinHandle<Result<(), ServerError>>,
 }
 
-fn options(directory: &Path, listen: SocketAddr) -> ServerOptions {
+fn options(directory: &Path) -> ServerOptions {
     ServerOptions {
         data_dir: directory.join("server"),
         run_dir: directory.join("run"),
-        listen: vec![listen],
+        listen: vec!["127.0.0.1:0".parse().unwrap()],
         advertise: vec![],
         trust_domain: Some("mesh.test".parse().unwrap()),
         certificate_lifetime: Duration::from_secs(3600),
@@ -44,11 +44,13 @@ fn options(directory: &Path, listen: SocketAddr) -> ServerOptions {
 impl World {
     async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        Self::start_in(directory, "127.0.0.1:0".parse().unwrap()).await
+        Self::start_with(directory, |_| {}).await
     }
 
-    async fn start_in(directory: TempDir, listen: SocketAddr) -> Self {
-        let server = Server::bind(options(directory.path(), listen)).await.unwrap();
+    async fn start_with(directory: TempDir, change: impl FnOnce(&mut ServerOptions)) -> Self {
+        let mut options = options(directory.path());
+        change(&mut options);
+        let server = Server::bind(options).await.unwrap();
         let address = server.addresses()[0].to_string().parse().unwrap();
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(server.serve(shutdown.clone()));
@@ -66,7 +68,8 @@ impl World {
     }
 
     async fn token_for(&self, valid_seconds: u64) -> Result<JoinToken, tonic::Status> {
-        let mut server = connect(&self.directory.path().join("run"), &[SERVER_SOCKET], "server").await.unwrap();
+        let mut server =
+            connect(&self.directory.path().join("run"), &[SERVER_SOCKET], "server").await.unwrap();
         let answer = server.create_token(v1::CreateTokenRequest { valid_seconds }).await?;
         Ok(answer.into_inner().token.parse().unwrap())
     }
@@ -128,6 +131,42 @@ async fn what_one_host_reports_reaches_the_others() {
     assert!(!has_endpoint(&catalog, "10.99.0.20:8181"));
     assert!(service.withdraw().await);
     until(&client, |catalog| catalog.endpoints().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_without_losing_the_catalog() {
+    let world = World::start_with(tempfile::tempdir().unwrap(), |options| {
+        options.certificate_lifetime = Duration::from_secs(4);
+    })
+    .await;
+    let agent = world.agent("fcs00").await;
+    agent.report.send_replace(Some(report("10.99.0.20", 8181)));
+    let first = agent.identity.borrow().not_after;
+    agent.identity.clone().wait_for(|identity| identity.not_after > first).await.unwrap();
+    agent.report.send_replace(Some(report("10.99.0.20", 8282)));
+    until(&agent, |catalog| has_endpoint(catalog, "10.99.0.20:8282")).await;
+}
+
+#[tokio::test]
+async fn a_host_whose_certificate_expired_comes_back_by_itself() {
+    let short = |options: &mut ServerOptions| options.certificate_lifetime = Duration::from_secs(3);
+    let world = World::start_with(tempfile::tempdir().unwrap(), short).await;
+    drop(world.agent("fcs00").await);
+    let options = world.control_options("fcs00", None);
+    let directory = world.stop().await;
+    let expired = Membership::load(&options.data_dir).unwrap().unwrap().identity().unwrap();
+    let left = expired.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+    tokio::time::sleep(left).await;
+
+    let world = World::start_with(directory, short).await;
+    let mut moved = fs::read_to_string(options.data_dir.join("membership.json")).unwrap();
+    let start = moved.find("127.0.0.1:").unwrap();
+    let end = start + moved[start..].find('"').unwrap();
+    moved.replace_range(start..end, world.address.as_str());
+    fs::write(options.data_dir.join("membership.json"), moved).unwrap();
+    let agent = control::start(options, world.shutdown.clone()).await.unwrap();
+    agent.status.clone().wait_for(|status| status.connected.is_some()).await.unwrap();
+    assert!(!agent.identity.borrow().is_expired(SystemTime::now()));
 }
 
 #[tokio::test]
@@ -293,7 +332,7 @@ async fn a_restarted_server_has_everything_and_agents_come_back() {
     agent.status.clone().wait_for(|status| status.connected.is_none()).await.unwrap();
     assert!(has_endpoint(&agent.catalog.borrow(), "10.99.0.20:8181"), "the last catalog is kept");
 
-    let world = World::start_in(directory, address).await;
+    let world = World::start_with(directory, |options| options.listen = vec![address]).await;
     agent.status.clone().wait_for(|status| status.connected.is_some()).await.unwrap();
     let newcomer = world.agent("fcc00").await;
     let first = until(&newcomer, |catalog| catalog.revision > 0).await;
@@ -315,35 +354,7 @@ async fn a_member_needs_no_token_and_keeps_its_name() {
 #[tokio::test]
 async fn another_trust_domain_is_not_served_from_the_same_directory() {
     let directory = World::start().await.stop().await;
-    let mut options = options(directory.path(), "127.0.0.1:0".parse().unwrap());
+    let mut options = options(directory.path());
     options.trust_domain = Some("other.test".parse().unwrap());
     assert!(matches!(Server::bind(options).await, Err(ServerError::OtherTrustDomain { .. })));
-}
-
-#[tokio::test]
-async fn a_slow_watcher_gets_a_new_snapshot() {
-    let world = World::start().await;
-    let (slow, busy) = (world.agent("slow").await, world.agent("busy").await);
-    let identity = slow.identity.borrow().clone();
-    let mut events = world.call_as(&identity).await.watch(v1::WatchRequest {}).await.unwrap().into_inner();
-    let busy = busy.identity.borrow().clone();
-    let mut client = world.call_as(&busy).await;
-    // Large reports, so that the connection's own buffers are full long before the last.
-    let mut large = report("10.0.0.1", 1);
-    large.listeners = (1..=2000)
-        .map(|port| Listener { address: ([10, 0, 0, 1], port).into(), ipv6_only: false })
-        .collect();
-    for round in 0..400u16 {
-        large.tunnel_port = 1000 + round;
-        client.report(v1::HostReport::from(&large)).await.unwrap();
-    }
-    let (mut snapshots, mut last) = (0, 0);
-    let mut catalog = Catalog::default();
-    while last != 1399 {
-        let event = events.message().await.unwrap().unwrap();
-        snapshots += usize::from(matches!(event.event, Some(Event::Snapshot(_))));
-        catalog.apply(event).unwrap();
-        last = catalog.hosts.get(&"busy".parse().unwrap()).map_or(0, |host| host.report.tunnel_port);
-    }
-    assert!(snapshots > 1, "the watcher fell behind and was given a snapshot instead of a backlog");
 }
