@@ -7,6 +7,7 @@ pub mod key;
 pub mod spiffe;
 pub mod tls;
 pub mod token;
+mod verify;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
