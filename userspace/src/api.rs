@@ -3,7 +3,13 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Messages, clients and servers of package `murmesh.v1`.
-#[expect(missing_docs, unused_qualifications, clippy::allow_attributes, reason = "generated code")]
+#[expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod v1 {
     tonic::include_proto!("murmesh.v1");
 }

@@ -184,3 +184,31 @@ fn is_allowed(caller: &UnixStream) -> bool {
         Err(_) => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_private_and_replaces_one_left_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let run_dir = directory.path().join("run");
+        let socket = LocalSocket::bind(&run_dir, AGENT_SOCKET).unwrap();
+        let path = run_dir.join(AGENT_SOCKET);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(matches!(LocalSocket::bind(&run_dir, AGENT_SOCKET), Err(LocalError::InUse(_))));
+        // As after a kill: the file stays, nobody listens.
+        let LocalSocket { listener, file } = socket;
+        drop(listener);
+        std::mem::forget(file);
+        drop(LocalSocket::bind(&run_dir, AGENT_SOCKET).unwrap());
+        assert!(!path.exists(), "a clean stop removes it");
+    }
+
+    #[tokio::test]
+    async fn the_error_without_a_daemon_names_the_directory_and_the_flag() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = connect(directory.path(), ANY_SOCKET, "murmesh daemon").await.err().unwrap().to_string();
+        assert!(error.contains(directory.path().to_str().unwrap()) && error.contains("--run-dir"), "{error}");
+    }
+}

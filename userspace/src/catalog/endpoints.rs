@@ -113,16 +113,20 @@ mod tests {
         assert_eq!(catalog.ambiguous().keys().map(ToString::to_string).collect::<Vec<_>>(), ["172.17.0.1"]);
     }
 
-    fn arbitrary_host() -> impl Strategy<Value = (Vec<usize>, Vec<(usize, u16, bool)>)> {
+    /// Indices of addresses, and listeners as index, port and whether they are for IPv6 only.
+    type Drawn = (Vec<usize>, Vec<(usize, u16, bool)>);
+
+    fn arbitrary_host() -> impl Strategy<Value = Drawn> {
         (
             prop::collection::vec(0..ADDRESSES.len(), 0..4),
             prop::collection::vec((0..ADDRESSES.len() + 2, 80u16..83, any::<bool>()), 0..5),
         )
     }
 
-    fn built(hosts: &[(Vec<usize>, Vec<(usize, u16, bool)>)]) -> Catalog {
-        let ip =
-            |index: usize| *ADDRESSES.get(index).unwrap_or(if index % 2 == 0 { &"0.0.0.0" } else { &"::" });
+    fn built(hosts: &[Drawn]) -> Catalog {
+        let ip = |index: usize| {
+            *ADDRESSES.get(index).unwrap_or(if index.is_multiple_of(2) { &"0.0.0.0" } else { &"::" })
+        };
         catalog(hosts.iter().enumerate().map(|(number, (addresses, listeners))| {
             let addresses: Vec<_> = addresses.iter().map(|index| ip(*index)).collect();
             let listeners: Vec<_> = listeners

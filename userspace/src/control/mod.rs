@@ -16,7 +16,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use connection::{DialError, dial};
+pub use connection::DialError;
+#[cfg(test)]
+pub(crate) use connection::dial;
 pub use membership::Membership;
 
 use crate::catalog::{Catalog, Report, WireError};

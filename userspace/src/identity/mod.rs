@@ -7,6 +7,7 @@ pub mod key;
 pub mod spiffe;
 pub mod tls;
 pub mod token;
+mod verify;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -96,11 +97,12 @@ impl Identity {
         Ok(Self { id, key: key.private_key(), bundle, not_before, not_after, chain })
     }
 
-    /// When it should be replaced: half way through its validity, later or earlier by `jitter` (−1.0 to 1.0)
+    /// When it should be replaced: half way through its life, later or earlier by `jitter` (−1.0 to 1.0)
     /// times a tenth of it, so that hosts that joined together do not renew together.
     pub fn renew_at(&self, jitter: f64) -> SystemTime {
-        let lifetime = self.not_after.duration_since(self.not_before).unwrap_or_default();
-        self.not_before + lifetime.mul_f64(0.5 + 0.1 * jitter.clamp(-1.0, 1.0))
+        let made = self.not_before + authority::BACKDATE;
+        let lifetime = self.not_after.duration_since(made).unwrap_or_default();
+        made + lifetime.mul_f64(0.5 + 0.1 * jitter.clamp(-1.0, 1.0))
     }
 
     /// Whether it can no longer be used at `now`.

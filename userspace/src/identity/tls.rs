@@ -6,19 +6,15 @@
 
 use std::sync::{Arc, LazyLock};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
-    ServerConfig, SignatureScheme,
-};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::CertificateDer;
 
-use super::{Identity, IdentityError, Kind, SpiffeId, TrustDomain, peer_identity};
+use super::verify::{Expected, HostVerifier, Roots, ServerVerifier, root_store};
+use super::{Identity, IdentityError, SpiffeId, TrustDomain};
 
 /// ALPN of the tunnel between agents.
 pub const TUNNEL_ALPN: &[u8] = b"murmesh/1";
@@ -42,7 +38,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 /// For dialling the agent `expected`, which must prove to be exactly that.
-/// No server name is sent: any [`ServerName`] will do when connecting.
+/// No server name is sent: any [`ServerName`](rustls_pki_types::ServerName) will do when connecting.
 ///
 /// # Errors
 /// When the identity or its bundle is unusable.
@@ -157,186 +153,6 @@ fn finish_server(mut config: ServerConfig, alpn: &[u8]) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-fn root_store(bundle: &[CertificateDer<'static>]) -> Result<RootCertStore, IdentityError> {
-    let mut roots = RootCertStore::empty();
-    for root in bundle {
-        roots.add(root.clone()).map_err(|error| IdentityError::Bundle(error.to_string()))?;
-    }
-    Ok(roots)
-}
-
-#[derive(Debug)]
-enum Expected {
-    Exactly(SpiffeId),
-    AnyServer(TrustDomain),
-}
-
-impl Expected {
-    fn admits(&self, id: &SpiffeId) -> bool {
-        match self {
-            Self::Exactly(expected) => id == expected,
-            Self::AnyServer(trust_domain) => id.kind == Kind::Server && id.trust_domain == *trust_domain,
-        }
-    }
-}
-
-#[derive(Debug)]
-enum Roots {
-    Bundle(RootCertStore),
-    Fingerprint([u8; 32]),
-}
-
-/// Verifies the accepting side for the side that dials.
-#[derive(Debug)]
-struct ServerVerifier {
-    roots: Roots,
-    expected: Expected,
-}
-
-impl ServerVerifier {
-    fn verify_chain(
-        &self,
-        leaf: &CertificateDer<'_>,
-        others: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), Error> {
-        let algorithms = provider().signature_verification_algorithms.all;
-        let leaf = ParsedCertificate::try_from(leaf)?;
-        match &self.roots {
-            Roots::Bundle(roots) => {
-                verify_server_cert_signed_by_trust_anchor(&leaf, roots, others, now, algorithms)
-            }
-            Roots::Fingerprint(expected) => {
-                let root = others
-                    .iter()
-                    .find(|certificate| fingerprint(certificate) == *expected)
-                    .ok_or(CertificateError::UnknownIssuer)?;
-                let mut roots = RootCertStore::empty();
-                roots.add(root.clone().into_owned())?;
-                verify_server_cert_signed_by_trust_anchor(&leaf, &roots, &[], now, algorithms)
-            }
-        }
-    }
-}
-
-impl ServerCertVerifier for ServerVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.verify_chain(end_entity, intermediates, now)?;
-        if self.expected.admits(&certified_id(end_entity)?) {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(CertificateError::NotValidForName.into())
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &provider().signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// Verifies the dialling side for the side that accepts: a host of our trust domain.
-#[derive(Debug)]
-struct HostVerifier {
-    chain: Arc<dyn ClientCertVerifier>,
-    trust_domain: TrustDomain,
-    mandatory: bool,
-}
-
-impl HostVerifier {
-    fn new(
-        bundle: &[CertificateDer<'static>],
-        trust_domain: TrustDomain,
-        mandatory: bool,
-    ) -> Result<Self, IdentityError> {
-        let chain = WebPkiClientVerifier::builder_with_provider(Arc::new(root_store(bundle)?), provider())
-            .build()
-            .map_err(|error| IdentityError::Bundle(error.to_string()))?;
-        Ok(Self { chain, trust_domain, mandatory })
-    }
-}
-
-impl ClientCertVerifier for HostVerifier {
-    fn client_auth_mandatory(&self) -> bool {
-        self.mandatory
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        let id = certified_id(end_entity)?;
-        if id.kind == Kind::Host && id.trust_domain == self.trust_domain {
-            Ok(verified)
-        } else {
-            Err(CertificateError::NotValidForName.into())
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
-}
-
-fn certified_id(certificate: &CertificateDer<'_>) -> Result<SpiffeId, Error> {
-    peer_identity(std::slice::from_ref(certificate))
-        .map(|peer| peer.id)
-        .map_err(|_| CertificateError::NotValidForName.into())
-}
-
-fn only_tls13() -> Error {
-    Error::General("only TLS 1.3 is spoken here".to_owned())
-}
-
 #[cfg(target_arch = "x86_64")]
 fn has_aes() -> bool {
     std::arch::is_x86_feature_detected!("aes")
@@ -350,4 +166,122 @@ fn has_aes() -> bool {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn has_aes() -> bool {
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::authority::{DEFAULT_LIFETIME, VerifiedRequest};
+    use crate::identity::{Authority, HostKey, Kind, peer_identity};
+    use rustls::{ClientConnection, NamedGroup, ServerConnection};
+    use std::time::{Duration, SystemTime};
+
+    fn authority() -> Authority {
+        Authority::create("mesh.test".parse().unwrap()).unwrap()
+    }
+
+    fn issue(authority: &Authority, kind: Kind, node: &str, lifetime: Duration) -> Identity {
+        let key = HostKey::generate().unwrap();
+        let request = VerifiedRequest::parse(&key.certificate_request().unwrap()).unwrap();
+        let (trust_domain, node) = (authority.trust_domain().clone(), node.parse().unwrap());
+        let leaf = authority.sign(&request, &SpiffeId { trust_domain, kind, node }, lifetime).unwrap();
+        Identity::new(&key, vec![leaf], vec![authority.root().clone()]).unwrap()
+    }
+
+    fn host(authority: &Authority, node: &str) -> Identity {
+        issue(authority, Kind::Host, node, DEFAULT_LIFETIME)
+    }
+
+    /// Carries the handshake between the two in memory.
+    fn handshake(
+        client: Arc<ClientConfig>,
+        server: Arc<ServerConfig>,
+    ) -> Result<(ClientConnection, ServerConnection), rustls::Error> {
+        let mut client = ClientConnection::new(client, "unused.test".try_into().unwrap())?;
+        let mut server = ServerConnection::new(server)?;
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut flight = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut flight).unwrap();
+            }
+            server.read_tls(&mut flight.as_slice()).unwrap();
+            server.process_new_packets()?;
+            let mut flight = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut flight).unwrap();
+            }
+            client.read_tls(&mut flight.as_slice()).unwrap();
+            client.process_new_packets()?;
+        }
+        Ok((client, server))
+    }
+
+    fn tunnel(
+        from: &Identity,
+        expected: &SpiffeId,
+        to: &Identity,
+    ) -> Result<(ClientConnection, ServerConnection), rustls::Error> {
+        handshake(tunnel_client(from, expected).unwrap(), tunnel_server(to).unwrap())
+    }
+
+    #[test]
+    fn a_tunnel_is_post_quantum_and_both_ends_are_known() {
+        let authority = authority();
+        let (one, two) = (host(&authority, "fcc00"), host(&authority, "fcs00"));
+        let (client, server) = tunnel(&one, &two.id, &two).unwrap();
+        assert_eq!(client.alpn_protocol(), Some(TUNNEL_ALPN));
+        assert_eq!(client.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
+        assert_eq!(server.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+        assert_eq!(peer_identity(server.peer_certificates().unwrap()).unwrap().id, one.id);
+        assert_eq!(peer_identity(client.peer_certificates().unwrap()).unwrap().id, two.id);
+    }
+
+    #[test]
+    fn another_host_of_the_same_mesh_is_not_the_expected_one() {
+        let authority = authority();
+        let (one, two, other) = (host(&authority, "one"), host(&authority, "two"), host(&authority, "other"));
+        assert!(tunnel(&one, &two.id, &other).is_err());
+    }
+
+    #[test]
+    fn neither_end_accepts_another_mesh_of_the_same_name() {
+        let (ours, theirs) = (authority(), authority());
+        let (one, foreigner) = (host(&ours, "one"), host(&theirs, "two"));
+        assert!(tunnel(&one, &foreigner.id, &foreigner).is_err());
+        let mut disguised = host(&theirs, "two");
+        disguised.bundle = vec![ours.root().clone()];
+        assert!(tunnel(&disguised, &one.id, &one).is_err());
+    }
+
+    #[test]
+    fn a_server_is_no_host() {
+        let authority = authority();
+        let (one, server) =
+            (host(&authority, "one"), issue(&authority, Kind::Server, "two", DEFAULT_LIFETIME));
+        assert!(tunnel(&server, &one.id, &one).is_err());
+        assert!(
+            tunnel(&one, &SpiffeId::host(one.id.trust_domain.clone(), "two".parse().unwrap()), &server)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn an_expired_certificate_is_refused_at_both_ends() {
+        let authority = authority();
+        let (one, expired) = (host(&authority, "one"), issue(&authority, Kind::Host, "two", Duration::ZERO));
+        // A certificate is valid through the whole second in which it ends (RFC 5280 section 4.1.2.5).
+        let end = expired.not_after + Duration::from_secs(1);
+        std::thread::sleep(end.duration_since(SystemTime::now()).unwrap_or_default());
+        assert!(tunnel(&one, &expired.id, &expired).is_err());
+        assert!(tunnel(&expired, &one.id, &one).is_err());
+    }
+
+    #[test]
+    fn a_caller_without_a_certificate_gets_no_tunnel() {
+        let authority = authority();
+        let (one, expected) =
+            (host(&authority, "one"), Expected::AnyServer(authority.trust_domain().clone()));
+        let anonymous = client(None, &one.bundle, expected, TUNNEL_ALPN).unwrap();
+        assert!(handshake(anonymous, tunnel_server(&one).unwrap()).is_err());
+    }
 }

@@ -215,3 +215,67 @@ impl View {
         self.hosts.remove(node).map(|host| host.node)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Catalog;
+    use crate::store::EmbeddedStore;
+
+    async fn feed(directory: &tempfile::TempDir) -> Arc<Feed> {
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&directory.path().join("db")).unwrap());
+        Arc::new(Feed::load(store.clone(), Arc::new(Registry::new(store))).await.unwrap())
+    }
+
+    fn change(number: u64) -> Change {
+        let host = v1::Host { node: "busy".to_owned(), last_seen: number, ..v1::Host::default() };
+        Change::Put(format!("{HOSTS}busy"), host.encode_to_vec())
+    }
+
+    #[tokio::test]
+    async fn a_watcher_gets_a_snapshot_and_then_every_change() {
+        let feed = feed(&tempfile::tempdir().unwrap()).await;
+        feed.apply(1, &[change(1)]);
+        let mut watcher = feed.subscribe("watcher".parse().unwrap());
+        let mut catalog = Catalog::default();
+        catalog.apply(watcher.next().await).unwrap();
+        for revision in 2..9 {
+            feed.apply(revision, &[change(revision)]);
+            let event = watcher.next().await;
+            assert!(matches!(event.event, Some(Event::Host(_))));
+            catalog.apply(event).unwrap();
+            assert_eq!(catalog.revision, revision);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_watcher_gets_a_new_snapshot_and_not_a_backlog() {
+        let feed = feed(&tempfile::tempdir().unwrap()).await;
+        let mut watcher = feed.subscribe("watcher".parse().unwrap());
+        watcher.next().await;
+        let last = BACKLOG as u64 + 1;
+        for revision in 1..=last {
+            feed.apply(revision, &[change(revision)]);
+        }
+        let event = watcher.next().await;
+        let Some(Event::Snapshot(snapshot)) = event.event else { panic!("no snapshot: {event:?}") };
+        assert_eq!((event.revision, snapshot.hosts[0].last_seen), (last, last));
+        feed.apply(last + 1, &[change(last + 1)]);
+        assert_eq!(watcher.next().await.revision, last + 1, "nothing is repeated after it");
+    }
+
+    #[tokio::test]
+    async fn a_host_with_two_watches_is_connected_until_both_end() {
+        let feed = feed(&tempfile::tempdir().unwrap()).await;
+        feed.apply(1, &[change(1)]);
+        let connected = || feed.snapshot().hosts[0].connected;
+        let (first, second) =
+            (feed.subscribe("busy".parse().unwrap()), feed.subscribe("busy".parse().unwrap()));
+        drop(first);
+        assert!(connected());
+        feed.apply(2, &[change(2)]);
+        assert!(connected(), "a durable change does not touch it");
+        drop(second);
+        assert!(!connected());
+    }
+}
