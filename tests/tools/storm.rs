@@ -41,8 +41,10 @@ impl ServePorts {
     /// Serves until killed, on IPv4 and IPv6.
     pub fn run(self) -> Result<()> {
         let Ports { first, count } = self.ports;
-        let bind = |port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).with_context(|| format!("port {port}"));
-        let listeners = (first..first + count).map(|port| Ok((port, bind(port)?))).collect::<Result<Vec<_>>>()?;
+        let bind =
+            |port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).with_context(|| format!("port {port}"));
+        let listeners =
+            (first..first + count).map(|port| Ok((port, bind(port)?))).collect::<Result<Vec<_>>>()?;
         println!("listening");
         thread::scope(|scope| {
             for (port, listener) in &listeners {
@@ -141,7 +143,8 @@ impl Storm {
     /// Asks one service, and returns the expected and the received answer.
     fn ask(&self, number: u64) -> io::Result<(String, String)> {
         let target = &self.targets[(number % self.targets.len() as u64) as usize];
-        let port = self.ports.first + (number / self.targets.len() as u64 % u64::from(self.ports.count)) as u16;
+        let port =
+            self.ports.first + (number / self.targets.len() as u64 % u64::from(self.ports.count)) as u16;
         // Different for each connection, without being a plain counter.
         let nonce = format!("{:0NONCE_LENGTH$x}", (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut stream = Dial::default().connect(SocketAddr::new(target.address, port))?;
