@@ -14,7 +14,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::capture::Capture;
 use crate::entry::Entry;
-use crate::namespace::{self, inside};
+use crate::murmesh::program_directory;
+use crate::namespace::{self, inside, ip_batch};
 use crate::process::Process;
 use crate::record::{HostRecord, Record};
 
@@ -66,14 +67,16 @@ impl Host {
         })
     }
 
-    /// A command that will run in this host, as root, with the built `murmesh` first in `PATH`.
+    /// A command that will run in this host, as root, with the built `murmesh` and `murmesh-probe`
+    /// first in `PATH`.
     ///
     /// Stdin is empty unless changed.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let binary = crate::murmesh_binary()?;
         let path = env::var_os("PATH").unwrap_or_default();
         let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-        let directories = binary.parent().map(Path::to_path_buf).into_iter().chain(env::split_paths(&path));
+        let ours = binary.parent().map(Path::to_path_buf).into_iter().chain([program_directory()?]);
+        let directories = ours.chain(env::split_paths(&path));
         let mut command = Command::new(program);
         command
             .env("PATH", env::join_paths(directories.chain(system))?)
@@ -128,6 +131,11 @@ impl Host {
     /// `filter` is in the language of pcap-filter(7). It returns once packets are being recorded.
     pub fn capture(&self, filter: &str) -> Result<Capture<'_>> {
         Capture::start(self, &self.switch, filter)
+    }
+
+    /// Pulls the plug: nothing reaches the host or leaves it any more, and nobody is told.
+    pub fn unplug(&self) -> Result<()> {
+        inside(self.switch.namespace(), || ip_batch(None, &[format!("link set {} down", self.name())]))
     }
 
     /// Runs `work` on a thread in this host's network namespace. The thread is in the caller's cgroup, which no

@@ -1,6 +1,7 @@
 //! Murmesh's own programs in a lab.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use crate::process::Process;
 pub const TUNNEL_PORT: u16 = 9191;
 
 /// What a daemon logs once it serves, with what separates it from the module's name, lest "already" is taken for it.
-const READY: &str = ": ready";
+pub(crate) const READY: &str = ": ready";
 
 /// How long a daemon may take to say so.
 const READY_DEADLINE: Duration = Duration::from_secs(20);
@@ -77,6 +78,11 @@ impl Host {
             // The command line offers no watch.
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Starts `murmesh-probe` here, with an open and silent stdin.
+    pub fn probe<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Result<Process> {
+        Process::spawn(self.command("murmesh-probe")?.args(arguments).stdin(Stdio::piped()))
     }
 
     /// The command line of the server here.
@@ -149,10 +155,15 @@ pub fn murmesh_binary() -> Result<PathBuf> {
     if let Some(binary) = env::var_os("MURMESH_BIN") {
         return Ok(binary.into());
     }
+    Ok(program_directory()?.join("murmesh"))
+}
+
+/// Where cargo puts the programs it builds beside this one.
+pub(crate) fn program_directory() -> Result<PathBuf> {
     let program = env::current_exe().context("finding our own program")?;
     let directory = program.parent().context("our own program has no directory")?;
     // Cargo puts programs into target/PROFILE and tests into target/PROFILE/deps.
     let directory =
         if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
-    Ok(directory.join("murmesh"))
+    Ok(directory.to_owned())
 }

@@ -111,6 +111,16 @@ impl Process {
         })
     }
 
+    /// Waits for the process to end with status 0, and returns what it wrote to stdout.
+    pub fn succeed(self, within: Duration) -> Result<String> {
+        let name = self.name.clone();
+        let output = self.output(within)?;
+        if !output.status.success() {
+            bail!("{name}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        }
+        String::from_utf8(output.stdout).with_context(|| format!("{name} wrote something that is not text"))
+    }
+
     /// Asks the process to end (SIGTERM) and waits until it has.
     pub fn stop(mut self, within: Duration) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;

@@ -1,0 +1,33 @@
+//! `murmesh-probe`: socket behaviour that ordinary programs cannot be told to have. Scenarios run it in hosts.
+//!
+//! Exit status 0 means that everything happened as the arguments say; otherwise stderr says what happened instead.
+
+mod bytes;
+mod script;
+mod socket;
+mod storm;
+
+use anyhow::Result;
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "murmesh-probe", about)]
+enum Command {
+    /// Connects, and plays a script on the connection.
+    Connect(script::Connect),
+    /// Prints `listening`, accepts connections one after the other, and plays a script on each.
+    Listen(script::Listen),
+    /// Listens on many ports, and answers each connection with name, port and the nonce it sent.
+    ServePorts(storm::ServePorts),
+    /// Opens many connections at once to those ports, and counts right and wrong answers.
+    Storm(storm::Storm),
+}
+
+fn main() -> Result<()> {
+    match Command::parse() {
+        Command::Connect(connect) => connect.run(),
+        Command::Listen(listen) => listen.run(),
+        Command::ServePorts(serve) => serve.run(),
+        Command::Storm(storm) => storm.run(),
+    }
+}

@@ -1,0 +1,89 @@
+//! Making connections, and what they are called.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
+use socket2::{Domain, SockRef, Socket, Type};
+
+/// How a connection is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Dial {
+    /// Address to bind first.
+    pub from: Option<SocketAddr>,
+    /// Connect without blocking, then wait until it is writable.
+    pub nonblocking: bool,
+}
+
+impl Dial {
+    /// Connects. The socket's family is that of `destination` as written: `::ffff:10.0.0.1` makes an IPv6 socket.
+    pub fn connect(self, destination: SocketAddr) -> io::Result<TcpStream> {
+        let socket = Socket::new(Domain::for_address(destination), Type::STREAM, None)?;
+        if let Some(from) = self.from {
+            socket.bind(&from.into())?;
+        }
+        if self.nonblocking {
+            connect_without_blocking(&socket, destination)?;
+        } else {
+            socket.connect(&destination.into())?;
+        }
+        Ok(socket.into())
+    }
+}
+
+/// connect(2), EINPROGRESS: poll for writability, then the error is in `SO_ERROR`.
+fn connect_without_blocking(socket: &Socket, destination: SocketAddr) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    match socket.connect(&destination.into()) {
+        Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}
+        immediate => return immediate.and_then(|()| Err(io::Error::other("it did not say EINPROGRESS"))),
+    }
+    poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE)?;
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    socket.set_nonblocking(false)
+}
+
+/// The addresses of a connection, by each call that tells them.
+#[derive(Debug, Serialize)]
+pub struct Names {
+    /// What `accept` returned.
+    pub accepted: Option<SocketAddr>,
+    /// getpeername(2).
+    pub peer: SocketAddr,
+    /// getsockname(2).
+    pub local: SocketAddr,
+}
+
+impl Names {
+    /// Asks for the addresses of `stream`.
+    pub fn of(stream: &TcpStream, accepted: Option<SocketAddr>) -> Result<Self> {
+        let peer = stream.peer_addr().context("getpeername")?;
+        Ok(Self { accepted, peer, local: stream.local_addr().context("getsockname")? })
+    }
+}
+
+/// Closes with a reset.
+pub fn reset(stream: TcpStream) -> Result<()> {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    drop(stream);
+    Ok(())
+}
+
+/// `ECONNRESET` rather than a sentence.
+pub fn errno(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |code| format!("{:?}", Errno::from_raw(code)))
+}
+
+/// Checks that an outcome is the error with this name.
+pub fn ensure_fails<T>(outcome: io::Result<T>, expected: &str) -> Result<()> {
+    let found = outcome.map_or_else(|error| errno(&error), |_| "success".to_owned());
+    ensure!(found == expected, "expected {expected}, got {found}");
+    Ok(())
+}
