@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::backoff::{Backoff, jitter};
 use super::connection::{DialError, dial};
 use super::membership::{Membership, load_key};
-use super::{ControlError, ControlOptions};
+use super::{ControlError, ControlOptions, ServerStatus};
 use crate::api::v1;
 use crate::identity::token::ServerAddress;
 use crate::identity::{HostKey, Identity, JoinToken, NodeName, tls};
@@ -89,7 +89,12 @@ async fn join_at(
 }
 
 /// Replaces the certificate at half its life, and at once when it has expired, for as long as it is run.
-pub async fn keep_renewed(mut membership: Membership, identity: watch::Sender<Arc<Identity>>) {
+/// With it comes the current list of servers.
+pub async fn keep_renewed(
+    mut membership: Membership,
+    identity: watch::Sender<Arc<Identity>>,
+    status: watch::Sender<ServerStatus>,
+) {
     let mut backoff = Backoff::new();
     loop {
         let due = identity.borrow().renew_at(jitter());
@@ -98,6 +103,7 @@ pub async fn keep_renewed(mut membership: Membership, identity: watch::Sender<Ar
             Ok(renewed) => {
                 info!(id = %renewed.id, expires = %humantime::format_rfc3339_seconds(renewed.not_after), "certificate renewed");
                 identity.send_replace(renewed);
+                status.send_modify(|status| status.servers = membership.servers().to_vec());
                 backoff.reset();
             }
             Err(error) => warn!(%error, "the certificate could not be renewed, trying again"),

@@ -122,6 +122,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let (status_sender, status) = watch::channel(ServerStatus { servers, ..ServerStatus::default() });
     let (acknowledged_sender, acknowledged) = watch::channel(None);
 
+    let renewal = enrolment::keep_renewed(membership, identity_sender, status_sender.clone());
     let session = session::Session {
         identity: identity.clone(),
         catalog: catalog_sender,
@@ -132,7 +133,6 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let mut tasks = JoinSet::new();
     let stop = shutdown.clone();
     tasks.spawn(async move { stop.run_until_cancelled(session.run()).await.unwrap_or_default() });
-    let renewal = enrolment::keep_renewed(membership, identity_sender);
     tasks.spawn(async move { shutdown.run_until_cancelled(renewal).await.unwrap_or_default() });
     Ok(Control { identity, catalog, report, status, acknowledged, _tasks: tasks })
 }

@@ -32,16 +32,22 @@ impl Session {
     /// Keeps connected to one of the servers until the channels are closed.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new();
-        let servers = self.status.borrow().servers.clone();
-        for server in servers.iter().cycle() {
-            let ended = self.serve(server, &mut backoff).await;
+        for attempt in 0.. {
+            let Some(server) = self.server(attempt) else { return };
+            let ended = self.serve(&server, &mut backoff).await;
             self.status.send_modify(|status| status.connected = None);
             match ended {
                 Ok(()) => return,
-                Err(error) => self.failed(server, &error),
+                Err(error) => self.failed(&server, &error),
             }
             backoff.pause().await;
         }
+    }
+
+    /// One of the servers known now, each in its turn.
+    fn server(&self, attempt: usize) -> Option<ServerAddress> {
+        let status = self.status.borrow();
+        status.servers.get(attempt % status.servers.len().max(1)).cloned()
     }
 
     /// Stays connected until that fails, and connects anew with each renewed identity.
