@@ -191,13 +191,12 @@ impl Registry {
     /// # Errors
     /// When the host never joined, or the store fails.
     pub async fn report(&self, node: &NodeName, report: v1::HostReport) -> Result<u64, RegistryError> {
-        let (_, host) = self.host(node).await?;
+        let (entry, host) = self.host(node).await?;
         if host.report.as_ref() == Some(&report) {
-            return Ok(self.store.list(AUTHORITY).await?.0);
+            return Ok(entry.revision);
         }
-        let conditions = vec![];
         let changes = vec![put_host(node, Some(report))];
-        match self.store.commit(Transaction { conditions, changes }).await? {
+        match self.store.commit(Transaction { conditions: vec![], changes }).await? {
             Outcome::Applied(revision) => Ok(revision),
             Outcome::Conflict => unreachable!("a transaction without conditions has no conflict"),
         }
