@@ -88,7 +88,7 @@ impl Drop for Lab {
     }
 }
 
-/// Writes the record before anything else is made, so that a crash leaves nothing that [`crate::sweep`] misses.
+/// Writes the record before anything else is made, so that a crash leaves nothing that [`crate::sweep()`] misses.
 fn register(record: &Record) -> Result<()> {
     let _lock = lock()?;
     sweep_locked()?;

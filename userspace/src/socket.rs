@@ -62,7 +62,7 @@ pub fn outgoing(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket>
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
-/// Makes a tunnel's connection notice within [`TUNNEL_TIMEOUT`] that the other host is gone.
+/// Makes a tunnel's connection notice within ten seconds that the other host is gone.
 ///
 /// # Errors
 /// The socket is closed.

@@ -61,7 +61,7 @@ impl AccessRecord {
     /// Takes note of how the relay ended.
     pub fn relayed(&mut self, totals: Totals, result: &Result<(), RelayError>) {
         self.totals = totals;
-        self.result = Some(result.as_ref().map(|()| ()).map_err(ToString::to_string));
+        self.result = Some(result.as_ref().copied().map_err(ToString::to_string));
     }
 
     /// Takes note that the stream failed before anything was relayed.

@@ -37,7 +37,7 @@ pub enum DialError {
 ///
 /// # Errors
 /// The agent cannot be reached, or it is not the expected one, or it does not accept us; each within
-/// [`CONNECT_TIMEOUT`] and [`HANDSHAKE_TIMEOUT`].
+/// five seconds.
 pub async fn dial(
     address: SocketAddr,
     config: Arc<ClientConfig>,
