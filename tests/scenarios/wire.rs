@@ -30,7 +30,7 @@ fn nothing_is_readable_on_the_wire_in_either_direction() -> Result<()> {
     let _service = mesh.serve(service, PORT, "socat", command(PORT))?;
     mesh.wait_carried(&[(service.ipv6(), PORT).into()])?;
 
-    let captures = [client.capture("ip or ip6")?, service.capture("")?];
+    let captures = [client.capture("ip or ip6")?, service.capture("ip or ip6")?];
     for address in service.addresses() {
         ask(client, &address.to_string(), PORT)?;
     }
