@@ -138,10 +138,11 @@ fn status(name: &str) -> Result<()> {
         let [ipv4, ipv6] = host.addresses().map(|address| address.to_string());
         println!("{:<12} {ipv4:<14} {ipv6:<12} {}", host.name(), running(host)?);
     }
-    println!(
-        "Log files are in {}",
-        lab.hosts().first().context("the lab is empty")?.log_directory().display()
-    );
+    for host in lab.hosts() {
+        for log in fs::read_dir(host.log_directory())?.flatten() {
+            println!("{} writes to {}", host.name(), log.path().display());
+        }
+    }
     Ok(())
 }
 

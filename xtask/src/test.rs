@@ -74,6 +74,8 @@ impl Runner {
             Self::Cargo => command.arg("test"),
         };
         command.arg("--no-fail-fast").args(selection).args(&arguments.filter);
+        // Errors say where they come from; the runner's own frames below them say nothing.
+        command.env("RUST_LIB_BACKTRACE", "0");
         if std::io::stdout().is_terminal() {
             command.env("CARGO_TERM_COLOR", "always");
         }
@@ -87,21 +89,27 @@ impl Runner {
         for line in BufReader::new(reader).split(b'\n') {
             let line = String::from_utf8_lossy(&line?).into_owned();
             eprintln!("{line}");
-            count += Count::parse(&shell::without_colour(&line)).unwrap_or_default();
+            count += self.count(&shell::without_colour(&line)).unwrap_or_default();
         }
         Ok((count, child.wait()?.success()))
+    }
+
+    /// Reads the runner's own closing line. nextest also repeats what a failed test said, `test result` included.
+    ///
+    /// `cargo test`: `test result: ok. 3 passed; 1 failed; 2 ignored; …`.
+    /// nextest: `Summary [ 0.1s] 4 tests run: 3 passed (1 slow), 1 failed, 2 skipped`.
+    fn count(&self, line: &str) -> Option<Count> {
+        let line = line.trim_start();
+        Some(Count::parse(match self {
+            Self::Nextest => line.strip_prefix("Summary [")?.split_once(" run: ")?.1,
+            Self::Cargo => line.strip_prefix("test result: ")?.split_once(". ")?.1,
+        }))
     }
 }
 
 impl Count {
-    /// Reads a closing line: `test result: ok. 3 passed; 1 failed; 2 ignored; …` of `cargo test`, or
-    /// `Summary [ 0.1s] 4 tests run: 3 passed (1 slow), 1 failed, 2 skipped` of nextest.
-    fn parse(line: &str) -> Option<Self> {
-        let line = line.trim_start();
-        let counts = match line.strip_prefix("test result: ") {
-            Some(counts) => counts.split_once(". ")?.1,
-            None => line.strip_prefix("Summary [")?.split_once(" run: ")?.1,
-        };
+    /// Reads numbers with what they count. Tests that a filter left out count as nothing.
+    fn parse(counts: &str) -> Self {
         let mut count = Self::default();
         for part in counts.split([',', ';']) {
             let mut words = part.split_whitespace();
@@ -117,7 +125,7 @@ impl Count {
                 _ => {}
             }
         }
-        Some(count)
+        count
     }
 }
 
@@ -141,14 +149,15 @@ impl std::fmt::Display for Count {
 
 #[cfg(test)]
 mod tests {
-    use super::Count;
+    use super::{Count, Runner};
 
     #[test]
     fn both_runners_are_understood() {
         let line = "test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; 7 filtered out; finished in 0.00s";
-        assert_eq!(Count::parse(line), Some(Count { passed: 3, failed: 1, skipped: 2 }));
+        assert_eq!(Runner::Cargo.count(line), Some(Count { passed: 3, failed: 1, skipped: 2 }));
+        assert_eq!(Runner::Nextest.count(line), None);
         let line = "     Summary [   0.005s] 4 tests run: 3 passed (1 slow), 1 failed, 2 skipped";
-        assert_eq!(Count::parse(line), Some(Count { passed: 3, failed: 1, skipped: 0 }));
-        assert_eq!(Count::parse("running 3 tests"), None);
+        assert_eq!(Runner::Nextest.count(line), Some(Count { passed: 3, failed: 1, skipped: 0 }));
+        assert_eq!(Runner::Cargo.count("running 3 tests"), None);
     }
 }
