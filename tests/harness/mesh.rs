@@ -29,6 +29,9 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 /// How often a map of the kernel is looked at, which tells nobody when it changes.
 const MAP_INTERVAL: Duration = Duration::from_millis(2);
 
+/// How much of a daemon's log is shown.
+const LAST_LINES: usize = 60;
+
 /// A lab whose server `murmesh00` runs, and whose other hosts have an agent each that is ready.
 #[derive(Debug)]
 pub struct Mesh {
@@ -165,6 +168,19 @@ impl Mesh {
 
     fn joined_hosts(&self) -> impl Iterator<Item = &Host> {
         self.lab.hosts().iter().filter(|host| self.agents.contains_key(host.name()))
+    }
+}
+
+impl Drop for Mesh {
+    /// Tells what the daemons said last. Whoever runs the tests shows it for those that failed.
+    fn drop(&mut self) {
+        let agents = self.agents.iter().map(|(name, agent)| (name.as_str(), agent));
+        for (name, daemon) in agents.chain([("server", &self.server)]) {
+            let said = daemon.said();
+            let lines: Vec<&str> = said.lines().collect();
+            let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+            eprintln!("--- {name} said last:\n{}", last.join("\n"));
+        }
     }
 }
 

@@ -103,8 +103,9 @@ fn a_client_keeps_the_source_address_that_it_bound() -> Result<()> {
         (service.ipv6().into(), client.ipv6().into()),
         (mapped(service), mapped(client)),
     ];
-    for (dialled, bound) in cases {
-        let bound = SocketAddr::new(bound, 45678);
+    // Another port each time: the one before is in TIME_WAIT.
+    for ((dialled, bound), port) in cases.into_iter().zip(45678..) {
+        let bound = SocketAddr::new(bound, port);
         let seen = connection(&mesh, "::".parse()?, dialled, &["--from", &bound.to_string()])?;
         ensure!(seen.client.local == bound, "bound {bound}, the client is {}", seen.client.local);
         let expected = SocketAddr::new(in_family_of("::".parse()?, bound.ip()), bound.port());

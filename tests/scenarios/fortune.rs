@@ -25,15 +25,23 @@ fn a_thousand_answers_are_byte_exact_whatever_stdin_is() -> Result<()> {
     let _service = mesh.serve(mesh.service()?, PORT, "socat", ["-U", &listen, &exec])?;
 
     let answers = mesh.client()?.data_directory();
-    let silent = "silent() { nc fcs00 8181 <&3; }; mkfifo fifo; exec 3<>fifo";
-    let ways = ["nc fcs00 8181 </dev/null", "nc -N fcs00 8181 </dev/null", "nc fcs00 8181 <&-", "silent"];
+    // Empty, empty and passed on as the end of the client's direction, closed, and open without a word.
+    let ways = [
+        "nc fcs00 8181 </dev/null",
+        "nc -N fcs00 8181 </dev/null",
+        "socat -u tcp:fcs00:8181 - <&-",
+        "nc -d fcs00 8181 <&3",
+    ];
     let loops = ways.iter().enumerate().map(|(way, command)| {
         format!(
             "for i in $(seq {EACH}); do {command} >answer.{way}.$i || echo way {way}: exit status $?; done &"
         )
     });
-    let script =
-        format!("cd {} && {silent}\n{}\nwait", answers.display(), loops.collect::<Vec<_>>().join("\n"));
+    let script = format!(
+        "cd {} && mkfifo silent && exec 3<>silent\n{}\nwait",
+        answers.display(),
+        loops.collect::<Vec<_>>().join("\n")
+    );
     let said = mesh.client()?.spawn("sh", ["-c", &script])?.succeed(LONG)?;
     ensure!(said.is_empty(), "{said}");
 

@@ -30,7 +30,7 @@ fn nothing_is_readable_on_the_wire_in_either_direction() -> Result<()> {
     let _service = mesh.serve(service, PORT, "socat", command(PORT))?;
     mesh.wait_carried(&[(service.ipv6(), PORT).into()])?;
 
-    let captures = [client.capture("")?, service.capture("")?];
+    let captures = [client.capture("ip or ip6")?, service.capture("ip or ip6")?];
     for address in service.addresses() {
         ask(client, &address.to_string(), PORT)?;
     }
@@ -61,7 +61,7 @@ fn the_search_for_secrets_finds_them_where_the_mesh_is_not_in_the_way() -> Resul
     let (service, client) = (mesh.service()?, mesh.client()?);
     let _service = service.spawn("socat", command(EXEMPT_PORT))?;
     service.wait_listening(EXEMPT_PORT, DEADLINE)?;
-    let capture = client.capture("")?;
+    let capture = client.capture("ip or ip6")?;
     ask(client, "fcs00", EXEMPT_PORT)?;
     let trace = capture.stop()?;
     ensure!(trace.contains(QUESTION.as_bytes()) && trace.contains(ANSWER.as_bytes()), "nothing was found");
