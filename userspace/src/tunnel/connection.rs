@@ -145,8 +145,12 @@ impl Tunnel {
     }
 
     /// Whether no stream is open, so that the tunnel can carry the next one.
+    ///
+    /// An opener that has seen both directions end may open the next stream at once, so at the acceptor that
+    /// OPEN may already be here, in the same read as the END before it. An opener has nothing to expect.
     pub fn is_idle(&self) -> bool {
-        self.state.is_idle() && self.inbox.is_none() && self.decoder.is_between_frames()
+        let nothing_received = self.inbox.is_none() && self.decoder.is_between_frames();
+        self.state.is_idle() && (self.side == Side::Acceptor || nothing_received)
     }
 
     /// Waits for the other direction to end, and drops what it still carries.
