@@ -56,7 +56,7 @@ fn in_family_of(like: IpAddr, address: IpAddr) -> IpAddr {
 }
 
 #[test]
-fn both_ends_see_real_addresses_over_every_family_and_listener() -> Result<()> {
+fn both_ends_see_real_addresses_over_every_family_and_listener_blocking_or_not() -> Result<()> {
     let Some(mesh) = Mesh::start(1, 1)? else { return Ok(()) };
     let (service, client) = (mesh.service()?, mesh.client()?);
     let [any4, any6]: [IpAddr; 2] = ["0.0.0.0".parse()?, "::".parse()?];

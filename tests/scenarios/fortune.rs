@@ -45,10 +45,10 @@ fn a_thousand_answers_are_byte_exact_whatever_stdin_is() -> Result<()> {
     let said = mesh.client()?.spawn("sh", ["-c", &script])?.succeed(LONG)?;
     ensure!(said.is_empty(), "{said}");
 
-    for way in 0..ways.len() {
+    for (way, command) in ways.iter().enumerate() {
         for number in 1..=EACH {
             let received = fs::read(answers.join(format!("answer.{way}.{number}")))?;
-            ensure!(received == answer, "{:?}, number {number}: {} bytes", ways[way], received.len());
+            ensure!(received == answer, "{command:?}, number {number}: {} bytes", received.len());
         }
     }
     mesh.ensure_carried((ways.len() * EACH) as u64)

@@ -29,9 +29,11 @@ fn storm(connections: u64, parallel: u64, port_range: Option<&str>) -> Result<()
     for name in ["fcs00", "fcs01", "fcs02"] {
         let host = mesh.host(name)?;
         services.push(host.probe(["serve-ports", name])?);
-        let ports = FIRST_PORT..FIRST_PORT + PORTS;
-        destinations.extend(ports.map(|port| SocketAddr::new(host.ipv4().into(), port)));
-        targets.push(format!("{name}={}", host.ipv4()));
+        for address in host.addresses() {
+            let ports = FIRST_PORT..FIRST_PORT + PORTS;
+            destinations.extend(ports.map(|port| SocketAddr::new(address, port)));
+            targets.push(format!("{name}={address}"));
+        }
         targets.push(format!("{name}={}", host.ipv4().to_ipv6_mapped()));
     }
     for service in &services {
