@@ -50,7 +50,7 @@ pub fn count(counter: Counter) {
 /// Tells the agent about a listener. A full buffer is counted; the agent's periodic dump repairs it.
 #[inline(always)]
 pub fn emit(event: ListenerEvent) {
-    if EVENTS.output(&event, 0).is_err() {
+    if EVENTS.output(event, 0).is_err() {
         count(Counter::EventLost);
     }
 }

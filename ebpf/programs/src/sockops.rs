@@ -43,7 +43,7 @@ pub fn murmesh_sockops(context: SockOpsContext) -> u32 {
 fn connecting(event: &SocketEvent<'_>) {
     let Some(record) = event.record() else { return };
     let key = HandshakeKey { connecting: event.local(), accepting: event.remote() };
-    if HANDSHAKES.insert(&key, record, 0).is_err() {
+    if HANDSHAKES.insert(key, record, 0).is_err() {
         count(Counter::HandshakeLost);
     }
     event.set_callbacks(BPF_SOCK_OPS_STATE_CB_FLAG);
@@ -65,8 +65,8 @@ fn accepted(event: &SocketEvent<'_>) {
     event.set_callbacks(0);
     let key = HandshakeKey { connecting: event.remote(), accepting: event.local() };
     // SAFETY: copied at once; nobody else uses the key of a handshake in flight.
-    let Some(record) = unsafe { HANDSHAKES.get(&key) }.copied() else { return };
-    let _ = HANDSHAKES.remove(&key);
+    let Some(record) = unsafe { HANDSHAKES.get(key) }.copied() else { return };
+    let _ = HANDSHAKES.remove(key);
     let role = if record.role == Role::Client as u32 { Role::Intercepted } else { Role::Served };
     if !event.keep(&ConnectionRecord { role: role as u32, ..record }) {
         count(Counter::HandshakeLost);
