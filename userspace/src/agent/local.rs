@@ -141,7 +141,7 @@ impl v1::local_server::Local for AgentLocal {
             interception,
             traffic: Some(traffic(&self.shared.traffic, redirected)),
             endpoints: self.shared.routes.load().len() as u64,
-            ambiguous_addresses: catalog.ambiguous().keys().map(ToString::to_string).collect(),
+            contested_addresses: server.contested.iter().map(ToString::to_string).collect(),
             server_error: server.error.unwrap_or_default(),
         }))
     }

@@ -78,8 +78,9 @@ impl Publisher {
         loop {
             let known = catalog.borrow_and_update().clone();
             let here = served.borrow_and_update().clone();
+            let source_for = |to| socket::source_for(to).ok();
+            let routes = Routes::new(&known, &own.node, &here.addresses, &own.trust_domain, source_for);
             self.shared.services.store(Arc::new(local_services(&known, here, &own.node)));
-            let routes = Routes::new(&known, &own.node, &own.trust_domain, |to| socket::source_for(to).ok());
             self.publish_routes(routes);
             if let Some((wanted, upstream)) = &self.upstream {
                 upstream.store(wanted.resolve(&known).map(Arc::new));

@@ -1,11 +1,10 @@
 //! From hosts and listeners to the addresses that the mesh carries connections to.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{Catalog, Host};
-use crate::identity::NodeName;
 
 /// A dialled address and the host that serves it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,46 +18,31 @@ pub struct Endpoint {
 impl Catalog {
     /// Every address that leads to a listener through the mesh. A listener on any address stands for each
     /// of its host's addresses of a family that it accepts; one on an address that its host does not
-    /// claim is left out, and so is every address that [several hosts claim](Self::ambiguous).
+    /// claim is left out.
+    ///
+    /// The server gives an address to one host only. Should a catalog have it twice all the same, the first
+    /// host in the order of their names that listens on the port is taken: left out, it would go in clear.
     pub fn endpoints(&self) -> BTreeMap<SocketAddr, Endpoint> {
-        let claims = self.claims();
         let mut endpoints = BTreeMap::new();
         for host in self.hosts.values() {
-            for address in host.report.addresses.iter().filter(|address| claims[*address].len() == 1) {
+            for address in &host.report.addresses {
                 for listener in host.report.listeners.iter().filter(|listener| listener.accepts(*address)) {
                     let address = SocketAddr::new(*address, listener.address.port());
-                    endpoints.insert(address, Endpoint { host: host.clone(), address });
+                    endpoints.entry(address).or_insert_with(|| Endpoint { host: host.clone(), address });
                 }
             }
         }
         endpoints
-    }
-
-    /// The addresses that more than one host claims, with those hosts.
-    pub fn ambiguous(&self) -> BTreeMap<IpAddr, Vec<NodeName>> {
-        let mut claims = self.claims();
-        claims.retain(|_, hosts| hosts.len() > 1);
-        claims
-    }
-
-    fn claims(&self) -> BTreeMap<IpAddr, Vec<NodeName>> {
-        let mut claims: BTreeMap<IpAddr, Vec<NodeName>> = BTreeMap::new();
-        for host in self.hosts.values() {
-            for address in &host.report.addresses {
-                let hosts = claims.entry(*address).or_default();
-                if hosts.last() != Some(&host.node) {
-                    hosts.push(host.node.clone());
-                }
-            }
-        }
-        claims
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::IpAddr;
+
     use crate::catalog::{Listener, Report};
+    use crate::identity::NodeName;
     use proptest::prelude::*;
 
     const ADDRESSES: [&str; 6] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2", "fd00::3"];
@@ -104,13 +88,14 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_two_hosts_is_ambiguous() {
+    fn an_address_of_two_hosts_leads_to_the_first_that_listens() {
         let catalog = catalog([
-            host("a", &["172.17.0.1", "10.0.0.1"], &[("0.0.0.0:80", false)]),
-            host("b", &["172.17.0.1", "10.0.0.2"], &[]),
+            host("a", &["10.0.0.1"], &[("0.0.0.0:80", false)]),
+            host("b", &["10.0.0.1"], &[("0.0.0.0:80", false), ("0.0.0.0:81", false)]),
         ]);
-        assert_eq!(addresses(&catalog), ["10.0.0.1:80"]);
-        assert_eq!(catalog.ambiguous().keys().map(ToString::to_string).collect::<Vec<_>>(), ["172.17.0.1"]);
+        let endpoints = catalog.endpoints();
+        let owner = |address: &str| endpoints[&address.parse().unwrap()].host.node.as_str();
+        assert_eq!((owner("10.0.0.1:80"), owner("10.0.0.1:81")), ("a", "b"));
     }
 
     /// Indices of addresses, and listeners as index, port and whether they are for IPv6 only.
@@ -144,20 +129,20 @@ mod tests {
     fn reference(catalog: &Catalog) -> BTreeMap<SocketAddr, NodeName> {
         let mut served = BTreeMap::new();
         for ip in ADDRESSES.map(|text| text.parse::<IpAddr>().unwrap()) {
-            let claimants: Vec<_> =
-                catalog.hosts.values().filter(|host| host.report.addresses.contains(&ip)).collect();
-            let [host] = claimants[..] else { continue };
             for port in 80..83 {
-                let accepted = host.report.listeners.iter().any(|listener| {
-                    let (bound, v4) = (listener.address.ip().to_string(), ip.is_ipv4());
-                    listener.address.port() == port
-                        && match bound.as_str() {
-                            "0.0.0.0" => v4,
-                            "::" => !v4 || !listener.ipv6_only,
-                            exact => exact == ip.to_string(),
-                        }
-                });
-                if accepted {
+                let serves = |host: &&Arc<Host>| {
+                    host.report.addresses.contains(&ip)
+                        && host.report.listeners.iter().any(|listener| {
+                            let (bound, v4) = (listener.address.ip().to_string(), ip.is_ipv4());
+                            listener.address.port() == port
+                                && match bound.as_str() {
+                                    "0.0.0.0" => v4,
+                                    "::" => !v4 || !listener.ipv6_only,
+                                    exact => exact == ip.to_string(),
+                                }
+                        })
+                };
+                if let Some(host) = catalog.hosts.values().find(serves) {
                     served.insert(SocketAddr::new(ip, port), host.node.clone());
                 }
             }

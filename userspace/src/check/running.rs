@@ -40,12 +40,12 @@ pub async fn check(options: &CheckOptions) -> Vec<Finding> {
             error => Finding::failed(GROUP, "canary of the agent", error, "restart the agent"),
         });
     }
-    if !status.ambiguous_addresses.is_empty() {
+    if !status.contested_addresses.is_empty() {
         findings.push(Finding::warning(
             GROUP,
             "addresses",
-            format!("more than one host claims {}", status.ambiguous_addresses.join(", ")),
-            "connections to them are NOT encrypted; take them off all hosts but one",
+            format!("another host claimed {} first", status.contested_addresses.join(", ")),
+            "harmless for a bridge that many hosts have, such as Docker's; else take it off one of the hosts: others do not reach this one by it through the mesh",
         ));
     }
     findings

@@ -1,5 +1,5 @@
 //! `murmesh status`. JSON: `{healthy, problems, role, node, version, trust_domain, spiffe_id,
-//! certificate_expires_at, catalog_revision, endpoints, ambiguous_addresses, servers, connected_server,
+//! certificate_expires_at, catalog_revision, endpoints, contested_addresses, servers, connected_server,
 //! interception, traffic}`. `interception` is `{cgroup, bpf_dir, attached, missing, canary_error}` and
 //! `traffic` has the counters of the running agent; both are null where they do not apply.
 
@@ -34,7 +34,7 @@ struct Status<'a> {
     certificate_expires_at: Option<String>,
     catalog_revision: u64,
     endpoints: u64,
-    ambiguous_addresses: &'a [String],
+    contested_addresses: &'a [String],
     servers: &'a [String],
     connected_server: Option<&'a str>,
     interception: Option<Interception<'a>>,
@@ -134,10 +134,6 @@ fn page(status: &v1::StatusResponse, problems: &[String], now: SystemTime) -> St
         lines.push(("server", format!("{connected} (of {})", status.servers.join(" "))));
         lines.push(("endpoints", format!("{} addresses lead through the mesh", status.endpoints)));
     }
-    if !status.ambiguous_addresses.is_empty() {
-        let list = status.ambiguous_addresses.join(" ");
-        lines.push(("left alone", format!("{list} (claimed by more than one host)")));
-    }
     if let Some(interception) = &status.interception {
         let (attached, cgroup) = (interception.attached.join(" "), &interception.cgroup);
         lines.push(("interception", format!("{attached} at {cgroup}")));
@@ -148,6 +144,10 @@ fn page(status: &v1::StatusResponse, problems: &[String], now: SystemTime) -> St
     let mut page = String::new();
     for (name, value) in lines {
         let _ = writeln!(page, "{name:<17}{value}");
+    }
+    if !status.contested_addresses.is_empty() {
+        let list = status.contested_addresses.join(", ");
+        let _ = writeln!(page, "WARNING: another host claimed {list} first; see `murmesh check`");
     }
     match problems {
         [] => page.push_str("all is well\n"),
@@ -190,7 +190,7 @@ impl<'a> Status<'a> {
             certificate_expires_at: time_from_unix(status.certificate_expires_at).map(rfc3339),
             catalog_revision: status.catalog_revision,
             endpoints: status.endpoints,
-            ambiguous_addresses: &status.ambiguous_addresses,
+            contested_addresses: &status.contested_addresses,
             servers: &status.servers,
             connected_server: some(&status.connected_server),
             interception: status.interception.as_ref().map(|found| Interception {
@@ -240,6 +240,18 @@ mod tests {
     #[test]
     fn a_working_agent_has_no_problem() {
         assert_eq!(problems(&agent(), SystemTime::now()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_contested_address_is_a_warning_and_no_problem() {
+        let status = v1::StatusResponse { contested_addresses: vec!["172.17.0.1".to_owned()], ..agent() };
+        let now = SystemTime::now();
+        let page = page(&status, &problems(&status, now), now);
+        assert!(
+            page.ends_with(
+                "WARNING: another host claimed 172.17.0.1 first; see `murmesh check`\nall is well\n"
+            )
+        );
     }
 
     #[test]

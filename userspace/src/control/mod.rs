@@ -8,6 +8,7 @@ mod enrolment;
 mod membership;
 mod session;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +49,8 @@ pub struct ServerStatus {
     pub connected: Option<ServerAddress>,
     /// Why there is none in use.
     pub error: Option<String>,
+    /// Addresses of this host that another host claimed first, as of the last report.
+    pub contested: Vec<IpAddr>,
 }
 
 /// Why the control plane fails.

@@ -1,5 +1,6 @@
 //! Connected to one server after another: take the catalog, give the report.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use crate::identity::token::ServerAddress;
 use crate::identity::{Identity, tls};
 
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a report is repeated while another host has an address of this one: it may let go.
+const CONTESTED_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The agent's ends of the channels that [`super::Control`] hands out.
 pub struct Session {
@@ -62,7 +65,7 @@ impl Session {
             info!(%server, "connected to the server");
             tokio::select! {
                 ended = follow(server, events, &self.catalog, &self.status) => return ended,
-                ended = report(server, client, &mut self.report, &self.acknowledged) => return ended,
+                ended = report(server, client, &mut self.report, &self.acknowledged, &self.status) => return ended,
                 changed = self.identity.changed() => if changed.is_err() { return Ok(()) },
             }
         }
@@ -103,26 +106,52 @@ async fn follow(
     }
 }
 
-/// Sends the report now and whenever it changes.
+/// Sends the report now and whenever it changes, and repeats it while addresses are contested.
 async fn report(
     server: &ServerAddress,
     mut client: MeshClient<Channel>,
     reports: &mut watch::Receiver<Option<Report>>,
     acknowledged: &watch::Sender<Option<Report>>,
+    status: &watch::Sender<ServerStatus>,
 ) -> Result<(), ControlError> {
     loop {
         let current = reports.borrow_and_update().clone();
+        let mut contested = false;
         if let Some(report) = current {
             let mut request = tonic::Request::new(v1::HostReport::from(&report));
             request.set_timeout(REPORT_TIMEOUT);
             let answer = tokio::time::timeout(REPORT_TIMEOUT, client.report(request)).await;
-            answer
+            let answer = answer
                 .map_err(|_| ControlError::Ended(server.clone()))?
                 .map_err(|status| refused(server, &status))?;
+            contested = publish_contested(status, &report, &answer.into_inner());
             acknowledged.send_replace(Some(report));
         }
-        if reports.changed().await.is_err() {
-            return Ok(());
+        tokio::select! {
+            changed = reports.changed() => if changed.is_err() { return Ok(()) },
+            () = tokio::time::sleep(CONTESTED_INTERVAL), if contested => {}
         }
     }
+}
+
+/// Returns whether there are any. What the server names beyond the report is ignored.
+fn publish_contested(
+    status: &watch::Sender<ServerStatus>,
+    report: &Report,
+    answer: &v1::ReportResponse,
+) -> bool {
+    let is_contested = |address: &&IpAddr| answer.contested_addresses.contains(&address.to_string());
+    let contested: Vec<_> = report.addresses.iter().filter(is_contested).copied().collect();
+    let any = !contested.is_empty();
+    status.send_if_modified(|status| {
+        let news = status.contested != contested;
+        if news && any {
+            warn!(addresses = ?contested, "another host claimed addresses of this one first; through the mesh they lead there");
+        } else if news {
+            info!("no address of this host is claimed by another any more");
+        }
+        status.contested = contested;
+        news
+    });
+    any
 }

@@ -75,9 +75,11 @@ impl Mesh for MeshService {
         let node = caller(&request)?;
         let report = Report::try_from(request.into_inner());
         let report = report.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let revision = self.registry.report(&node, (&report).into()).await;
-        let revision = revision.map_err(|error| refusal(&error))?;
-        Ok(Response::new(v1::ReportResponse { revision }))
+        let recorded = self.registry.report(&node, &report).await.map_err(|error| refusal(&error))?;
+        Ok(Response::new(v1::ReportResponse {
+            revision: recorded.revision,
+            contested_addresses: recorded.contested.iter().map(ToString::to_string).collect(),
+        }))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The server: certificate authority, catalog and join, over TLS for agents and a Unix socket for the operator.
 
+mod addresses;
 mod admin;
 mod credentials;
 mod feed;

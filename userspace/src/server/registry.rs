@@ -1,8 +1,9 @@
 //! What the server has on record: its authority, join tokens, hosts and their reports.
 //!
-//! Keys of the store: `authority`, `tokens/HASH`, `nodes/NODE` (the key of each host) and `hosts/NODE`
-//! (its catalog entry). Secrets of tokens are kept as SHA-256 only.
+//! Keys of the store: `authority`, `tokens/HASH`, `nodes/NODE` (the key of each host), `hosts/NODE` (its
+//! catalog entry) and [`addresses/IP`](super::addresses). Secrets of tokens are kept as SHA-256 only.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +13,9 @@ use rustls_pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::addresses::{Claims, ToldContests};
 use crate::api::{unix_seconds, v1};
+use crate::catalog::Report;
 use crate::identity::token::sha256;
 use crate::identity::{Authority, IdentityError, JoinToken, NameError, NodeName, TrustDomain};
 use crate::store::{Change, Condition, Entry, Outcome, Store, StoreError, Transaction};
@@ -86,12 +89,21 @@ struct StoredNode {
 /// The records, over any store.
 pub struct Registry {
     store: Arc<dyn Store>,
+    told: ToldContests,
+}
+
+/// What the registry made of a report.
+pub struct Recorded {
+    /// From here on the catalog has it.
+    pub revision: u64,
+    /// The reported addresses that another host claimed first: the catalog has them as the other's only.
+    pub contested: Vec<IpAddr>,
 }
 
 impl Registry {
     /// The registry in `store`.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+        Self { store, told: ToldContests::default() }
     }
 
     /// The mesh's authority, which is made at the first start.
@@ -186,19 +198,28 @@ impl Registry {
         }
     }
 
-    /// Records what `node` says about itself; returns the revision from which the catalog has it.
+    /// Records what `node` says about itself, but for addresses that another host claimed first.
     ///
     /// # Errors
     /// When the host never joined, or the store fails.
-    pub async fn report(&self, node: &NodeName, report: v1::HostReport) -> Result<u64, RegistryError> {
-        let (entry, host) = self.host(node).await?;
-        if host.report.as_ref() == Some(&report) {
-            return Ok(entry.revision);
-        }
-        let changes = vec![put_host(node, Some(report))];
-        match self.store.commit(Transaction { conditions: vec![], changes }).await? {
-            Outcome::Applied(revision) => Ok(revision),
-            Outcome::Conflict => unreachable!("a transaction without conditions has no conflict"),
+    pub async fn report(&self, node: &NodeName, report: &Report) -> Result<Recorded, RegistryError> {
+        loop {
+            let (entry, host) = self.host(node).await?;
+            let before = host.report.as_ref().map_or(&[][..], |report| &report.addresses);
+            let claims = Claims::settle(&*self.store, node, before, &report.addresses).await?;
+            let stored = v1::HostReport::from(&Report { addresses: claims.owned, ..report.clone() });
+            let mut transaction = claims.transaction;
+            let outcome = if transaction.changes.is_empty() && host.report.as_ref() == Some(&stored) {
+                Outcome::Applied(entry.revision)
+            } else {
+                transaction.conditions.push(Condition::Unchanged(entry.key, entry.revision));
+                transaction.changes.push(put_host(node, Some(stored)));
+                self.store.commit(transaction).await?
+            };
+            if let Outcome::Applied(revision) = outcome {
+                self.told.tell(node, &claims.contested);
+                return Ok(Recorded { revision, contested: claims.contested.into_keys().collect() });
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! The control plane as a whole: a real server and real agents' clients over TLS on loopback, with a real database.
 
+mod addresses;
 mod catalog;
 mod join;
 mod lifecycle;

@@ -1,0 +1,117 @@
+//! Who owns which address: the host that claimed it first, for as long as it claims it.
+//!
+//! Keys of the store: `addresses/IP`, whose value is the owner's name. They change together with the owner's
+//! catalog entry, which holds no address that is not its own: a host that reports another's address, by
+//! mistake or on purpose, changes nothing for the other.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use tracing::warn;
+
+use super::registry::RegistryError;
+use crate::identity::NodeName;
+use crate::store::{Change, Condition, Store, Transaction};
+
+const ADDRESSES: &str = "addresses/";
+
+/// What becomes of the addresses that a host reports.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// Those that it owns once [`Self::transaction`] is applied, each once, in the order of the report.
+    pub owned: Vec<IpAddr>,
+    /// Those that another host claimed first, with that host.
+    pub contested: BTreeMap<IpAddr, NodeName>,
+    /// Takes what nobody owns and lets go of what is not claimed any more. What is let go was read without
+    /// a condition of its own: the caller adds one on the host's catalog entry, which every report changes.
+    pub transaction: Transaction,
+}
+
+impl Claims {
+    /// Settles the claim of `node` on `wanted`, where its catalog entry has the addresses `before`.
+    ///
+    /// # Errors
+    /// When a record is damaged or the store fails.
+    pub async fn settle(
+        store: &dyn Store,
+        node: &NodeName,
+        before: &[String],
+        wanted: &[IpAddr],
+    ) -> Result<Self, RegistryError> {
+        let (mut claims, mut seen) = (Self::default(), BTreeSet::new());
+        for address in wanted.iter().filter(|address| seen.insert(**address)) {
+            let key = format!("{ADDRESSES}{address}");
+            match owner(store, &key).await? {
+                Some(owner) if owner != *node => {
+                    claims.contested.insert(*address, owner);
+                    continue;
+                }
+                Some(_) => {}
+                None => {
+                    claims.transaction.conditions.push(Condition::Absent(key.clone()));
+                    claims.transaction.changes.push(Change::Put(key, node.as_str().into()));
+                }
+            }
+            claims.owned.push(*address);
+        }
+        let kept: BTreeSet<_> = claims.owned.iter().map(ToString::to_string).collect();
+        for address in before.iter().filter(|address| !kept.contains(*address)) {
+            let key = format!("{ADDRESSES}{address}");
+            if owner(store, &key).await?.as_ref() == Some(node) {
+                claims.transaction.changes.push(Change::Delete(key));
+            }
+        }
+        Ok(claims)
+    }
+}
+
+async fn owner(store: &dyn Store, key: &str) -> Result<Option<NodeName>, RegistryError> {
+    let Some(entry) = store.get(key).await? else { return Ok(None) };
+    let owner = String::from_utf8(entry.value).ok().and_then(|name| name.parse().ok());
+    owner.map(Some).ok_or_else(|| RegistryError::Damaged(key.to_owned()))
+}
+
+/// Which contests the log has told of. Reports are repeated while something is contested; the log is not.
+#[derive(Default)]
+pub struct ToldContests(Mutex<HashMap<NodeName, BTreeMap<IpAddr, NodeName>>>);
+
+impl ToldContests {
+    /// Warns of what `claimant` cannot have now, as far as that is new.
+    pub fn tell(&self, claimant: &NodeName, contested: &BTreeMap<IpAddr, NodeName>) {
+        let news = self.news(claimant, contested);
+        if !news.is_empty() {
+            warn!(host = %claimant, addresses = ?news, "a host reports addresses that others claimed first; they stay with those");
+        }
+    }
+
+    /// As `ADDRESS of OWNER`.
+    fn news(&self, claimant: &NodeName, contested: &BTreeMap<IpAddr, NodeName>) -> Vec<String> {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = if contested.is_empty() {
+            told.remove(claimant)
+        } else {
+            told.insert(claimant.clone(), contested.clone())
+        };
+        let before = before.unwrap_or_default();
+        let new = contested.iter().filter(|(address, owner)| before.get(address) != Some(owner));
+        new.map(|(address, owner)| format!("{address} of {owner}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_contest_is_news_once_and_again_after_it_ended_or_moved() {
+        let told = ToldContests::default();
+        let claimant: NodeName = "late".parse().unwrap();
+        let by = |owner: &str| BTreeMap::from([("10.0.0.1".parse().unwrap(), owner.parse().unwrap())]);
+        assert_eq!(told.news(&claimant, &by("first")), ["10.0.0.1 of first"]);
+        assert!(told.news(&claimant, &by("first")).is_empty());
+        assert_eq!(told.news(&claimant, &by("second")), ["10.0.0.1 of second"]);
+        assert!(told.news(&claimant, &BTreeMap::new()).is_empty());
+        assert_eq!(told.news(&claimant, &by("second")), ["10.0.0.1 of second"]);
+    }
+}
