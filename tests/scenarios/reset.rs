@@ -1,7 +1,9 @@
 //! What breaks on one side is an error on the other, and never a clean end.
 
-use anyhow::Result;
-use murmesh_lab::{DEADLINE, Mesh};
+use std::io::Write as _;
+
+use anyhow::{Context as _, Result};
+use murmesh_lab::{DEADLINE, Mesh, Process};
 
 const PORT: u16 = 8600;
 
@@ -33,15 +35,43 @@ fn a_reset_by_the_client_reaches_a_service_that_has_ended() -> Result<()> {
     play(&["send=x", "shutdown", "expect-reset"], &["expect=x", "end", "reset"])
 }
 
-/// After the end of a direction its reader sees a reset only by writing.
 #[test]
 fn a_reset_by_a_client_that_has_ended_reaches_the_service() -> Result<()> {
-    play(&["expect=x", "end", "send=y", "expect-write-error"], &["send=x", "shutdown", "expect=y", "reset"])
+    play(&["expect=x", "end", "send=y", "expect-broken=EPIPE"], &["send=x", "shutdown", "expect=y", "reset"])
 }
 
 #[test]
 fn a_reset_by_a_service_that_has_ended_reaches_the_client() -> Result<()> {
-    play(&["send=x", "shutdown", "expect=y", "reset"], &["expect=x", "end", "send=y", "expect-write-error"])
+    play(&["send=x", "shutdown", "expect=y", "reset"], &["expect=x", "end", "send=y", "expect-broken=EPIPE"])
+}
+
+/// One end fills the way to the other, which does not read, and resets the connection; then the other reads on.
+const FILLS: [&str; 3] = ["expect=x", "fill", "reset"];
+const READS_LATER: [&str; 3] = ["send=x", "wait", "expect-reset"];
+
+fn read_on(mut reader: Process) -> Result<()> {
+    reader.take_stdin().context("stdin is a pipe")?.write_all(b"now\n")?;
+    reader.succeed(DEADLINE)?;
+    Ok(())
+}
+
+#[test]
+fn a_reset_behind_more_than_the_service_has_read_is_no_clean_end() -> Result<()> {
+    let Some(mesh) = Mesh::start(1, 1)? else { return Ok(()) };
+    let service = mesh.listen(PORT, &READS_LATER)?;
+    mesh.connect(PORT, &FILLS)?.succeed(DEADLINE)?;
+    read_on(service)?;
+    mesh.ensure_carried(1)
+}
+
+#[test]
+fn a_reset_behind_more_than_the_client_has_read_is_no_clean_end() -> Result<()> {
+    let Some(mesh) = Mesh::start(1, 1)? else { return Ok(()) };
+    let service = mesh.listen(PORT, &FILLS)?;
+    let client = mesh.connect(PORT, &READS_LATER)?;
+    service.succeed(DEADLINE)?;
+    read_on(client)?;
+    mesh.ensure_carried(1)
 }
 
 /// Kills the agent of `host` while the service sends to the client.

@@ -10,14 +10,17 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
 use crate::bytes::{Bytes, exchange};
-use crate::socket::{Dial, Names, ensure_fails, errno, reset};
+use crate::socket::{Dial, Names, ensure_fails, errno, reset, wait_until_broken};
 
 /// Seeds of the streams that the two ends of an exchange send.
 const CONNECTING: u64 = 1;
 const LISTENING: u64 = 2;
 
-const STEPS: &str = "send=TEXT, expect=TEXT, names, say=LINE, pause=MILLISECONDS, shutdown, end, reset, \
-                     expect-reset, expect-write-error or exchange=BYTES";
+/// After how long without room for a byte a connection is full.
+const FULL: Duration = Duration::from_millis(500);
+
+const STEPS: &str = "send=TEXT, expect=TEXT, names, say=LINE, pause=MILLISECONDS, wait, fill, shutdown, end, reset, \
+                     expect-reset, expect-broken=ERRNO, expect-write-error or exchange=BYTES";
 
 /// Arguments of `connect`.
 #[derive(Args)]
@@ -88,6 +91,10 @@ enum Step {
     Say(String),
     /// Stays idle.
     Pause(Duration),
+    /// Stays idle until a line arrives on stdin.
+    Wait,
+    /// Writes until nothing more has been taken for a while.
+    Fill,
     /// Ends its own direction.
     Shutdown,
     /// Reads the clean end of the other direction and nothing before it.
@@ -96,6 +103,8 @@ enum Step {
     Reset,
     /// Reads until the connection is reset. A clean end is a failure.
     ExpectReset,
+    /// Neither reads nor writes until the connection is broken, with this error.
+    ExpectBroken(String),
     /// Writes until it fails, and prints the error.
     ExpectWriteError,
     /// Sends and receives that many bytes at once, ends its own direction and reads the other's end.
@@ -114,10 +123,13 @@ impl FromStr for Step {
             ("names", None) => Self::Names,
             ("say", Some(line)) => Self::Say(line.to_owned()),
             ("pause", Some(value)) => Self::Pause(Duration::from_millis(number(value)?)),
+            ("wait", None) => Self::Wait,
+            ("fill", None) => Self::Fill,
             ("shutdown", None) => Self::Shutdown,
             ("end", None) => Self::End,
             ("reset", None) => Self::Reset,
             ("expect-reset", None) => Self::ExpectReset,
+            ("expect-broken", Some(error)) => Self::ExpectBroken(error.to_owned()),
             ("expect-write-error", None) => Self::ExpectWriteError,
             ("exchange", Some(value)) => Self::Exchange(number(value)?),
             _ => return Err(format!("{text:?} is no step: use {STEPS}")),
@@ -150,10 +162,13 @@ impl Play {
             Step::Names => println!("{}", serde_json::to_string(&Names::of(stream, self.accepted)?)?),
             Step::Say(line) => println!("{line}"),
             Step::Pause(time) => thread::sleep(*time),
+            Step::Wait => drop(io::stdin().lines().next()),
+            Step::Fill => fill(stream)?,
             Step::Shutdown => stream.shutdown(Shutdown::Write)?,
             Step::End => expect_end(stream)?,
             Step::Reset => bail!("a reset is the last step"),
             Step::ExpectReset => ensure_fails(io::copy(&mut stream, &mut io::sink()), "ECONNRESET")?,
+            Step::ExpectBroken(error) => ensure_fails(wait_until_broken(stream), error)?,
             Step::ExpectWriteError => expect_write_error(stream)?,
             Step::Exchange(length) => {
                 exchange(stream, &Bytes::new(self.sends), &Bytes::new(self.receives), *length)?;
@@ -175,6 +190,17 @@ fn expect_end(mut stream: &TcpStream) -> Result<()> {
     stream.read_to_end(&mut rest)?;
     ensure!(rest.is_empty(), "received {:?} before the end", String::from_utf8_lossy(&rest));
     Ok(())
+}
+
+fn fill(mut stream: &TcpStream) -> Result<()> {
+    stream.set_write_timeout(Some(FULL))?;
+    loop {
+        match stream.write(&[0; 65536]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn expect_write_error(mut stream: &TcpStream) -> Result<()> {

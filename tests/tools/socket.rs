@@ -76,6 +76,14 @@ pub fn reset(stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
+/// Waits without reading or writing until both directions are closed, and returns the error if there is one.
+///
+/// A reset is ECONNRESET, and EPIPE after the end of the other direction (`tcp_reset` in the kernel).
+pub fn wait_until_broken(stream: &TcpStream) -> io::Result<()> {
+    poll(&mut [PollFd::new(stream.as_fd(), PollFlags::empty())], PollTimeout::NONE)?;
+    stream.take_error()?.map_or(Ok(()), Err)
+}
+
 /// `ECONNRESET` rather than a sentence.
 pub fn errno(error: &io::Error) -> String {
     error.raw_os_error().map_or_else(|| error.to_string(), |code| format!("{:?}", Errno::from_raw(code)))

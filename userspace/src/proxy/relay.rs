@@ -112,7 +112,8 @@ impl<'a> Relay<'a> {
         match (sent, received) {
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
             (Poll::Ready(()), Poll::Pending) => self.poll_reset_watch(context).map(Err),
-            _ => Poll::Pending,
+            (Poll::Pending, Poll::Ready(())) => self.poll_loss(context).map(Err),
+            (Poll::Pending, Poll::Pending) => Poll::Pending,
         }
     }
 
@@ -180,6 +181,12 @@ impl<'a> Relay<'a> {
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
+    }
+
+    /// The other side has sent END, so that losing the tunnel is its only way left to tell that it broke.
+    fn poll_loss(&mut self, context: &mut Context<'_>) -> Poll<RelayError> {
+        let lost = ready!(self.tunnel.poll_receive(context)).err();
+        Poll::Ready(lost.unwrap_or(TunnelError::Closed).into())
     }
 
     /// An application that has sent its end is not read from any more, so only the socket's error tells that it
