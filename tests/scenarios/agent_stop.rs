@@ -1,5 +1,7 @@
 //! What an agent leaves behind when it stops, and when it is killed.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 use murmesh_lab::{Host, Lab, Process, TUNNEL_PORT, Topology, Trace};
 
@@ -82,6 +84,22 @@ fn after_kill_9_connections_are_refused_and_a_restarted_agent_carries_them_again
 
 #[test]
 fn no_connection_goes_in_clear_while_a_killed_agent_restarts_and_no_server_answers() -> Result<()> {
+    restart_without_server(|_| Ok(()))
+}
+
+#[test]
+fn a_restart_that_was_itself_cut_short_lets_nothing_go_in_clear() -> Result<()> {
+    restart_without_server(|client| {
+        // What is there when an agent is killed right after it put the earlier one's pins aside.
+        let pins = client.bpf_directory();
+        let aside = format!("{}-earlier", pins.display());
+        fs::rename(pins, aside)?;
+        Ok(fs::create_dir_all(pins.join("links"))?)
+    })
+}
+
+/// The agent of the client and the server are killed, and the agent starts again after `meddle`.
+fn restart_without_server(meddle: impl FnOnce(&Host) -> Result<()>) -> Result<()> {
     if skipped() {
         return Ok(());
     }
@@ -93,6 +111,7 @@ fn no_connection_goes_in_clear_while_a_killed_agent_restarts_and_no_server_answe
     daemons.ask_through_mesh(client, service, PORT)?;
     daemons.kill_agent(client)?;
     daemons.kill_server()?;
+    meddle(client)?;
 
     let capture = client.capture("tcp port 8181")?;
     let agent = Process::spawn(&mut client.agent_command(&daemons.token(client)?)?)?;
@@ -101,6 +120,7 @@ fn no_connection_goes_in_clear_while_a_killed_agent_restarts_and_no_server_answe
     for _ in 0..20 {
         must_fail(client)?;
     }
+    ensure!(hooks(client)?.len() == HOOKS, "a second set of programs: {:?}", hooks(client)?);
     daemons.start_server()?;
     agent.wait_for_line("ready", DEADLINE)?;
     wait_for_endpoint(client, service, PORT)?;

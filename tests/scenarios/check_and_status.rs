@@ -23,7 +23,10 @@ fn check_and_status_turn_red_when_a_hook_is_taken_off_by_hand() -> Result<()> {
 
     let green = murmesh(client, &check)?;
     let said = text(&green.stdout);
-    ensure!(green.status.success() && said.contains("√ hooks") && said.contains("√ canary from here"), "{said}");
+    ensure!(
+        green.status.success() && said.contains("√ hooks") && said.contains("√ canary from here"),
+        "{said}"
+    );
     ensure!(!said.contains('×'), "{said}");
     ensure!(murmesh(client, &["status"])?.status.success());
 
@@ -34,7 +37,10 @@ fn check_and_status_turn_red_when_a_hook_is_taken_off_by_hand() -> Result<()> {
     ensure!(said.contains("× canary from here") && said.contains("restart the agent"), "{said}");
     ensure!(murmesh(client, &["status"])?.status.code() == Some(1));
     let status = json(client, "status")?;
-    ensure!(status["healthy"] == false && strings(&status["interception"]["missing"]) == ["connect4"], "{status}");
+    ensure!(
+        status["healthy"] == false && strings(&status["interception"]["missing"]) == ["connect4"],
+        "{status}"
+    );
 
     daemons.stop_agent(client)?;
     daemons.start_agent(client)?;
@@ -52,8 +58,12 @@ fn check_without_an_agent_warns_and_status_says_what_to_start() -> Result<()> {
     let bpf = client.bpf_directory().display().to_string();
     let check = murmesh(client, &["check", "--bpf-dir", &bpf])?;
     let said = text(&check.stdout);
-    ensure!(check.status.success() && said.contains("‼ running") && said.contains("murmesh agent --join"), "{said}");
-    let findings: Value = serde_json::from_slice(&murmesh(client, &["check", "-o", "json", "--bpf-dir", &bpf])?.stdout)?;
+    ensure!(
+        check.status.success() && said.contains("‼ running") && said.contains("murmesh agent --join"),
+        "{said}"
+    );
+    let findings: Value =
+        serde_json::from_slice(&murmesh(client, &["check", "-o", "json", "--bpf-dir", &bpf])?.stdout)?;
     for finding in findings.as_array().into_iter().flatten() {
         ensure!(keys(finding) == ["detail", "group", "hint", "name", "verdict"], "{finding}");
     }
@@ -64,7 +74,11 @@ fn check_without_an_agent_warns_and_status_says_what_to_start() -> Result<()> {
         ensure!(said.contains("--run-dir") && said.contains("start one"), "{said}");
     }
     let token = murmesh(client, &["token", "create"])?;
-    ensure!(token.status.code() == Some(1) && text(&token.stderr).contains("murmesh server"), "{}", text(&token.stderr));
+    ensure!(
+        token.status.code() == Some(1) && text(&token.stderr).contains("murmesh server"),
+        "{}",
+        text(&token.stderr)
+    );
     Ok(())
 }
 
@@ -92,20 +106,42 @@ fn what_the_reading_commands_print_as_json_has_the_documented_shape() -> Result<
         let member = &members[1];
         let shape = ["addresses", "connected", "last_seen", "listeners", "node", "tunnel_port", "version"];
         ensure!(keys(member) == shape, "{member}");
-        ensure!(member["node"] == "fcs00" && member["connected"] == true && member["listeners"] == 1, "{member}");
+        ensure!(
+            member["node"] == "fcs00" && member["connected"] == true && member["listeners"] == 1,
+            "{member}"
+        );
     }
     let status = json(client, "status")?;
     let shape = [
-        "ambiguous_addresses", "catalog_revision", "certificate_expires_at", "connected_server", "endpoints", "healthy",
-        "interception", "node", "problems", "role", "servers", "spiffe_id", "traffic", "trust_domain", "version",
+        "ambiguous_addresses",
+        "catalog_revision",
+        "certificate_expires_at",
+        "connected_server",
+        "endpoints",
+        "healthy",
+        "interception",
+        "node",
+        "problems",
+        "role",
+        "servers",
+        "spiffe_id",
+        "traffic",
+        "trust_domain",
+        "version",
     ];
     ensure!(keys(&status) == shape, "{status}");
     ensure!(status["healthy"] == true && status["role"] == "agent" && status["node"] == "fcc00", "{status}");
     ensure!(status["spiffe_id"] == "spiffe://murmesh.internal/host/fcc00", "{status}");
     ensure!(status["traffic"]["redirected"].as_u64() >= Some(1) && status["endpoints"] == 1, "{status}");
-    ensure!(keys(&status["interception"]) == ["attached", "bpf_dir", "canary_error", "cgroup", "missing"], "{status}");
+    ensure!(
+        keys(&status["interception"]) == ["attached", "bpf_dir", "canary_error", "cgroup", "missing"],
+        "{status}"
+    );
     let status = json(server, "status")?;
-    ensure!(status["role"] == "server" && status["healthy"] == true && status["interception"].is_null(), "{status}");
+    ensure!(
+        status["role"] == "server" && status["healthy"] == true && status["interception"].is_null(),
+        "{status}"
+    );
     Ok(())
 }
 
@@ -127,9 +163,15 @@ fn wrong_usage_exits_with_2_and_help_with_0() -> Result<()> {
     ];
     for arguments in wrong {
         let output = murmesh(client, arguments)?;
-        ensure!(output.status.code() == Some(2) && !output.stderr.is_empty(), "{arguments:?}: {}", output.status);
+        ensure!(
+            output.status.code() == Some(2) && !output.stderr.is_empty(),
+            "{arguments:?}: {}",
+            output.status
+        );
     }
-    for command in ["server", "agent", "sidecar", "token", "status", "members", "services", "check", "completions"] {
+    for command in
+        ["server", "agent", "sidecar", "token", "status", "members", "services", "check", "completions"]
+    {
         ensure!(murmesh(client, &[command, "--help"])?.status.success(), "{command}");
     }
     Ok(())

@@ -61,7 +61,12 @@ fn another_network_namespace_in_the_cgroup_is_left_alone() -> Result<()> {
                      until nc -z 127.0.0.1 1 || grep -q :1FF5 /proc/net/tcp; do :; done && nc 10.99.0.20 8181";
     let carried = opened(&daemons.agent(client)?.stdout(), "10.99.0.20:8181");
     let output = client.run("unshare", ["--net", "sh", "-c", container], b"", DEADLINE)?;
-    ensure!(text(&output.stdout) == "hello from inside\n", "{} {}", text(&output.stdout), text(&output.stderr));
+    ensure!(
+        text(&output.stdout) == "hello from inside\n",
+        "{} {}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
     // A later line shows that an earlier one would be there.
     ensure!(daemons.ask_through_mesh(client, service, PORT)? == greeting(service));
     ensure!(opened(&daemons.agent(client)?.stdout(), "10.99.0.20:8181") == carried + 1, "it was intercepted");
@@ -81,7 +86,8 @@ fn udp_to_the_address_of_a_meshed_service_is_untouched() -> Result<()> {
     wait_for_endpoint(client, service, PORT)?;
     daemons.ask_through_mesh(client, service, PORT)?;
     let capture = client.capture("udp or tcp")?;
-    let output = client.run("socat", ["-t5", "-", "udp4:10.99.0.20:8181,shut-null"], b"a datagram\n", DEADLINE)?;
+    let output =
+        client.run("socat", ["-t5", "-", "udp4:10.99.0.20:8181,shut-null"], b"a datagram\n", DEADLINE)?;
     let trace = capture.stop()?;
     ensure!(text(&output.stdout) == "a datagram\n", "{:?} {}", text(&output.stdout), text(&output.stderr));
     let datagrams = trace.packets().iter().filter(|packet| contains(&packet.payload, b"a datagram"));
@@ -92,7 +98,11 @@ fn udp_to_the_address_of_a_meshed_service_is_untouched() -> Result<()> {
 
 fn ensure_forbidden(client: &Host, port: u16) -> Result<()> {
     let output = client.run("nc", ["-v", "10.99.0.20", &port.to_string()], b"", DEADLINE)?;
-    ensure!(text(&output.stderr).contains("not permitted"), "the other program is not in effect: {}", text(&output.stderr));
+    ensure!(
+        text(&output.stderr).contains("not permitted"),
+        "the other program is not in effect: {}",
+        text(&output.stderr)
+    );
     Ok(())
 }
 
@@ -111,11 +121,11 @@ fn forbid_port(host: &Host, port: u16) -> Result<()> {
         code | registers << 8 | offset << 16 | u64::from(value) << 32
     };
     let program = [
-        instruction(0x61, 0x12, USER_PORT, 0),                 // r2 = context->user_port
-        instruction(0xb7, 0x00, 0, 1),                         // r0 = 1: allowed
-        instruction(0x55, 0x02, 1, u32::from(port.to_be())),   // if r2 != port skip one
-        instruction(0xb7, 0x00, 0, 0),                         // r0 = 0: EPERM
-        instruction(0x95, 0x00, 0, 0),                         // exit
+        instruction(0x61, 0x12, USER_PORT, 0), // r2 = context->user_port
+        instruction(0xb7, 0x00, 0, 1),         // r0 = 1: allowed
+        instruction(0x55, 0x02, 1, u32::from(port.to_be())), // if r2 != port skip one
+        instruction(0xb7, 0x00, 0, 0),         // r0 = 0: EPERM
+        instruction(0x95, 0x00, 0, 0),         // exit
     ];
     let license = c"GPL";
     // `union bpf_attr` for BPF_PROG_LOAD, up to `expected_attach_type`.
@@ -128,7 +138,8 @@ fn forbid_port(host: &Host, port: u16) -> Result<()> {
     let program = unsafe { OwnedFd::from_raw_fd(i32::try_from(program)?) };
     let cgroup = File::open(host.cgroup())?;
     let descriptor = |fd: i32| fd.cast_unsigned();
-    let attach = [descriptor(cgroup.as_raw_fd()), descriptor(program.as_raw_fd()), CGROUP_INET4_CONNECT, ALLOW_MULTI];
+    let attach =
+        [descriptor(cgroup.as_raw_fd()), descriptor(program.as_raw_fd()), CGROUP_INET4_CONNECT, ALLOW_MULTI];
     bpf(PROG_ATTACH, &attach)?;
     Ok(())
 }
@@ -140,6 +151,7 @@ fn put(words: &mut [u32], index: usize, address: u64) {
 
 fn bpf(command: libc::c_long, attributes: &[u32]) -> io::Result<libc::c_long> {
     // SAFETY: `attributes` is the kernel's structure of the length given; what it points to outlives the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes)) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -5,8 +5,8 @@ use murmesh_lab::{Lab, Process, Topology};
 use serde_json::Value;
 
 use crate::support::{
-    DEADLINE, Daemons, ask, endpoints, greet, greeting, json, skipped, wait_for_endpoint, wait_for_no_endpoint,
-    wait_until,
+    DEADLINE, Daemons, ask, endpoints, greet, greeting, json, skipped, wait_for_endpoint,
+    wait_for_no_endpoint, wait_until,
 };
 
 #[test]
@@ -28,13 +28,23 @@ fn what_the_server_acknowledged_survives_kill_9_at_any_moment() -> Result<()> {
         daemons.start_agent(host)?;
         daemons.kill_server()?;
         daemons.start_server()?;
-        ensure!(members(&json(server, "members")?).contains(&host.name().to_owned()), "the join of {} is lost", host.name());
+        ensure!(
+            members(&json(server, "members")?).contains(&host.name().to_owned()),
+            "the join of {} is lost",
+            host.name()
+        );
         listeners.push(greet(host, 8000 + round)?);
-        wait_until("the report is acknowledged", || Ok(endpoints(server)?.contains(&format!("{}:{}", host.ipv4(), 8000 + round))))?;
+        wait_until("the report is acknowledged", || {
+            Ok(endpoints(server)?.contains(&format!("{}:{}", host.ipv4(), 8000 + round)))
+        })?;
         daemons.kill_server()?;
         daemons.start_server()?;
         let known = endpoints(server)?;
-        ensure!(known.contains(&format!("{}:{}", host.ipv4(), 8000 + round)), "the report of {} is lost: {known:?}", host.name());
+        ensure!(
+            known.contains(&format!("{}:{}", host.ipv4(), 8000 + round)),
+            "the report of {} is lost: {known:?}",
+            host.name()
+        );
     }
     for (round, host) in (0..ROUNDS).zip(lab.hosts().iter().filter(|host| host.name().starts_with("fcs"))) {
         wait_for_endpoint(client, host, 8000 + round)?;
@@ -55,14 +65,16 @@ fn tokens_that_were_handed_out_while_the_server_was_being_killed_all_work() -> R
     for _ in 0..4 {
         // Runs until the server is gone; the kill may come at any moment of a call.
         let loops = server.spawn("sh", ["-c", "while murmesh token create; do :; done"])?;
-        loops.wait_for_stdout(DEADLINE, |tokens| tokens.iter().filter(|byte| **byte == b'\n').count() >= 3)?;
+        loops
+            .wait_for_stdout(DEADLINE, |tokens| tokens.iter().filter(|byte| **byte == b'\n').count() >= 3)?;
         daemons.kill_server()?;
         let tokens = String::from_utf8(loops.output(DEADLINE)?.stdout)?;
         last.push(tokens.lines().last().context("some were acknowledged")?.to_owned());
         daemons.start_server()?;
     }
     let clients = lab.hosts().iter().filter(|host| host.name().starts_with("fcc"));
-    let agents: Result<Vec<Process>> = clients.zip(&last).map(|(host, token)| host.start_agent(token)).collect();
+    let agents: Result<Vec<Process>> =
+        clients.zip(&last).map(|(host, token)| host.start_agent(token)).collect();
     ensure!(agents?.len() == 4 && members(&json(server, "members")?).len() == 4);
     Ok(())
 }
@@ -87,7 +99,9 @@ fn connections_go_on_without_a_server_and_agents_come_back_by_themselves() -> Re
     daemons.start_server()?;
     wait_until("both agents are connected", || {
         let members = json(server, "members")?;
-        Ok(members.as_array().is_some_and(|all| all.iter().all(|member| member["connected"] == Value::Bool(true))))
+        Ok(members
+            .as_array()
+            .is_some_and(|all| all.iter().all(|member| member["connected"] == Value::Bool(true))))
     })?;
     wait_for_endpoint(client, service, 8182)?;
     wait_for_no_endpoint(client, service, 8181)?;

@@ -7,7 +7,8 @@ use murmesh_lab::{Lab, Topology};
 use nix::sys::signal::Signal;
 
 use crate::support::{
-    DEADLINE, Daemons, endpoints, greet, greet_with, greeting, skipped, wait_for_endpoint, wait_for_no_endpoint,
+    DEADLINE, Daemons, endpoints, greet, greet_with, greeting, skipped, wait_for_endpoint,
+    wait_for_no_endpoint,
 };
 
 /// Until every host knows that a service is gone. The kernel tells at once; the rest is the busy machine.

@@ -28,6 +28,10 @@ fn two_meshes_with_the_same_names_both_work_and_do_not_meet() -> Result<()> {
     // The server of the other mesh answers at the address that its token names, and is not trusted there.
     let foreign = labs[1].host("murmesh00")?.create_token()?;
     let output = Process::spawn(&mut labs[0].host("fcc01")?.agent_command(&foreign)?)?.output(DEADLINE)?;
-    ensure!(output.status.code() == Some(1) && text(&output.stderr).contains("is not trusted"), "{}", text(&output.stderr));
+    ensure!(
+        output.status.code() == Some(1) && text(&output.stderr).contains("is not trusted"),
+        "{}",
+        text(&output.stderr)
+    );
     Ok(())
 }

@@ -25,10 +25,19 @@ fn dial_by_hand(client: &Host) -> Result<(Output, Trace)> {
 }
 
 fn ensure_secret(client: &Host, answer: &Output, trace: &Trace) -> Result<()> {
-    ensure!(answer.status.success() && answer.stdout.len() > 10, "{:?}: {}", answer.stdout, text(&answer.stderr));
+    ensure!(
+        answer.status.success() && answer.stdout.len() > 10,
+        "{:?}: {}",
+        answer.stdout,
+        text(&answer.stderr)
+    );
     ensure!(!trace.contains(&answer.stdout), "the answer was on the wire");
-    ensure!(!trace.packets().iter().any(|packet| packet.uses_port(PORT)), "the service's port was on the wire");
-    let tunnels: Vec<_> = trace.streams().into_iter().filter(|stream| stream.destination.port() == TUNNEL_PORT).collect();
+    ensure!(
+        !trace.packets().iter().any(|packet| packet.uses_port(PORT)),
+        "the service's port was on the wire"
+    );
+    let tunnels: Vec<_> =
+        trace.streams().into_iter().filter(|stream| stream.destination.port() == TUNNEL_PORT).collect();
     ensure!(!tunnels.is_empty(), "there was no tunnel");
     for tunnel in tunnels {
         tls_records(&tunnel.bytes)?;
@@ -71,7 +80,10 @@ fn two_sidecars_carry_a_fortune_with_no_hook_on_either_host() -> Result<()> {
     far.wait_for_line("direction=\"inbound\"", DEADLINE)?;
 
     let status = json(client, "status")?;
-    ensure!(status["role"] == "sidecar" && status["healthy"] == true && status["interception"].is_null(), "{status}");
+    ensure!(
+        status["role"] == "sidecar" && status["healthy"] == true && status["interception"].is_null(),
+        "{status}"
+    );
     Ok(())
 }
 
@@ -85,9 +97,7 @@ fn a_sidecar_resets_its_client_when_the_service_is_gone() -> Result<()> {
     let mut daemons = Daemons::server_only(&lab)?;
     let _far = service.start_sidecar(&daemons.token(service)?, &[])?;
     let near = client.start_sidecar(&daemons.token(client)?, &UPSTREAM)?;
-    let output = client.run("socat", ["-u", "tcp4:127.0.0.1:9191", "-"], b"", DEADLINE)?;
-    ensure!(!output.status.success() && output.stdout.is_empty(), "a clean end instead of an error: {output:?}");
-    ensure!(text(&output.stderr).contains("reset"), "{}", text(&output.stderr));
+    client.probe(["connect", "127.0.0.1:9191", "expect-reset"])?.succeed(DEADLINE)?;
     ensure!(near.stop(DEADLINE)?.success());
     Ok(())
 }

@@ -94,12 +94,21 @@ fn without_the_rights_of_root_an_agent_says_what_is_missing() -> Result<()> {
     let client = lab.host("fcc00")?;
     let mut daemons = Daemons::server_only(&lab)?;
     let token = daemons.token(client)?;
-    // No capabilities, with a user to whom the lab's directories belong.
+    // Without capabilities, and still the owner of the lab's directories.
     let mut powerless = client.command("setpriv")?;
-    powerless.args(["--bounding-set=-all", "--inh-caps=-all", "murmesh", "agent", "--join", &token, "--node", "fcc00"]);
+    powerless.args([
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        "murmesh",
+        "agent",
+        "--join",
+        &token,
+        "--node",
+        "fcc00",
+    ]);
     powerless.arg("--data-dir").arg(client.data_directory()).arg("--run-dir").arg(client.run_directory());
     powerless.arg("--bpf-dir").arg(client.bpf_directory()).arg("--cgroup").arg(client.cgroup());
-    ensure_fails(client, &mut powerless, &["root"])
+    ensure_fails(client, &mut powerless, &["as root", "CAP_BPF", "CAP_NET_ADMIN"])
 }
 
 #[test]
@@ -113,7 +122,11 @@ fn a_second_agent_leaves_the_first_one_alone() -> Result<()> {
     daemons.start_agent(client)?;
     let before = hooks(client)?;
     let second = Process::spawn(&mut client.agent_command(&daemons.token(client)?)?)?.output(DEADLINE)?;
-    ensure!(second.status.code() == Some(1) && text(&second.stderr).contains("in use"), "{}", text(&second.stderr));
+    ensure!(
+        second.status.code() == Some(1) && text(&second.stderr).contains("in use"),
+        "{}",
+        text(&second.stderr)
+    );
     ensure!(hooks(client)? == before && client.murmesh(["status"]).is_ok(), "the first one is broken");
     Ok(())
 }

@@ -16,7 +16,8 @@ pub const HOOKS: usize = 7;
 pub fn hooks(host: &Host) -> Result<Vec<String>> {
     let cgroup = host.cgroup().display().to_string();
     let programs = bpftool(&["cgroup", "show", &cgroup])?;
-    let kinds = programs.as_array().into_iter().flatten().filter_map(|program| program["attach_type"].as_str());
+    let kinds =
+        programs.as_array().into_iter().flatten().filter_map(|program| program["attach_type"].as_str());
     Ok(kinds.map(str::to_owned).collect())
 }
 
@@ -46,7 +47,9 @@ pub fn objects(host: &Host) -> Result<Vec<Object>> {
 pub fn wait_until_freed(objects: &[Object]) -> Result<()> {
     ensure!(!objects.is_empty(), "there was nothing to be freed");
     for object in objects {
-        wait_until(&format!("{object:?} is freed"), || Ok(bpftool(&[object.kind, "show", "id", &object.id]).is_err()))?;
+        wait_until(&format!("{object:?} is freed"), || {
+            Ok(bpftool(&[object.kind, "show", "id", &object.id]).is_err())
+        })?;
     }
     Ok(())
 }

@@ -119,8 +119,9 @@ fn kill(mut process: Process) -> Result<()> {
 
 /// How many outbound connections to `destination` an agent's log has the beginning of.
 pub fn opened(log: &[u8], destination: &str) -> usize {
-    let wanted = [b"direction=\"outbound\"".as_slice(), b" open ", format!("destination={destination} ").as_bytes()]
-        .map(<[u8]>::to_vec);
+    let wanted =
+        [b"direction=\"outbound\"".as_slice(), b" open ", format!("destination={destination} ").as_bytes()]
+            .map(<[u8]>::to_vec);
     log.split(|byte| *byte == b'\n').filter(|line| wanted.iter().all(|part| contains(line, part))).count()
 }
 
@@ -175,7 +176,8 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Re
 /// Every `IP:PORT` that the daemon on `host` knows a way to through the mesh.
 pub fn endpoints(host: &Host) -> Result<Vec<String>> {
     let services = json(host, "services")?;
-    let endpoints = services.as_array().into_iter().flatten().flat_map(|service| strings(&service["endpoints"]));
+    let endpoints =
+        services.as_array().into_iter().flatten().flat_map(|service| strings(&service["endpoints"]));
     Ok(endpoints.collect())
 }
 

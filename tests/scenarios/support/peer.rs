@@ -55,7 +55,12 @@ impl Target {
 }
 
 /// Opens a tunnel as `identity` and asks for a stream; `None` when it is accepted.
-pub fn refusal(from: &Host, identity: &Identity, target: &Target, open: Open) -> Result<Option<RefusalReason>> {
+pub fn refusal(
+    from: &Host,
+    identity: &Identity,
+    target: &Target,
+    open: Open,
+) -> Result<Option<RefusalReason>> {
     on(from, async {
         let config = tls::tunnel_client(identity, &target.id)?;
         let mut tunnel: Tunnel = dial(target.address, config, None).await?;
@@ -69,7 +74,12 @@ pub fn refusal(from: &Host, identity: &Identity, target: &Target, open: Open) ->
 }
 
 /// Sends `bytes` over a good TLS session and returns how long the agent keeps the connection after it.
-pub fn say_after_handshake(from: &Host, identity: &Identity, target: &Target, bytes: &[u8]) -> Result<Duration> {
+pub fn say_after_handshake(
+    from: &Host,
+    identity: &Identity,
+    target: &Target,
+    bytes: &[u8],
+) -> Result<Duration> {
     on(from, async {
         let config = tls::tunnel_client(identity, &target.id)?;
         let stream = TcpStream::connect(target.address).await?;
@@ -115,7 +125,11 @@ pub fn say_at_once(from: &Host, target: SocketAddr, bytes: &[u8], count: usize) 
 
 /// Takes the place of an agent on `host` with somebody else's `identity` for one connection; returns what came of
 /// its handshake.
-pub fn impersonate(host: &Host, identity: &Identity, listening: impl FnOnce() + Send) -> Result<Result<(), String>> {
+pub fn impersonate(
+    host: &Host,
+    identity: &Identity,
+    listening: impl FnOnce() + Send,
+) -> Result<Result<(), String>> {
     on(host, async {
         let listener = TcpListener::bind((host.ipv4(), TUNNEL_PORT)).await?;
         listening();
@@ -138,7 +152,10 @@ async fn until_closed(stream: &mut (impl AsyncRead + Unpin)) -> Result<Duration>
 
 /// A reset, and the end of a TLS session without a farewell.
 fn is_end(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe)
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe
+    )
 }
 
 /// Runs `work` in the network of `host`.
