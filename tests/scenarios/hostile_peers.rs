@@ -12,7 +12,7 @@ use murmesh::tunnel::frame::{Open, RefusalReason};
 use murmesh_lab::{Lab, Process, TUNNEL_PORT, Topology};
 
 use crate::support::peer::{
-    Target, forged, handshake_error, impersonate, refusal, say_after_handshake, say_at_once, stolen,
+    Target, forged, handshake_error, hold, impersonate, refusal, say_after_handshake, say_at_once, stolen,
 };
 use crate::support::{DEADLINE, Daemons, greet, greeting, skipped, text, wait_for_endpoint};
 
@@ -68,6 +68,32 @@ fn strangers_are_refused_in_bounded_time_and_memory_while_others_are_served() ->
     agent.wait_for_stdout(DEADLINE, refused).context("not every refusal is logged")?;
     ensure!(daemons.ask_through_mesh(client, service, PORT)? == greeting(service));
     Ok(())
+}
+
+#[test]
+fn thousands_of_silent_strangers_keep_no_host_from_its_first_tunnel() -> Result<()> {
+    const STRANGERS: usize = 2000;
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(TWO_CLIENTS)?;
+    let (client, stranger, service) = (lab.host("fcc00")?, lab.host("fcc01")?, lab.host("fcs00")?);
+    let mut daemons = Daemons::server_only(&lab)?;
+    daemons.start_agent(client)?;
+    daemons.start_agent(service)?;
+    let _listener = greet(service, PORT)?;
+    wait_for_endpoint(client, service, PORT)?;
+    let target = SocketAddr::from((service.ipv4(), TUNNEL_PORT));
+    let (ready, connected) = mpsc::channel();
+    thread::scope(|scope| {
+        let strangers = scope.spawn(move || hold(stranger, target, STRANGERS, move || _ = ready.send(())));
+        connected.recv_timeout(DEADLINE)?;
+        let served = daemons.ask_through_mesh(client, service, PORT);
+        let held = strangers.join().ok().context("the strangers panicked")??;
+        ensure!(served? == greeting(service));
+        ensure!(held < HANDSHAKE_TIMEOUT + SLACK, "a silent stranger was held for {held:?}");
+        Ok(())
+    })
 }
 
 #[test]

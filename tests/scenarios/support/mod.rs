@@ -4,23 +4,23 @@ pub mod kernel;
 pub mod peer;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::process::Output;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use murmesh_lab::{Host, Lab, Process, contains, is_root};
+pub use murmesh_lab::DEADLINE;
+use murmesh_lab::{Host, Lab, Process, contains, services};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-/// For everything that must happen; generous, because the machine may be busy.
-pub const DEADLINE: Duration = Duration::from_secs(30);
-
 /// Whether this scenario cannot run here; says why.
 pub fn skipped() -> bool {
-    if !is_root() {
-        println!("skipped: needs root, for network namespaces, cgroups and BPF");
+    let reason = murmesh_lab::unavailable();
+    if let Some(reason) = &reason {
+        eprintln!("skipped: {reason}");
     }
-    !is_root()
+    reason.is_some()
 }
 
 /// The daemons of a lab. Declared after the lab, so that they are killed before it is removed.
@@ -150,16 +150,26 @@ pub fn ask(client: &Host, address: &str, port: u16) -> Result<String> {
     Ok(text(&output.stdout))
 }
 
-/// Waits until the agent of `client` carries connections to `port` of `service`.
+/// Waits until the daemon of `client` carries connections to `port` of `service`.
 pub fn wait_for_endpoint(client: &Host, service: &Host, port: u16) -> Result<()> {
-    let endpoint = format!("{}:{port}", service.ipv4());
-    wait_until(&format!("{endpoint} is in the catalog"), || Ok(endpoints(client)?.contains(&endpoint)))
+    let endpoint = SocketAddr::from((service.ipv4(), port));
+    wait_until(&format!("{endpoint} is in the catalog"), || Ok(services(client)?.contains(&endpoint)))?;
+    wait_for_kernel(client, endpoint, true)
 }
 
 /// Waits until it does not any more.
 pub fn wait_for_no_endpoint(client: &Host, service: &Host, port: u16) -> Result<()> {
-    let endpoint = format!("{}:{port}", service.ipv4());
-    wait_until(&format!("{endpoint} has left the catalog"), || Ok(!endpoints(client)?.contains(&endpoint)))
+    let endpoint = SocketAddr::from((service.ipv4(), port));
+    wait_until(&format!("{endpoint} has left the catalog"), || Ok(!services(client)?.contains(&endpoint)))?;
+    wait_for_kernel(client, endpoint, false)
+}
+
+/// A sidecar has nothing in the kernel.
+fn wait_for_kernel(client: &Host, endpoint: SocketAddr, wanted: bool) -> Result<()> {
+    if client.bpf_directory().exists() {
+        murmesh_lab::wait_for_endpoint(client, endpoint, wanted)?;
+    }
+    Ok(())
 }
 
 /// Waits until `condition` holds, asking again and again: each time takes as long as a program's start.
@@ -175,10 +185,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Re
 
 /// Every `IP:PORT` that the daemon on `host` knows a way to through the mesh.
 pub fn endpoints(host: &Host) -> Result<Vec<String>> {
-    let services = json(host, "services")?;
-    let endpoints =
-        services.as_array().into_iter().flatten().flat_map(|service| strings(&service["endpoints"]));
-    Ok(endpoints.collect())
+    Ok(services(host)?.iter().map(ToString::to_string).collect())
 }
 
 /// The strings of a JSON list.

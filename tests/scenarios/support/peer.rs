@@ -16,6 +16,7 @@ use murmesh::tunnel::{Received, Tunnel, dial};
 use murmesh_lab::{Host, TUNNEL_PORT};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -108,7 +109,7 @@ pub fn handshake_error(from: &Host, identity: &Identity, target: &Target) -> Res
 /// keeps one.
 pub fn say_at_once(from: &Host, target: SocketAddr, bytes: &[u8], count: usize) -> Result<Duration> {
     on(from, async {
-        let mut attempts = tokio::task::JoinSet::new();
+        let mut attempts = JoinSet::new();
         for _ in 0..count {
             let bytes = bytes.to_vec();
             attempts.spawn(async move {
@@ -118,8 +119,26 @@ pub fn say_at_once(from: &Host, target: SocketAddr, bytes: &[u8], count: usize) 
                 until_closed(&mut stream).await
             });
         }
-        let times: Result<Vec<Duration>> = attempts.join_all().await.into_iter().collect();
-        times?.into_iter().max().context("at least one attempt")
+        longest(attempts).await
+    })
+}
+
+/// Opens `count` connections on which nothing is ever said, calls `connected` when all are there, and returns the
+/// longest time that the agent keeps one.
+pub fn hold(
+    from: &Host,
+    target: SocketAddr,
+    count: usize,
+    connected: impl FnOnce() + Send,
+) -> Result<Duration> {
+    on(from, async {
+        let mut attempts = JoinSet::new();
+        for _ in 0..count {
+            let mut stream = TcpStream::connect(target).await?;
+            attempts.spawn(async move { until_closed(&mut stream).await });
+        }
+        connected();
+        longest(attempts).await
     })
 }
 
@@ -137,6 +156,11 @@ pub fn impersonate(
         let acceptor = TlsAcceptor::from(tls::tunnel_server(identity)?);
         Ok(timeout(PATIENCE, acceptor.accept(stream)).await?.map(drop).map_err(|error| error.to_string()))
     })
+}
+
+async fn longest(attempts: JoinSet<Result<Duration>>) -> Result<Duration> {
+    let times: Result<Vec<Duration>> = attempts.join_all().await.into_iter().collect();
+    times?.into_iter().max().context("at least one attempt")
 }
 
 async fn until_closed(stream: &mut (impl AsyncRead + Unpin)) -> Result<Duration> {
