@@ -203,8 +203,10 @@ pub fn status(host: &Host, pointer: &str) -> Result<u64> {
         .with_context(|| format!("no number {pointer} in {status}"))
 }
 
+/// Waits until the agent of `host` carries connections to `destination`, or until it does not any more.
+///
 /// The map is the truth about what is redirected: `murmesh services` has the catalog a moment earlier.
-fn wait_for_endpoint(host: &Host, destination: SocketAddr, wanted: bool) -> Result<()> {
+pub fn wait_for_endpoint(host: &Host, destination: SocketAddr, wanted: bool) -> Result<()> {
     let map = endpoint_map(host.bpf_directory()).with_context(|| format!("on {}", host.name()))?;
     let deadline = Instant::now() + DEADLINE;
     while map.get(&destination.into(), 0).is_ok() != wanted {
@@ -224,7 +226,7 @@ fn endpoint_map(bpf_directory: &Path) -> Result<HashMap<MapData, SocketAddress, 
 }
 
 /// Why there can be no mesh here.
-fn unavailable() -> Option<String> {
+pub fn unavailable() -> Option<String> {
     if !is_root() {
         return Some("a mesh in a lab needs root".to_owned());
     }

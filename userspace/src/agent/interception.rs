@@ -1,6 +1,6 @@
 //! The kernel half as the agent holds it: attached, with its maps and messages handed out once.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use anyhow::Context;
 use murmesh_common::{ListenerChange, Settings};
@@ -8,7 +8,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use tracing::info;
 
 use crate::{
-    bpf::{self, EndpointMap, Hook, KernelHalf, LoadOptions, Pins},
+    bpf::{self, BpfError, EndpointMap, Hook, KernelHalf, LoadOptions, Pins},
     cgroup,
 };
 
@@ -64,7 +64,7 @@ impl Interception {
             settings,
             max_endpoints: options.max_endpoints,
         };
-        let mut half = KernelHalf::attach(&load)?;
+        let mut half = KernelHalf::attach(&load).map_err(explain)?;
         let log = bpf::forward_log(&mut half)?;
         info!(cgroup = %options.cgroup.display(), pins = %options.bpf_dir.display(), "hooks attached");
         Ok(Self { half, options: options.clone(), pins, log })
@@ -109,4 +109,16 @@ impl Interception {
     pub fn hooks(&self) -> &[(Hook, u32)] {
         self.half.attached()
     }
+}
+
+/// The kernel answers every lack of rights with EPERM, whatever was tried.
+fn explain(error: BpfError) -> anyhow::Error {
+    let error = anyhow::Error::from(error);
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    if causes.any(|cause| cause.kind() == io::ErrorKind::PermissionDenied) {
+        return error.context(
+            "this process may not attach programs: run the agent as root (CAP_BPF and CAP_NET_ADMIN)",
+        );
+    }
+    error
 }

@@ -81,7 +81,7 @@ impl Publisher {
             let source_for = |to| socket::source_for(to).ok();
             let routes = Routes::new(&known, &own.node, &here.addresses, &own.trust_domain, source_for);
             self.shared.services.store(Arc::new(local_services(&known, here, &own.node)));
-            self.publish_routes(routes);
+            self.publish_routes(routes, known.revision > 0);
             if let Some((wanted, upstream)) = &self.upstream {
                 upstream.store(wanted.resolve(&known).map(Arc::new));
             }
@@ -92,14 +92,15 @@ impl Publisher {
         }
     }
 
-    /// Workers must have a route before the kernel redirects to it, and until it does not any more.
-    fn publish_routes(&mut self, routes: Routes) {
+    /// Workers must have a route before the kernel redirects to it, and until it does not any more. Before the first
+    /// catalog is `known` nothing is removed: what an agent that was killed redirected is refused meanwhile.
+    fn publish_routes(&mut self, routes: Routes, known: bool) {
         let mut wanted = routes.sources();
         wanted.extend(CANARIES.map(|canary| (canary, canary.ip())));
         let Some(endpoints) = &mut self.endpoints else {
             return self.shared.routes.store(Arc::new(routes));
         };
-        let removed = endpoints.remove_others(&wanted);
+        let removed = if known { endpoints.remove_others(&wanted) } else { Ok(()) };
         self.shared.routes.store(Arc::new(routes));
         match removed.and_then(|()| endpoints.add(&wanted)) {
             Ok(()) => debug!(endpoints = endpoints.len(), "endpoint map updated"),

@@ -18,8 +18,14 @@ pub struct EndpointMap {
 
 impl EndpointMap {
     pub(super) fn new(map: Map) -> Result<Self, BpfError> {
-        let map = maps::HashMap::try_from(map).map_err(BpfError::map("ENDPOINTS"))?;
-        Ok(Self { map, present: HashMap::new() })
+        let map: maps::HashMap<MapData, SocketAddress, Endpoint> =
+            maps::HashMap::try_from(map).map_err(BpfError::map("ENDPOINTS"))?;
+        let present = map.iter().map(|entry| {
+            let (destination, endpoint) = entry.map_err(BpfError::map("ENDPOINTS"))?;
+            Ok((destination.into(), SocketAddr::from(endpoint.source).ip()))
+        });
+        let present = present.collect::<Result<_, BpfError>>()?;
+        Ok(Self { map, present })
     }
 
     /// Removes what is not in `wanted`, a map from destinations to the address this host dials them from.

@@ -4,13 +4,13 @@ use std::{fs::File, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Map, MapData, PerCpuArray},
+    maps::{HashMap, Map, MapData, PerCpuArray},
     programs::{
         CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps,
         links::{FdLink, LinkError},
     },
 };
-use murmesh_common::{Counter, Settings};
+use murmesh_common::{Counter, Endpoint, Settings, SocketAddress};
 use tracing::{Level, level_filters::LevelFilter};
 
 use super::{BpfError, EndpointMap, Pins};
@@ -71,7 +71,9 @@ impl KernelHalf {
         let ebpf = load(options)?;
         let earlier = options.pins.prepare()?;
         let mut half = Self { ebpf, pins: options.pins.clone(), attached: Vec::new() };
-        if let Err(error) = half.pin_maps().and_then(|()| half.attach_all(&cgroup)) {
+        // The map is full before it is pinned, so that a start that is cut short loses nothing either.
+        let attached = half.inherit_endpoints(&earlier).and_then(|()| half.pin_maps());
+        if let Err(error) = attached.and_then(|()| half.attach_all(&cgroup)) {
             half.pins.take_back(&earlier)?;
             return Err(error);
         }
@@ -113,6 +115,25 @@ impl KernelHalf {
     /// The loaded object, for aya-log.
     pub fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+
+    /// What an agent that was killed redirected stays redirected until the catalog says otherwise: without this,
+    /// connections would go in clear from here on until a server answers.
+    fn inherit_endpoints(&mut self, earlier: &Pins) -> Result<(), BpfError> {
+        const NAME: &str = "ENDPOINTS";
+        if !earlier.map(NAME).exists() {
+            return Ok(());
+        }
+        let theirs: HashMap<MapData, SocketAddress, Endpoint> =
+            HashMap::try_from(open_pinned(earlier, NAME)?).map_err(BpfError::map(NAME))?;
+        let Some(ours) = self.ebpf.map_mut(NAME) else { return Ok(()) };
+        let mut ours: HashMap<&mut MapData, SocketAddress, Endpoint> =
+            HashMap::try_from(ours).map_err(BpfError::map(NAME))?;
+        for entry in theirs.iter() {
+            let (destination, endpoint) = entry.map_err(BpfError::map(NAME))?;
+            ours.insert(destination, endpoint, 0).map_err(BpfError::map(NAME))?;
+        }
+        Ok(())
     }
 
     fn pin_maps(&self) -> Result<(), BpfError> {

@@ -7,8 +7,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use rustls::server::Acceptor;
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 use tracing::{debug, info};
 
 use super::{
@@ -52,14 +53,15 @@ pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) 
     }
 }
 
-/// TLS with any host of the mesh. Bounded in time, and in number: those beyond the limit wait in the kernel's
-/// backlog order for a permit, within the same time.
+/// TLS with any host of the mesh. Bounded in time, and in number once a whole ClientHello is here: those beyond the
+/// limit wait in order for a permit, within the same time. Whoever says nothing takes no permit from those who do.
 async fn handshake(worker: &Worker, connection: TcpStream) -> io::Result<Tunnel> {
     socket::tune_tunnel(&connection)?;
-    let acceptor = TlsAcceptor::from(worker.shared.identity.load().acceptor.clone());
+    let config = worker.shared.identity.load().acceptor.clone();
     let stream = timeout(HANDSHAKE_TIMEOUT, async {
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), connection).await?;
         let _permit = worker.handshakes.acquire().await.map_err(io::Error::other)?;
-        acceptor.accept(connection).await
+        hello.into_stream(config).await
     })
     .await
     .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no handshake in time")))?;

@@ -171,7 +171,8 @@ fn if_there_is_ipv6<T>(address: SocketAddr, bound: io::Result<T>) -> anyhow::Res
         Err(error) if address.is_ipv6() && is_without_ipv6(&error) => Ok(None),
         Err(error) => Err(error).with_context(|| {
             format!(
-                "cannot listen on {address}: is another agent or sidecar running in this network namespace?"
+                "cannot listen on {address}: is another agent or sidecar running in this network namespace? Other ports \
+                 can be chosen with --tunnel-port, and --outbound-port (agent) or --listen (sidecar)"
             )
         }),
     }

@@ -1,0 +1,72 @@
+//! What the kernel says about BPF programs, maps and links. Asked by bpftool, not by Murmesh.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use murmesh_lab::Host;
+use serde_json::Value;
+
+use super::{text, wait_until};
+
+/// How many programs an agent attaches.
+pub const HOOKS: usize = 7;
+
+/// Attach types of the programs on a host's cgroup, one entry for each program.
+pub fn hooks(host: &Host) -> Result<Vec<String>> {
+    let cgroup = host.cgroup().display().to_string();
+    let programs = bpftool(&["cgroup", "show", &cgroup])?;
+    let kinds =
+        programs.as_array().into_iter().flatten().filter_map(|program| program["attach_type"].as_str());
+    Ok(kinds.map(str::to_owned).collect())
+}
+
+/// Something of BPF, by the kernel's number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    kind: &'static str,
+    id: String,
+}
+
+/// Every link and map that the agent of `host` has pinned, and the programs on its cgroup.
+pub fn objects(host: &Host) -> Result<Vec<Object>> {
+    let mut objects = Vec::new();
+    for (directory, kind) in [("links", "link"), ("maps", "map")] {
+        for pin in std::fs::read_dir(host.bpf_directory().join(directory))? {
+            objects.push(Object { kind, id: pinned(kind, &pin?.path())? });
+        }
+    }
+    let cgroup = host.cgroup().display().to_string();
+    for program in bpftool(&["cgroup", "show", &cgroup])?.as_array().into_iter().flatten() {
+        objects.push(Object { kind: "prog", id: program["id"].to_string() });
+    }
+    Ok(objects)
+}
+
+/// Waits until the kernel has freed all of them, which it may do a moment after the last use.
+pub fn wait_until_freed(objects: &[Object]) -> Result<()> {
+    ensure!(!objects.is_empty(), "there was nothing to be freed");
+    for object in objects {
+        wait_until(&format!("{object:?} is freed"), || {
+            Ok(bpftool(&[object.kind, "show", "id", &object.id]).is_err())
+        })?;
+    }
+    Ok(())
+}
+
+fn pinned(kind: &str, pin: &Path) -> Result<String> {
+    let shown = bpftool(&[kind, "show", "pinned", &pin.display().to_string()])?;
+    // Links come as a list of one.
+    let object = shown.get(0).unwrap_or(&shown);
+    Ok(object["id"].to_string())
+}
+
+fn bpftool(arguments: &[&str]) -> Result<Value> {
+    let output = Command::new("/usr/sbin/bpftool").arg("-j").args(arguments).output();
+    let output = output.context("`cargo xtask setup` installs bpftool")?;
+    ensure!(output.status.success(), "bpftool {}: {}", arguments.join(" "), text(&output.stdout));
+    if output.stdout.trim_ascii().is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(&output.stdout).context("reading what bpftool says")
+}

@@ -1,0 +1,211 @@
+//! What the scenarios about daemons share: starting them one by one, and looking at what they did.
+
+pub mod kernel;
+pub mod peer;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::process::Output;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+pub use murmesh_lab::DEADLINE;
+use murmesh_lab::{Host, Lab, Process, contains, services};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// Whether this scenario cannot run here; says why.
+pub fn skipped() -> bool {
+    let reason = murmesh_lab::unavailable();
+    if let Some(reason) = &reason {
+        eprintln!("skipped: {reason}");
+    }
+    reason.is_some()
+}
+
+/// The daemons of a lab. Declared after the lab, so that they are killed before it is removed.
+pub struct Daemons<'a> {
+    lab: &'a Lab,
+    server: Option<Process>,
+    agents: BTreeMap<String, Process>,
+    tokens: BTreeMap<String, String>,
+}
+
+impl<'a> Daemons<'a> {
+    /// A server on `murmesh00`, and no agent.
+    pub fn server_only(lab: &'a Lab) -> Result<Self> {
+        let server = lab.host("murmesh00")?.start_server()?;
+        Ok(Self { lab, server: Some(server), agents: BTreeMap::new(), tokens: BTreeMap::new() })
+    }
+
+    /// A server, and an agent on every other host.
+    pub fn start(lab: &'a Lab) -> Result<Self> {
+        let mut daemons = Self::server_only(lab)?;
+        for host in lab.hosts().iter().filter(|host| host.name() != "murmesh00") {
+            daemons.start_agent(host)?;
+        }
+        Ok(daemons)
+    }
+
+    /// Starts the agent of `host`, which joins with a token of its own the first time.
+    pub fn start_agent(&mut self, host: &Host) -> Result<()> {
+        let agent = host.start_agent(&self.token(host)?)?;
+        self.agents.insert(host.name().to_owned(), agent);
+        Ok(())
+    }
+
+    /// The token of `host`, which is made when first asked for.
+    pub fn token(&mut self, host: &Host) -> Result<String> {
+        if let Some(token) = self.tokens.get(host.name()) {
+            return Ok(token.clone());
+        }
+        let token = self.lab.host("murmesh00")?.create_token()?;
+        self.tokens.insert(host.name().to_owned(), token.clone());
+        Ok(token)
+    }
+
+    /// The running agent of `host`.
+    pub fn agent(&self, host: &Host) -> Result<&Process> {
+        self.agents.get(host.name()).with_context(|| format!("no agent runs on {}", host.name()))
+    }
+
+    /// Stops the agent of `host` as an operator does.
+    pub fn stop_agent(&mut self, host: &Host) -> Result<()> {
+        let agent = self.agents.remove(host.name()).context("the agent runs")?;
+        let status = agent.stop(DEADLINE)?;
+        ensure!(status.success(), "a clean stop ended with {status}");
+        Ok(())
+    }
+
+    /// `kill -9` for the agent of `host`.
+    pub fn kill_agent(&mut self, host: &Host) -> Result<()> {
+        kill(self.agents.remove(host.name()).context("the agent runs")?)
+    }
+
+    /// `kill -9` for the server.
+    pub fn kill_server(&mut self) -> Result<()> {
+        kill(self.server.take().context("the server runs")?)
+    }
+
+    /// Starts the server again.
+    pub fn start_server(&mut self) -> Result<()> {
+        self.server = Some(self.lab.host("murmesh00")?.start_server()?);
+        Ok(())
+    }
+
+    /// Everything that the server said since it was started.
+    pub fn server_log(&self) -> String {
+        self.server.as_ref().map(Process::said).unwrap_or_default()
+    }
+
+    /// Asks the service at `port` of `service`, and makes sure that the client's agent carried the connection.
+    pub fn ask_through_mesh(&self, client: &Host, service: &Host, port: u16) -> Result<String> {
+        let destination = format!("{}:{port}", service.ipv4());
+        let agent = self.agent(client)?;
+        let before = opened(&agent.stdout(), &destination);
+        let answer = ask(client, &service.ipv4().to_string(), port)?;
+        agent
+            .wait_for_stdout(DEADLINE, |log| opened(log, &destination) > before)
+            .with_context(|| format!("the connection to {destination} did not go through the mesh"))?;
+        Ok(answer)
+    }
+}
+
+fn kill(mut process: Process) -> Result<()> {
+    process.signal(Signal::SIGKILL)?;
+    process.wait(DEADLINE)?;
+    Ok(())
+}
+
+/// How many outbound connections to `destination` an agent's log has the beginning of.
+pub fn opened(log: &[u8], destination: &str) -> usize {
+    let wanted =
+        [b"direction=\"outbound\"".as_slice(), b" open ", format!("destination={destination} ").as_bytes()]
+            .map(<[u8]>::to_vec);
+    log.split(|byte| *byte == b'\n').filter(|line| wanted.iter().all(|part| contains(line, part))).count()
+}
+
+/// A service on `port` that greets everybody with the name of its host.
+pub fn greet(host: &Host, port: u16) -> Result<Process> {
+    greet_with(host, port, "reuseaddr")
+}
+
+/// The same, with more options of socat's listening address.
+pub fn greet_with(host: &Host, port: u16, options: &str) -> Result<Process> {
+    let listen = format!("tcp4-listen:{port},fork,{options}");
+    let service = host.spawn("socat", [listen.as_str(), &format!("exec:echo hello from {}", host.name())])?;
+    host.wait_listening(port, DEADLINE)?;
+    Ok(service)
+}
+
+/// What [`greet`] says.
+pub fn greeting(host: &Host) -> String {
+    format!("hello from {}\n", host.name())
+}
+
+/// What the service says to a client that says nothing.
+pub fn ask(client: &Host, address: &str, port: u16) -> Result<String> {
+    let output = client.run("nc", [address, &port.to_string()], b"", DEADLINE)?;
+    ensure!(output.status.success(), "nc {address} {port}: {}: {}", output.status, text(&output.stderr));
+    Ok(text(&output.stdout))
+}
+
+/// Waits until the daemon of `client` carries connections to `port` of `service`.
+pub fn wait_for_endpoint(client: &Host, service: &Host, port: u16) -> Result<()> {
+    let endpoint = SocketAddr::from((service.ipv4(), port));
+    wait_until(&format!("{endpoint} is in the catalog"), || Ok(services(client)?.contains(&endpoint)))?;
+    wait_for_kernel(client, endpoint, true)
+}
+
+/// Waits until it does not any more.
+pub fn wait_for_no_endpoint(client: &Host, service: &Host, port: u16) -> Result<()> {
+    let endpoint = SocketAddr::from((service.ipv4(), port));
+    wait_until(&format!("{endpoint} has left the catalog"), || Ok(!services(client)?.contains(&endpoint)))?;
+    wait_for_kernel(client, endpoint, false)
+}
+
+/// A sidecar has nothing in the kernel.
+fn wait_for_kernel(client: &Host, endpoint: SocketAddr, wanted: bool) -> Result<()> {
+    if client.bpf_directory().exists() {
+        murmesh_lab::wait_for_endpoint(client, endpoint, wanted)?;
+    }
+    Ok(())
+}
+
+/// Waits until `condition` holds, asking again and again: each time takes as long as a program's start.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition()? {
+        if Instant::now() >= deadline {
+            bail!("after {DEADLINE:?} it is still not so that {what}");
+        }
+    }
+    Ok(())
+}
+
+/// Every `IP:PORT` that the daemon on `host` knows a way to through the mesh.
+pub fn endpoints(host: &Host) -> Result<Vec<String>> {
+    Ok(services(host)?.iter().map(ToString::to_string).collect())
+}
+
+/// The strings of a JSON list.
+pub fn strings(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect()
+}
+
+/// What a reading command prints with `-o json`, whatever its exit status.
+pub fn json(host: &Host, command: &str) -> Result<Value> {
+    let output = murmesh(host, &[command, "-o", "json"])?;
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("murmesh {command} on {}: {}", host.name(), text(&output.stderr)))
+}
+
+/// Runs `murmesh` and returns how it ended and what it said.
+pub fn murmesh(host: &Host, arguments: &[&str]) -> Result<Output> {
+    host.run("murmesh", arguments, b"", DEADLINE)
+}
+
+/// Output as text.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
