@@ -13,9 +13,11 @@ pub enum Counter {
     HandshakeLost = 3,
     /// Listener events that did not fit into the ring buffer: the agent's periodic dump repairs these.
     EventLost = 4,
+    /// Connections to mesh endpoints refused because no agent listens.
+    RefusedWithoutAgent = 5,
 }
 
 impl Counter {
     /// Entries of the `COUNTERS` array.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 6;
 }

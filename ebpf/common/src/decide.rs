@@ -6,7 +6,8 @@ use crate::{Endpoint, SocketAddress};
 pub struct Settings {
     /// The agent's network namespace (`SO_NETNS_COOKIE`). In any other, 127.0.0.1 is not the agent's.
     pub netns_cookie: u64,
-    /// `SO_MARK` of the agent's own sockets. Setting it takes CAP_NET_ADMIN, so a workload cannot forge it.
+    /// `SO_MARK` of the agent's own sockets. Setting it takes CAP_NET_ADMIN, or CAP_NET_RAW since
+    /// Linux 5.17, so an unprivileged workload cannot forge it.
     pub mark: u32,
     /// Port of the agent's outbound listener on 127.0.0.1 and ::1, network byte order.
     pub outbound_port: u16,
@@ -45,6 +46,9 @@ pub enum Verdict {
     /// To a mesh endpoint, but the socket is bound to an interface: the redirect over loopback would leave
     /// through that interface instead. Refused, so that it never travels in clear.
     RefuseBoundInterface,
+    /// To a mesh endpoint while no agent listens, or somebody else listens at its port: refused, so that it neither
+    /// travels in clear nor reaches a stranger on this host.
+    RefuseWithoutAgent,
 }
 
 /// The `connect` hooks' decision. Cheap questions come first; the endpoint map is asked once.
@@ -53,6 +57,7 @@ pub fn decide(
     settings: &Settings,
     attempt: &Attempt,
     endpoint: impl FnOnce(&SocketAddress) -> Option<Endpoint>,
+    agent_listens: impl FnOnce() -> bool,
 ) -> Verdict {
     if !attempt.tcp || attempt.mark == settings.mark || attempt.netns_cookie != settings.netns_cookie {
         return Verdict::Pass;
@@ -60,6 +65,7 @@ pub fn decide(
     match endpoint(&attempt.destination) {
         None => Verdict::Pass,
         Some(_) if attempt.bound_interface != 0 => Verdict::RefuseBoundInterface,
+        Some(_) if !agent_listens() => Verdict::RefuseWithoutAgent,
         Some(endpoint) => Verdict::Redirect(endpoint),
     }
 }
@@ -88,20 +94,32 @@ mod tests {
 
     #[test]
     fn a_mesh_endpoint_is_redirected() {
-        assert_eq!(decide(&SETTINGS, &attempt(), |_| Some(endpoint())), Verdict::Redirect(endpoint()));
+        assert_eq!(
+            decide(&SETTINGS, &attempt(), |_| Some(endpoint()), || true),
+            Verdict::Redirect(endpoint())
+        );
+    }
+
+    #[test]
+    fn without_an_agent_a_mesh_endpoint_is_refused_and_nothing_else() {
+        assert_eq!(
+            decide(&SETTINGS, &attempt(), |_| Some(endpoint()), || false),
+            Verdict::RefuseWithoutAgent
+        );
+        assert_eq!(decide(&SETTINGS, &attempt(), |_| None, || false), Verdict::Pass);
     }
 
     #[test]
     fn a_socket_bound_to_an_interface_never_goes_in_clear() {
         let attempt = Attempt { bound_interface: 2, ..attempt() };
-        assert_eq!(decide(&SETTINGS, &attempt, |_| Some(endpoint())), Verdict::RefuseBoundInterface);
-        assert_eq!(decide(&SETTINGS, &attempt, |_| None), Verdict::Pass);
+        assert_eq!(decide(&SETTINGS, &attempt, |_| Some(endpoint()), || true), Verdict::RefuseBoundInterface);
+        assert_eq!(decide(&SETTINGS, &attempt, |_| None, || true), Verdict::Pass);
     }
 
     proptest! {
         #[test]
         fn only_unmarked_tcp_of_our_namespace_to_an_endpoint_is_touched(
-            tcp: bool, marked: bool, ours: bool, known: bool, bound_interface in 0_u32..2,
+            tcp: bool, marked: bool, ours: bool, known: bool, listens: bool, bound_interface in 0_u32..2,
         ) {
             let attempt = Attempt {
                 tcp,
@@ -110,7 +128,7 @@ mod tests {
                 bound_interface,
                 ..attempt()
             };
-            let verdict = decide(&SETTINGS, &attempt, |_| known.then(endpoint));
+            let verdict = decide(&SETTINGS, &attempt, |_| known.then(endpoint), || listens);
             prop_assert_eq!(verdict == Verdict::Pass, !(tcp && !marked && ours && known));
         }
     }

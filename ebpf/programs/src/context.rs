@@ -6,10 +6,13 @@
 use core::ptr::{self, read_volatile, write_volatile};
 
 use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr, bpf_sock_ops},
+    bindings::{
+        BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_addr, bpf_sock_ops,
+        bpf_sock_tuple,
+    },
     helpers::generated::{
         bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_netns_cookie,
-        bpf_get_socket_cookie, bpf_sk_storage_delete, bpf_sk_storage_get,
+        bpf_get_socket_cookie, bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get,
     },
     programs::{SockAddrContext, SockOpsContext},
 };
@@ -113,6 +116,43 @@ impl<'a> SocketCall<'a> {
     pub fn set_port(&self, port: u16) {
         // SAFETY: field of a valid context that these hooks may write.
         unsafe { write_volatile(&raw mut (*self.raw()).user_port, u32::from(port)) }
+    }
+
+    /// The mark of whoever listens at 127.0.0.1 (for IPv4) or ::1 and `port` (network byte order) in this socket's
+    /// namespace, or 0.
+    #[inline(always)]
+    pub fn listener_mark(&self, port: u16, v4: bool) -> u32 {
+        const CURRENT_NETNS: u64 = -1_i64 as u64;
+        // SAFETY: all-zero addresses and ports are values.
+        let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+        let size = if v4 {
+            let loopback = u32::from_ne_bytes([127, 0, 0, 1]);
+            // SAFETY: writing a member of a union whose members are plain numbers.
+            unsafe {
+                (tuple.__bindgen_anon_1.ipv4.saddr, tuple.__bindgen_anon_1.ipv4.daddr) = (loopback, loopback);
+                tuple.__bindgen_anon_1.ipv4.dport = port;
+                size_of_val(&tuple.__bindgen_anon_1.ipv4)
+            }
+        } else {
+            // SAFETY: as above.
+            unsafe {
+                tuple.__bindgen_anon_1.ipv6.saddr[3] = 1_u32.to_be();
+                tuple.__bindgen_anon_1.ipv6.daddr[3] = 1_u32.to_be();
+                tuple.__bindgen_anon_1.ipv6.dport = port;
+                size_of_val(&tuple.__bindgen_anon_1.ipv6)
+            }
+        };
+        // SAFETY: the tuple is of the size given; the answer is null or a socket, given back below.
+        unsafe {
+            let listener =
+                bpf_sk_lookup_tcp(self.raw().cast(), &raw mut tuple, size as u32, CURRENT_NETNS, 0);
+            if listener.is_null() {
+                return 0;
+            }
+            let mark = read_volatile(&raw const (*listener).mark);
+            bpf_sk_release(listener.cast());
+            mark
+        }
     }
 
     /// The record kept on this socket.
@@ -240,9 +280,11 @@ impl<'a> SocketEvent<'a> {
         }
     }
 
+    /// Asks for this socket's state changes, beside what others have asked for. Never taken back: clearing the
+    /// flag would take it from them too.
     #[inline(always)]
-    pub fn set_callbacks(&self, flags: u32) {
-        let _ = self.0.set_cb_flags(flags as i32);
+    pub fn want_state_changes(&self) {
+        let _ = self.0.set_cb_flags((self.0.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
     }
 
     /// The record kept on this socket.

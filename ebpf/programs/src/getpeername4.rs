@@ -10,8 +10,10 @@ use crate::{context::SocketCall, names};
 #[cgroup_sock_addr(getpeername4)]
 pub fn murmesh_getpeername4(context: SockAddrContext) -> i32 {
     let call = SocketCall::new(&context);
-    if let Some(peer) = names::peer(&call) {
-        call.set_v4(peer.ip[3]);
+    if let Some(peer) = names::peer(&call)
+        && let Some(ip) = peer.as_v4()
+    {
+        call.set_v4(ip);
         call.set_port(peer.port);
     }
     1

@@ -10,8 +10,8 @@ use crate::{context::SocketCall, names};
 #[cgroup_sock_addr(getsockname4)]
 pub fn murmesh_getsockname4(context: SockAddrContext) -> i32 {
     let call = SocketCall::new(&context);
-    if let Some(source) = names::source(&call, call.v4()) {
-        call.set_v4(source.ip[3]);
+    if let Some(ip) = names::source(&call, call.v4()).and_then(|source| source.as_v4()) {
+        call.set_v4(ip);
     }
     1
 }

@@ -7,6 +7,10 @@ use crate::{
     maps::{ENDPOINTS, count, settings},
 };
 
+/// Port 0 of loopback: nobody can listen there, so the connection is refused by the kernel as on a host where
+/// nothing listens, whoever else may listen at the agent's port.
+const NOBODY: u16 = 0;
+
 /// What a hook is to do with the call.
 pub enum Outcome {
     Allow,
@@ -26,8 +30,10 @@ pub fn intercept(call: &SocketCall<'_>, destination: SocketAddress) -> Outcome {
         bound_interface: call.bound_interface(),
     };
     // SAFETY: the value is copied at once; the agent replaces values whole.
-    let verdict = decide(&settings, &attempt, |key| unsafe { ENDPOINTS.get(key) }.copied());
-    match verdict {
+    let endpoint = |key: &SocketAddress| unsafe { ENDPOINTS.get(key) }.copied();
+    let v4 = destination.as_v4().is_some();
+    let agent_listens = || call.listener_mark(settings.outbound_port, v4) == settings.mark;
+    match decide(&settings, &attempt, endpoint, agent_listens) {
         Verdict::Pass => {
             forget_earlier_redirect(call, attempt.tcp);
             Outcome::Allow
@@ -35,6 +41,10 @@ pub fn intercept(call: &SocketCall<'_>, destination: SocketAddress) -> Outcome {
         Verdict::RefuseBoundInterface => {
             count(Counter::RefusedBoundInterface);
             Outcome::Refuse
+        }
+        Verdict::RefuseWithoutAgent => {
+            count(Counter::RefusedWithoutAgent);
+            Outcome::Redirect(NOBODY)
         }
         Verdict::Redirect(endpoint) => {
             let caller = Caller::current();

@@ -7,9 +7,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE,
-        BPF_TCP_LISTEN, BPF_TCP_SYN_SENT,
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_LISTEN,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -21,48 +20,44 @@ use crate::{
     maps::{HANDSHAKES, count, emit, settings},
 };
 
+/// 0 would make the kernel drop the replies of other people's programs on the same cgroup (`tcp_call_bpf`).
+const LEAVE_REPLY: u32 = 1;
+
 #[sock_ops]
 pub fn murmesh_sockops(context: SockOpsContext) -> u32 {
     let event = SocketEvent::new(&context);
     if event.netns_cookie() != settings().netns_cookie {
-        return 0;
+        return LEAVE_REPLY;
     }
     match context.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&event),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&event),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&event),
         BPF_SOCK_OPS_TCP_LISTEN_CB => listening(&event),
         BPF_SOCK_OPS_STATE_CB => state_changed(&event),
         _ => {}
     }
-    0
+    LEAVE_REPLY
 }
 
 /// Before the SYN leaves, with all four addresses chosen.
 #[inline(always)]
 fn connecting(event: &SocketEvent<'_>) {
-    let Some(record) = event.record() else { return };
     let key = HandshakeKey { connecting: event.local(), accepting: event.remote() };
+    let Some(record) = event.record() else {
+        // Nobody may be taken for an earlier owner of the same addresses.
+        let _ = HANDSHAKES.remove(key);
+        return;
+    };
     if HANDSHAKES.insert(key, record, 0).is_err() {
         count(Counter::HandshakeLost);
     }
-    event.set_callbacks(BPF_SOCK_OPS_STATE_CB_FLAG);
-}
-
-/// The handshake is over: no need to be told of this connection's end.
-#[inline(always)]
-fn connected(event: &SocketEvent<'_>) {
-    if event.record().is_some() {
-        event.set_callbacks(0);
-    }
+    event.want_state_changes();
 }
 
 /// Runs before `accept(2)` can return the socket: until the handshake's last packet is processed the kernel
 /// holds the new socket's lock, which `inet_accept` takes.
 #[inline(always)]
 fn accepted(event: &SocketEvent<'_>) {
-    // Accepted sockets inherit the listener's wish for state callbacks.
-    event.set_callbacks(0);
     let key = HandshakeKey { connecting: event.remote(), accepting: event.local() };
     // SAFETY: copied at once; nobody else uses the key of a handshake in flight.
     let Some(record) = unsafe { HANDSHAKES.get(key) }.copied() else { return };
@@ -75,20 +70,28 @@ fn accepted(event: &SocketEvent<'_>) {
 
 #[inline(always)]
 fn listening(event: &SocketEvent<'_>) {
-    event.set_callbacks(BPF_SOCK_OPS_STATE_CB_FLAG);
+    event.want_state_changes();
     tell(event, ListenerChange::Opened);
 }
 
-/// A listener that closed, or a connection that failed before it was established.
+/// A listener or a connecting socket that is closed. Nobody may have taken the record of the latter: its handshake
+/// failed, or the accepting socket is outside of our cgroup, or was reset before it was accepted. It must not outlive
+/// the connection, after which the same addresses can be somebody else's. Not earlier: an application may close its
+/// side before the last packet of the handshake has been processed on the other.
 #[inline(always)]
 fn state_changed(event: &SocketEvent<'_>) {
     match event.states() {
         (BPF_TCP_LISTEN, BPF_TCP_CLOSE) => tell(event, ListenerChange::Closed),
-        (BPF_TCP_SYN_SENT, BPF_TCP_CLOSE) => {
+        (_, BPF_TCP_CLOSE) if event.record().is_some_and(is_connecting) => {
             let _ = HANDSHAKES.remove(HandshakeKey { connecting: event.local(), accepting: event.remote() });
         }
         _ => {}
     }
+}
+
+#[inline(always)]
+fn is_connecting(record: &ConnectionRecord) -> bool {
+    record.role == Role::Client as u32 || record.role == Role::Dialling as u32
 }
 
 #[inline(always)]

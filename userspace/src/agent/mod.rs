@@ -129,7 +129,7 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     let shared = Arc::new(Shared::new(identity, options.capture.mark()));
     // Ports first: an agent that cannot serve must not touch the hooks of one that was killed, which still
     // refuse what they redirect.
-    let bound = Workers::bind(&options.capture.listen(options.tunnel_port))?;
+    let bound = Workers::bind(&options.capture.listen(options.tunnel_port), options.capture.mark())?;
     let mut interception = options.capture.attach()?;
     let running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
     let running = match running {

@@ -93,12 +93,12 @@ impl Workers {
     ///
     /// # Errors
     /// An address is in use or may not be used.
-    pub fn bind(listen: &Listen) -> anyhow::Result<BoundWorkers> {
+    pub fn bind(listen: &Listen, mark: Option<u32>) -> anyhow::Result<BoundWorkers> {
         for address in listen.applications.iter().chain([&listen.tunnels]) {
             if_there_is_ipv6(*address, socket::ensure_free(*address))?;
         }
         let count = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(BoundWorkers((0..count).map(|_| Bound::new(listen)).collect::<anyhow::Result<_>>()?))
+        Ok(BoundWorkers((0..count).map(|_| Bound::new(listen, mark)).collect::<anyhow::Result<_>>()?))
     }
 
     /// Stops accepting, and returns when every stream has ended or the time for it is over.
@@ -141,7 +141,8 @@ impl BoundWorkers {
 }
 
 impl Bound {
-    fn new(listen: &Listen) -> anyhow::Result<Self> {
+    /// The application listeners carry the agent's mark, by which the hooks know that it is the agent who listens.
+    fn new(listen: &Listen, mark: Option<u32>) -> anyhow::Result<Self> {
         let applications = listen
             .applications
             .iter()
@@ -149,7 +150,11 @@ impl Bound {
             .collect::<anyhow::Result<Vec<_>>>()?;
         for listener in &applications {
             socket::reset_on_close(listener)?;
-            socket2::SockRef::from(listener).set_tcp_nodelay(true)?;
+            let socket = socket2::SockRef::from(listener);
+            socket.set_tcp_nodelay(true)?;
+            if let Some(mark) = mark {
+                socket.set_mark(mark)?;
+            }
         }
         let tunnels = match bind(listen.tunnels)? {
             Some(listener) => listener,

@@ -108,7 +108,7 @@ impl Kind {
 
     fn lengths(self) -> &'static str {
         match self {
-            Self::Open => "it must have 14, 26 or 38",
+            Self::Open => "it must have 14 or 38",
             Self::Accepted | Self::End => "it must be empty",
             Self::Refused | Self::Reset => "it must have one",
             Self::Data => "it must have 1 to 65532",

@@ -8,9 +8,9 @@ use super::FrameError;
 const V4_LENGTH: usize = 1 + 4 + 2;
 const V6_LENGTH: usize = 1 + 16 + 2;
 
-/// Possible lengths of the payload: the two addresses may be of different families, because a sidecar's
-/// client dials 127.0.0.1 whatever the destination is.
-pub(super) const PAYLOAD_LENGTHS: [usize; 3] = [2 * V4_LENGTH, V4_LENGTH + V6_LENGTH, 2 * V6_LENGTH];
+/// Possible lengths of the payload: both addresses are of one family, as the two ends of a connection are. A client
+/// of another family would be shown to the service in a form that it cannot have.
+pub(super) const PAYLOAD_LENGTHS: [usize; 2] = [2 * V4_LENGTH, 2 * V6_LENGTH];
 pub(super) const MAX_PAYLOAD: usize = 2 * V6_LENGTH;
 
 /// What the opener asks for.

@@ -113,9 +113,16 @@ fn address() -> impl Strategy<Value = SocketAddr> {
     (any::<IpAddr>(), any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(ip.to_canonical(), port))
 }
 
+/// Two addresses of one family.
+fn open() -> impl Strategy<Value = Open> {
+    (address(), address())
+        .prop_filter("one family", |(destination, client)| destination.is_ipv4() == client.is_ipv4())
+        .prop_map(|(destination, client)| Open { destination, client })
+}
+
 fn frame() -> impl Strategy<Value = Frame> {
     prop_oneof![
-        (address(), address()).prop_map(|(destination, client)| Frame::Open(Open { destination, client })),
+        open().prop_map(Frame::Open),
         Just(Frame::Accepted),
         any::<u8>().prop_map(|number| Frame::Refused(RefusalReason::from_number(number))),
         Just(Frame::End),
@@ -253,4 +260,10 @@ fn a_tunnel_is_idle_again_after_both_directions_ended() {
         }
         assert!(state.is_idle());
     }
+}
+
+#[test]
+fn addresses_of_two_families_are_refused() {
+    let header = [Kind::Open as u8, 0, 0, 7 + 19];
+    assert_eq!(Header::decode(header), Err(FrameError::Length { kind: Kind::Open, length: 26 }));
 }
