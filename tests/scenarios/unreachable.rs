@@ -7,8 +7,8 @@ use murmesh_lab::{DEADLINE, Mesh};
 
 const PORT: u16 = 8800;
 
-/// Connect time-out and handshake time-out are 5 s each, an open tunnel is given up after 10 s without an
-/// acknowledgement; the rest is for a busy machine.
+/// A tunnel is given up after 10 s without an acknowledgement, and one at rest is then replaced by a new one, whose
+/// connect time-out is 5 s; the rest is for a busy machine.
 const BOUND: Duration = Duration::from_secs(20);
 
 #[test]
