@@ -153,7 +153,7 @@ impl Bound {
             let socket = socket2::SockRef::from(listener);
             socket.set_tcp_nodelay(true)?;
             if let Some(mark) = mark {
-                socket.set_mark(mark)?;
+                socket.set_mark(mark).context("no right to mark sockets (CAP_NET_ADMIN): run the agent as root")?;
             }
         }
         let tunnels = match bind(listen.tunnels)? {
