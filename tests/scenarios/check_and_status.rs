@@ -113,10 +113,10 @@ fn what_the_reading_commands_print_as_json_has_the_documented_shape() -> Result<
     }
     let status = json(client, "status")?;
     let shape = [
-        "ambiguous_addresses",
         "catalog_revision",
         "certificate_expires_at",
         "connected_server",
+        "contested_addresses",
         "endpoints",
         "healthy",
         "interception",

@@ -5,7 +5,7 @@ use murmesh_lab::{Lab, Process, Topology};
 use serde_json::Value;
 
 use crate::support::{
-    DEADLINE, Daemons, ask, endpoints, greet, greeting, json, skipped, wait_for_endpoint,
+    DEADLINE, Daemons, ask, endpoints, greet, greeting, json, murmesh, skipped, text, wait_for_endpoint,
     wait_for_no_endpoint, wait_until,
 };
 
@@ -93,6 +93,13 @@ fn connections_go_on_without_a_server_and_agents_come_back_by_themselves() -> Re
     for _ in 0..5 {
         ensure!(daemons.ask_through_mesh(client, service, 8181)? == greeting(service));
     }
+    wait_until("status is red", || Ok(json(client, "status")?["healthy"] == false))?;
+    let status = murmesh(client, &["status"])?;
+    ensure!(
+        status.status.code() == Some(1) && text(&status.stdout).contains("no server answers"),
+        "{}",
+        text(&status.stdout)
+    );
     // What changes while there is no server is made known when there is one.
     let _later = greet(service, 8182)?;
     listener.stop(DEADLINE)?;

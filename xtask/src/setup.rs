@@ -20,7 +20,8 @@ const LLVM: &str = "/usr/lib/llvm-22";
 
 /// Programs that hosts of the lab are made of, and those that the demo and the tests run there, each with the
 /// Debian package that has it.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
+    ("bpftool", "bpftool"),
     ("fortune", "fortune-mod"),
     ("ip", "iproute2"),
     ("mount", "mount"),
