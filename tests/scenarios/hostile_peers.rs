@@ -178,7 +178,6 @@ fn a_host_speaks_for_its_own_clients_only_and_reaches_services_only() -> Result<
     };
     let own = "10.99.0.121:40000";
     ensure!(ask("10.99.0.20:8181", own)?.is_none(), "what is allowed is refused");
-    ensure!(ask("10.99.0.20:8181", "[fd99::121]:40000")?.is_none(), "its other address is its own, too");
     for foreign in ["10.99.0.120:40000", "127.0.0.1:40000", "192.0.2.1:40000"] {
         let answer = ask("10.99.0.20:8181", foreign)?;
         ensure!(answer == Some(RefusalReason::SourceNotAllowed), "{foreign}: {answer:?}");

@@ -153,7 +153,9 @@ impl Bound {
             let socket = socket2::SockRef::from(listener);
             socket.set_tcp_nodelay(true)?;
             if let Some(mark) = mark {
-                socket.set_mark(mark).context("no right to mark sockets (CAP_NET_ADMIN): run the agent as root")?;
+                socket.set_mark(mark).context(
+                    "this process may not mark sockets: run the agent as root (CAP_BPF and CAP_NET_ADMIN)",
+                )?;
             }
         }
         let tunnels = match bind(listen.tunnels)? {
