@@ -83,6 +83,27 @@ fn after_kill_9_connections_are_refused_and_a_restarted_agent_carries_them_again
 }
 
 #[test]
+fn who_listens_at_the_port_of_a_killed_agent_gets_nothing() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
+    let mut daemons = Daemons::start(&lab)?;
+    let _listener = greet(service, PORT)?;
+    wait_for_endpoint(client, service, PORT)?;
+    daemons.ask_through_mesh(client, service, PORT)?;
+    daemons.kill_agent(client)?;
+    let stranger = client.spawn("socat", ["-u", "tcp4-listen:15001,bind=127.0.0.1,reuseaddr,fork", "-"])?;
+    client.wait_listening(15001, DEADLINE)?;
+    let output = client.run("nc", ["-v", "fcs00", "8181"], b"a secret", DEADLINE)?;
+    ensure!(output.status.code() == Some(1), "{}", text(&output.stderr));
+    ensure!(text(&output.stderr).contains("refused"), "{}", text(&output.stderr));
+    ensure!(stranger.stdout().is_empty(), "the stranger read {:?}", text(&stranger.stdout()));
+    Ok(())
+}
+
+#[test]
 fn no_connection_goes_in_clear_while_a_killed_agent_restarts_and_no_server_answers() -> Result<()> {
     restart_without_server(|_| Ok(()))
 }

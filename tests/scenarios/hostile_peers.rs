@@ -192,6 +192,7 @@ fn a_host_speaks_for_its_own_clients_only_and_reaches_services_only() -> Result<
         "10.99.0.10:9190",
     ];
     for destination in not_services {
+        let own = if destination.starts_with('[') { "[fd99::121]:40000" } else { own };
         let answer = ask(destination, own)?;
         ensure!(answer == Some(RefusalReason::NotAService), "{destination}: {answer:?}");
     }

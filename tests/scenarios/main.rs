@@ -12,6 +12,7 @@ mod join;
 mod lab;
 mod local;
 mod neighbours;
+mod records;
 mod refused;
 mod reset;
 mod server_first;

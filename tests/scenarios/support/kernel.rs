@@ -54,6 +54,13 @@ pub fn wait_until_freed(objects: &[Object]) -> Result<()> {
     Ok(())
 }
 
+/// Records of connections whose handshake is not over, on a host with an agent.
+pub fn records_in_flight(host: &Host) -> Result<usize> {
+    let map = host.bpf_directory().join("maps/HANDSHAKES");
+    let entries = bpftool(&["map", "dump", "pinned", &map.display().to_string()])?;
+    entries.as_array().map(Vec::len).context("bpftool printed no list")
+}
+
 fn pinned(kind: &str, pin: &Path) -> Result<String> {
     let shown = bpftool(&[kind, "show", "pinned", &pin.display().to_string()])?;
     // Links come as a list of one.

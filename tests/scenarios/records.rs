@@ -1,0 +1,46 @@
+//! The records by which original destinations and real clients travel in the kernel.
+
+use std::io::Read as _;
+use std::net::{Ipv4Addr, TcpListener};
+use std::thread;
+
+use anyhow::{Result, ensure};
+use murmesh_lab::{Lab, Topology};
+
+use crate::support::kernel::records_in_flight;
+use crate::support::{DEADLINE, Daemons, skipped, wait_for_endpoint, wait_until};
+
+const PORT: u16 = 8282;
+
+const CONNECTIONS: usize = 20;
+
+/// A listener outside of the cgroup has no hook that takes the record from the agent's dialling socket. What stays
+/// behind would later be believed of whoever has the same addresses by then.
+#[test]
+fn a_record_that_nobody_takes_is_gone_with_its_connection() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
+    let _daemons = Daemons::start(&lab)?;
+    let listener = service.in_namespace(|| Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))?))?;
+    wait_for_endpoint(client, service, PORT)?;
+    let accepting = thread::spawn(move || -> Result<()> {
+        for _ in 0..CONNECTIONS {
+            let mut received = Vec::new();
+            listener.accept()?.0.read_to_end(&mut received)?;
+            ensure!(received == b"hello", "{received:?}");
+        }
+        Ok(())
+    });
+    for _ in 0..CONNECTIONS {
+        let output = client.run("nc", ["-N", "fcs00", "8282"], b"hello", DEADLINE)?;
+        ensure!(output.status.success(), "{output:?}");
+    }
+    accepting.join().expect("the accepting thread does not panic")?;
+    for host in [client, service] {
+        wait_until("no record is left", || Ok(records_in_flight(host)? == 0))?;
+    }
+    Ok(())
+}
