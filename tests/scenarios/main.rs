@@ -2,6 +2,7 @@
 
 mod addresses;
 mod agent_stop;
+mod bench;
 mod bulk;
 mod check_and_status;
 mod exemptions;

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod bench;
 pub mod bpf;
 pub mod catalog;
 pub mod cgroup;

@@ -33,6 +33,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Members(arguments) => cli::members::run(arguments),
         Command::Services(arguments) => cli::services::run(arguments),
         Command::Check(arguments) => cli::check::run(arguments),
+        Command::Bench(command) => cli::bench::run(command),
         Command::Completions { shell } => Ok(completions(shell)),
     }
 }

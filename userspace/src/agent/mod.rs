@@ -255,7 +255,7 @@ async fn announce_ready(mut catalog: watch::Receiver<Arc<Catalog>>) -> anyhow::R
 }
 
 /// Each connection takes two descriptors: as many as this process may have.
-fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);

@@ -1,6 +1,7 @@
 //! The command line: one module per command, each with its arguments and a `run`.
 
 pub mod agent;
+pub mod bench;
 pub mod check;
 mod config;
 pub mod daemon;
@@ -55,6 +56,9 @@ pub enum Command {
     Services(services::ServicesArgs),
     /// Find out whether this host can run an agent, and whether a running one works.
     Check(check::CheckArgs),
+    /// Measure what connections cost: plain TCP, the mesh, and other ways, side by side.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
