@@ -9,6 +9,7 @@ mod local;
 mod refused;
 mod reset;
 mod server_first;
+mod slow_reader;
 mod storm;
 mod unreachable;
 mod wire;

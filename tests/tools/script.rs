@@ -2,12 +2,14 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
 use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::bytes::{Bytes, exchange};
 use crate::socket::{Dial, Names, ensure_fails, errno, reset};
@@ -17,7 +19,10 @@ const CONNECTING: u64 = 1;
 const LISTENING: u64 = 2;
 
 const STEPS: &str = "send=TEXT, expect=TEXT, names, say=LINE, pause=MILLISECONDS, shutdown, end, reset, \
-                     expect-reset, expect-write-error or exchange=BYTES";
+                     fill, expect-reset, await-reset, expect-write-error or exchange=BYTES";
+
+/// How long a write must take to count as one that finds all buffers on the way full.
+const FULL: Duration = Duration::from_secs(2);
 
 /// Arguments of `connect`.
 #[derive(Args)]
@@ -94,8 +99,12 @@ enum Step {
     End,
     /// Closes with a reset.
     Reset,
+    /// Writes until all buffers on the way are full.
+    Fill,
     /// Reads until the connection is reset. A clean end is a failure.
     ExpectReset,
+    /// Waits for a reset, and reads nothing.
+    AwaitReset,
     /// Writes until it fails, and prints the error.
     ExpectWriteError,
     /// Sends and receives that many bytes at once, ends its own direction and reads the other's end.
@@ -117,7 +126,9 @@ impl FromStr for Step {
             ("shutdown", None) => Self::Shutdown,
             ("end", None) => Self::End,
             ("reset", None) => Self::Reset,
+            ("fill", None) => Self::Fill,
             ("expect-reset", None) => Self::ExpectReset,
+            ("await-reset", None) => Self::AwaitReset,
             ("expect-write-error", None) => Self::ExpectWriteError,
             ("exchange", Some(value)) => Self::Exchange(number(value)?),
             _ => return Err(format!("{text:?} is no step: use {STEPS}")),
@@ -153,6 +164,8 @@ impl Play {
             Step::Shutdown => stream.shutdown(Shutdown::Write)?,
             Step::End => expect_end(stream)?,
             Step::Reset => bail!("a reset is the last step"),
+            Step::Fill => fill(stream)?,
+            Step::AwaitReset => await_reset(stream)?,
             Step::ExpectReset => ensure_fails(io::copy(&mut stream, &mut io::sink()), "ECONNRESET")?,
             Step::ExpectWriteError => expect_write_error(stream)?,
             Step::Exchange(length) => {
@@ -175,6 +188,25 @@ fn expect_end(mut stream: &TcpStream) -> Result<()> {
     stream.read_to_end(&mut rest)?;
     ensure!(rest.is_empty(), "received {:?} before the end", String::from_utf8_lossy(&rest));
     Ok(())
+}
+
+fn fill(mut stream: &TcpStream) -> Result<()> {
+    stream.set_write_timeout(Some(FULL))?;
+    loop {
+        match stream.write(&[0; 64 * 1024]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(stream.set_write_timeout(None)?)
+}
+
+/// poll(2) tells of errors also when it is asked for nothing.
+fn await_reset(stream: &TcpStream) -> Result<()> {
+    poll(&mut [PollFd::new(stream.as_fd(), PollFlags::empty())], PollTimeout::NONE)?;
+    let error = stream.take_error()?.context("hung up, and without an error")?;
+    ensure_fails(Err::<(), _>(error), "ECONNRESET")
 }
 
 fn expect_write_error(mut stream: &TcpStream) -> Result<()> {
