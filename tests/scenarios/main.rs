@@ -21,6 +21,7 @@ mod server_loss;
 mod service_lifecycle;
 mod side_by_side;
 mod sidecar;
+mod slow_reader;
 mod start_failures;
 mod storm;
 mod support;

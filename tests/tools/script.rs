@@ -17,7 +17,7 @@ const CONNECTING: u64 = 1;
 const LISTENING: u64 = 2;
 
 /// After how long without room for a byte a connection is full.
-const FULL: Duration = Duration::from_millis(500);
+const FULL: Duration = Duration::from_secs(1);
 
 const STEPS: &str = "send=TEXT, expect=TEXT, names, say=LINE, pause=MILLISECONDS, wait, fill, shutdown, end, reset, \
                      expect-reset, expect-broken=ERRNO, expect-write-error or exchange=BYTES";
@@ -197,10 +197,11 @@ fn fill(mut stream: &TcpStream) -> Result<()> {
     loop {
         match stream.write(&[0; 65536]) {
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) => return Err(error.into()),
         }
     }
+    Ok(stream.set_write_timeout(None)?)
 }
 
 fn expect_write_error(mut stream: &TcpStream) -> Result<()> {

@@ -3,18 +3,29 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    os::fd::AsRawFd,
     time::Duration,
 };
 
+use nix::{getsockopt_impl, libc, sockopt_impl, sys::socket::getsockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
 /// Connections waiting for `accept`, per listener.
 const BACKLOG: i32 = 4096;
 
-/// After how long without an acknowledgement a tunnel's connection is given up, so that a host that is gone is
-/// an error in bounded time.
-const TUNNEL_TIMEOUT: Duration = Duration::from_secs(10);
+/// After how long at rest a tunnel's connection is probed, how often, and how many probes without an answer are its
+/// end: 17.5 s after a host is gone.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(2500);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// How many times in a row data, or a probe of a window that is closed, may be sent without an answer. The kernel
+/// doubles the time between them, from 200 ms where the round trip is short: five are lost after six seconds.
+const MAX_UNANSWERED: u8 = 5;
+
+/// `TCP_CLOSE` of linux/net/tcp_states.h, which is in no header for programs.
+const STATE_CLOSED: u8 = 7;
 
 /// A listener that several threads may have at the same address (`SO_REUSEPORT`): the kernel spreads connections
 /// over them. An IPv6 wildcard address accepts IPv4 too.
@@ -62,16 +73,53 @@ pub fn outgoing(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket>
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
-/// Makes a tunnel's connection notice within ten seconds that the other host is gone.
+/// Makes a tunnel's connection notice that the other host is gone while nothing is sent; [`check`] tells when
+/// something is.
+///
+/// `TCP_USER_TIMEOUT` would tell of both, but since Linux 5.11 it also ends the connection to a host that answers
+/// every probe while its program reads nothing for that long.
 ///
 /// # Errors
 /// The socket is closed.
 pub fn tune_tunnel(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_user_timeout(Some(TUNNEL_TIMEOUT))?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(TUNNEL_TIMEOUT).with_interval(TUNNEL_TIMEOUT / 4))
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL);
+    socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))
 }
+
+/// Whether the other end has acknowledged everything.
+///
+/// # Errors
+/// The connection is broken, or the other end answers no more.
+pub fn check(stream: &TcpStream) -> io::Result<bool> {
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    let info = getsockopt(stream, Information)?;
+    if info.tcpi_state == STATE_CLOSED {
+        return Err(io::ErrorKind::ConnectionReset.into());
+    }
+    if info.tcpi_retransmits >= MAX_UNANSWERED || info.tcpi_probes >= MAX_UNANSWERED {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let mut unacknowledged = 0;
+    // SAFETY: the descriptor is open while it is borrowed, and the kernel writes one int (tcp(7), SIOCOUTQ).
+    unsafe { unacknowledged_bytes(stream.as_raw_fd(), &raw mut unacknowledged) }?;
+    Ok(unacknowledged == 0)
+}
+
+sockopt_impl!(
+    /// tcp(7), `TCP_INFO`.
+    Information, GetOnly, libc::IPPROTO_TCP, libc::TCP_INFO, libc::tcp_info
+);
+
+nix::ioctl_read_bad!(
+    /// tcp(7), `SIOCOUTQ`: bytes sent and not acknowledged, and not sent.
+    unacknowledged_bytes,
+    libc::TIOCOUTQ,
+    libc::c_int
+);
 
 /// From here on, closing the socket resets the connection, also when the process is killed: an application never
 /// takes a broken stream for one that ended. Sockets accepted from a listener inherit this.
@@ -93,7 +141,7 @@ pub fn end_on_close(stream: &TcpStream) -> io::Result<()> {
 /// Whether the other side of an idle connection has closed it or sent something, by a look that consumes nothing.
 pub fn has_input(stream: &TcpStream) -> bool {
     let mut byte = [std::mem::MaybeUninit::uninit()];
-    let flags = nix::libc::MSG_PEEK | nix::libc::MSG_DONTWAIT;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     match SockRef::from(stream).recv_with_flags(&mut byte, flags) {
         Ok(_) => true,
         Err(error) => error.kind() != io::ErrorKind::WouldBlock,

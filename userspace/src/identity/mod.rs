@@ -3,6 +3,8 @@
 //! Keys are made where they are used and never leave that host; only certificate requests do.
 
 pub mod authority;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod key;
 pub mod spiffe;
 pub mod tls;

@@ -171,26 +171,11 @@ fn has_aes() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::authority::{DEFAULT_LIFETIME, VerifiedRequest};
-    use crate::identity::{Authority, HostKey, Kind, peer_identity};
+    use crate::identity::authority::DEFAULT_LIFETIME;
+    use crate::identity::fixture::{authority, host, issue};
+    use crate::identity::{Kind, peer_identity};
     use rustls::{ClientConnection, NamedGroup, ServerConnection};
     use std::time::{Duration, SystemTime};
-
-    fn authority() -> Authority {
-        Authority::create("mesh.test".parse().unwrap()).unwrap()
-    }
-
-    fn issue(authority: &Authority, kind: Kind, node: &str, lifetime: Duration) -> Identity {
-        let key = HostKey::generate().unwrap();
-        let request = VerifiedRequest::parse(&key.certificate_request().unwrap()).unwrap();
-        let (trust_domain, node) = (authority.trust_domain().clone(), node.parse().unwrap());
-        let leaf = authority.sign(&request, &SpiffeId { trust_domain, kind, node }, lifetime).unwrap();
-        Identity::new(&key, vec![leaf], vec![authority.root().clone()]).unwrap()
-    }
-
-    fn host(authority: &Authority, node: &str) -> Identity {
-        issue(authority, Kind::Host, node, DEFAULT_LIFETIME)
-    }
 
     /// Carries the handshake between the two in memory.
     fn handshake(

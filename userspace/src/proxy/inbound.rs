@@ -107,7 +107,7 @@ async fn stream(
         }
     };
     tunnel.send(&Frame::Accepted).await?;
-    let (totals, result) = relay(&service, tunnel).await;
+    let (totals, result) = relay(&service, tunnel, &worker.watchdog).await;
     access.relayed(totals, &result);
     if result.is_ok() {
         let _ = socket::end_on_close(&service);

@@ -12,6 +12,7 @@ mod pool;
 pub mod relay;
 mod routes;
 pub mod traffic;
+pub mod watchdog;
 mod worker;
 
 use std::sync::Arc;

@@ -84,7 +84,7 @@ async fn stream(
     if let Err(error) = lease.tunnel.send(open).await {
         return Attempt { relayed: (relay::Totals::default(), Err(error.into())), may_retry: true };
     }
-    let (totals, result) = relay(application, &mut lease.tunnel).await;
+    let (totals, result) = relay(application, &mut lease.tunnel, &worker.watchdog).await;
     let lost = matches!(&result, Err(RelayError::Tunnel(TunnelError::Broken(_) | TunnelError::Closed)));
     let may_retry = lost && totals == relay::Totals::default() && !lease.tunnel.is_answered();
     worker.pool.put_back(peer, lease);

@@ -13,9 +13,13 @@ use std::{
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream, time::timeout};
 
-use crate::tunnel::{
-    Chunk, Received, Tunnel, TunnelError,
-    frame::{Frame, RefusalReason, ResetReason},
+use super::watchdog::{Watch, Watchdog};
+use crate::{
+    socket,
+    tunnel::{
+        Chunk, Received, Tunnel, TunnelError,
+        frame::{Frame, RefusalReason, ResetReason},
+    },
 };
 
 /// How long the other agent may take to answer a RESET before the tunnel is given up.
@@ -52,15 +56,23 @@ pub enum RelayError {
 ///
 /// The opener calls this as soon as OPEN is sent: bytes of the application follow it without waiting for the
 /// answer, and the answer's bytes are delivered as soon as they are here.
-pub async fn relay(application: &TcpStream, tunnel: &mut Tunnel) -> (Totals, Result<(), RelayError>) {
+pub async fn relay(
+    application: &TcpStream,
+    tunnel: &mut Tunnel,
+    watchdog: &Watchdog,
+) -> (Totals, Result<(), RelayError>) {
     let (totals, outgoing, result) = {
-        let mut relay = Relay::new(application, tunnel);
+        let mut relay = Relay::new(application, tunnel, watchdog.watch());
         let result = std::future::poll_fn(|context| relay.poll(context)).await;
         (relay.totals, relay.outgoing, result)
     };
     if let Err(RelayError::Application(_) | RelayError::Reset(_) | RelayError::Refused(_)) = &result {
         // A tunnel that does not come to rest in time is not idle, which is all that the caller asks.
         let _ = timeout(RESET_TIMEOUT, reset(tunnel, outgoing)).await;
+    }
+    if result.is_err() && !tunnel.is_idle() {
+        // The end of the connection would wait behind data that the other side does not take.
+        let _ = socket::reset_on_close(tunnel.socket());
     }
     (totals, result)
 }
@@ -89,12 +101,15 @@ struct Relay<'a> {
     sent_end: bool,
     /// END has arrived and was passed on.
     received_end: bool,
-    /// Waits for a reset by an application that has already sent its end; only made in that state.
+    /// Waits for a reset by an application that is not being read; made when that is so for the first time.
     reset_watch: Option<Pin<Box<dyn Future<Output = io::Error> + 'a>>>,
+    watch: Watch<'a>,
+    /// Something was sent, and is not known to have arrived.
+    unacknowledged: bool,
 }
 
 impl<'a> Relay<'a> {
-    fn new(application: &'a TcpStream, tunnel: &'a mut Tunnel) -> Self {
+    fn new(application: &'a TcpStream, tunnel: &'a mut Tunnel, watch: Watch<'a>) -> Self {
         Self {
             application,
             tunnel,
@@ -103,24 +118,38 @@ impl<'a> Relay<'a> {
             sent_end: false,
             received_end: false,
             reset_watch: None,
+            watch,
+            // OPEN, or the answer to it.
+            unacknowledged: true,
         }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
+        if self.watch.is_due() {
+            self.unacknowledged = !socket::check(self.tunnel.socket()).map_err(TunnelError::from)?;
+        }
         let sent = self.poll_send(context)?;
         let received = self.poll_receive(context)?;
-        match (sent, received) {
-            (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
-            (Poll::Ready(()), Poll::Pending) => self.poll_reset_watch(context).map(Err),
-            (Poll::Pending, Poll::Ready(())) => self.poll_loss(context).map(Err),
-            (Poll::Pending, Poll::Pending) => Poll::Pending,
+        if sent.is_ready() && received.is_ready() {
+            return Poll::Ready(Ok(()));
         }
+        if received.is_ready()
+            && let Poll::Ready(lost) = self.poll_loss(context)
+        {
+            return Poll::Ready(Err(lost));
+        }
+        if self.unacknowledged || !self.tunnel.data().is_empty() {
+            self.watch.arm(context.waker());
+        }
+        let reads_application = !self.sent_end && self.outgoing.is_none();
+        if reads_application { Poll::Pending } else { self.poll_reset_watch(context).map(Err) }
     }
 
     /// From the application into the tunnel.
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
         loop {
             if let Some(chunk) = &mut self.outgoing {
+                self.unacknowledged = true;
                 ready!(self.tunnel.poll_send(context, chunk))?;
                 self.outgoing = None;
             }
@@ -189,8 +218,8 @@ impl<'a> Relay<'a> {
         Poll::Ready(lost.unwrap_or(TunnelError::Closed).into())
     }
 
-    /// An application that has sent its end is not read from any more, so only the socket's error tells that it
-    /// reset the connection.
+    /// An application that has sent its end, or more than the tunnel takes now, is not being read, so only the
+    /// socket's error tells that it reset the connection.
     fn poll_reset_watch(&mut self, context: &mut Context<'_>) -> Poll<RelayError> {
         let application = self.application;
         let watch = self.reset_watch.get_or_insert_with(|| Box::pin(wait_for_error(application)));

@@ -19,7 +19,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Origin, Shared, accept::accept, inbound, outbound, pool::Pool, traffic::Counter};
+use super::{
+    Origin, Shared, accept::accept, inbound, outbound, pool::Pool, traffic::Counter, watchdog::Watchdog,
+};
 use crate::socket;
 
 /// Handshakes that a worker does at a time.
@@ -72,6 +74,8 @@ pub struct Worker {
     pub pool: Rc<Pool>,
     /// Permits for handshakes.
     pub handshakes: Semaphore,
+    /// What looks at the tunnels of its streams.
+    pub watchdog: Watchdog,
 }
 
 /// The running workers.
@@ -201,7 +205,15 @@ fn run(
     // Dropping the runtime drops what still runs, which resets its connections.
     runtime.block_on(async move {
         let pool = Rc::new(Pool::new(shared.clone()));
-        let worker = Rc::new(Worker { shared, origin, pool, handshakes: Semaphore::new(MAX_HANDSHAKES) });
+        let worker = Rc::new(Worker {
+            shared,
+            origin,
+            pool,
+            handshakes: Semaphore::new(MAX_HANDSHAKES),
+            watchdog: Watchdog::default(),
+        });
+        let watched = worker.clone();
+        tokio::task::spawn_local(async move { watched.watchdog.run().await });
         for listener in bound.applications {
             let (listener, worker) = (TcpListener::from_std(listener)?, worker.clone());
             let serve = move |stream, peer| outbound::serve(worker.clone(), stream, peer);

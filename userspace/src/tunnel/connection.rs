@@ -52,6 +52,8 @@ pub struct Tunnel {
     side: Side,
     peer: PeerIdentity,
     state: StreamState,
+    /// A frame is on its way into the connection. If whoever sends it gives up, it stays so.
+    sending: bool,
     decoder: Decoder,
     /// Received and not decoded or not consumed. Held only while there is something in it.
     inbox: Option<Chunk>,
@@ -67,6 +69,7 @@ impl Tunnel {
             side,
             peer,
             state: StreamState::new(),
+            sending: false,
             decoder: Decoder::new(),
             inbox: None,
             data: 0..0,
@@ -80,7 +83,9 @@ impl Tunnel {
     pub async fn send(&mut self, frame: &Frame) -> Result<(), TunnelError> {
         let chunk = self.control(frame)?;
         self.stream.write_all(chunk.bytes()).await?;
-        Ok(self.stream.flush().await?)
+        self.stream.flush().await?;
+        self.sending = false;
+        Ok(())
     }
 
     /// Waits for a control frame or data.
@@ -97,6 +102,7 @@ impl Tunnel {
     /// The frame may not be sent now.
     pub fn control(&mut self, frame: &Frame) -> Result<Chunk, TunnelError> {
         self.state.control(self.side, frame)?;
+        self.sending = true;
         Ok(Chunk::control(frame))
     }
 
@@ -106,11 +112,14 @@ impl Tunnel {
         context: &mut Context<'_>,
         chunk: &mut Chunk,
     ) -> Poll<Result<(), TunnelError>> {
+        self.sending = true;
         while !chunk.is_empty() {
             let sent = ready!(Pin::new(&mut self.stream).poll_write(context, chunk.bytes()))?;
             chunk.consume(sent);
         }
-        Pin::new(&mut self.stream).poll_flush(context).map_err(TunnelError::from)
+        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+        self.sending = false;
+        Poll::Ready(Ok(()))
     }
 
     /// The next control frame, or [`Received::Data`] while there are unconsumed bytes in [`Self::data`].
@@ -144,13 +153,14 @@ impl Tunnel {
         self.inbox.as_ref().map_or(&[], |inbox| &inbox.bytes()[..self.data.end][self.data.start..])
     }
 
-    /// Whether no stream is open, so that the tunnel can carry the next one.
+    /// Whether no stream is open and the last one's frames were sent as a whole, so that the tunnel can carry the
+    /// next one.
     ///
     /// An opener that has seen both directions end may open the next stream at once, so at the acceptor that
     /// OPEN may already be here, in the same read as the END before it. An opener has nothing to expect.
     pub fn is_idle(&self) -> bool {
         let nothing_received = self.inbox.is_none() && self.decoder.is_between_frames();
-        self.state.is_idle() && (self.side == Side::Acceptor || nothing_received)
+        self.state.is_idle() && !self.sending && (self.side == Side::Acceptor || nothing_received)
     }
 
     /// Waits for the other direction to end, and drops what it still carries.

@@ -4,6 +4,8 @@ mod chunk;
 mod connection;
 mod dial;
 pub mod frame;
+#[cfg(test)]
+mod tests;
 
 pub use chunk::Chunk;
 pub use connection::{Received, Tunnel, TunnelError};
