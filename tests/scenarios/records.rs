@@ -5,10 +5,10 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 
 use anyhow::{Result, ensure};
-use murmesh_lab::{Lab, Topology};
+use murmesh_lab::{Lab, Mesh, Process, Topology, status};
 
 use crate::support::kernel::records_in_flight;
-use crate::support::{DEADLINE, Daemons, skipped, wait_for_endpoint, wait_until};
+use crate::support::{DEADLINE, Daemons, ask, greet, greeting, skipped, wait_for_endpoint, wait_until};
 
 const PORT: u16 = 8282;
 
@@ -42,5 +42,38 @@ fn a_record_that_nobody_takes_is_gone_with_its_connection() -> Result<()> {
     for host in [client, service] {
         wait_until("no record is left", || Ok(records_in_flight(host)? == 0))?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_connection_without_a_record_is_reset_and_counted() -> Result<()> {
+    let Some(mesh) = Mesh::start(1, 1)? else { return Ok(()) };
+    let client = mesh.client()?;
+    let before = status(client, "/traffic/missing_records")?;
+    for loopback in ["127.0.0.1:15001", "[::1]:15001"] {
+        client.probe(["connect", loopback, "expect-reset"])?.succeed(DEADLINE)?;
+    }
+    ensure!(status(client, "/traffic/missing_records")? == before + 2);
+    ensure!(status(client, "/traffic/streams_total")? == 0, "a destination was guessed");
+    mesh.agent("fcc00")?.wait_for_line("no original destination", DEADLINE)?;
+    Ok(())
+}
+
+#[test]
+fn what_the_kernel_half_logs_is_in_the_log_of_the_agent() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
+    let mut daemons = Daemons::server_only(&lab)?;
+    daemons.start_agent(service)?;
+    let mut command = client.agent_command(&daemons.token(client)?)?;
+    let agent = Process::spawn(command.env("MURMESH_LOG", "info,murmesh_programs=debug"))?;
+    agent.wait_for_line(": ready", DEADLINE)?;
+    let _listener = greet(service, PORT)?;
+    wait_for_endpoint(client, service, PORT)?;
+    ensure!(ask(client, "fcs00", PORT)? == greeting(service));
+    agent.wait_for_line("murmesh_programs::connect4: connect to 10.99.0.20:8282 redirected", DEADLINE)?;
     Ok(())
 }
