@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use murmesh_lab::{DEADLINE, Host, Lab, Process, Topology, add_endpoints, on_interrupt, remove};
+use nix::libc::{ECONNREFUSED, ENETUNREACH};
 use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
 
@@ -39,6 +40,8 @@ pub struct Samples {
     destination: SocketAddrV4,
     /// How many times.
     count: u32,
+    /// The error that each must end with (errno): any other says that it took another way.
+    error: i32,
 }
 
 /// What is dialled, with hooks and without.
@@ -46,6 +49,7 @@ struct Case {
     title: &'static str,
     hooked: SocketAddrV4,
     plain: SocketAddrV4,
+    error: i32,
 }
 
 /// Prints nanoseconds per connect of each batch.
@@ -55,7 +59,8 @@ pub fn sample(samples: &Samples) -> Result<()> {
     for _ in 0..samples.count / BATCH {
         let begin = Instant::now();
         for _ in 0..BATCH {
-            ensure!(socket.connect(&address).is_err(), "something listens at {}", samples.destination);
+            let error = socket.connect(&address).err().and_then(|error| error.raw_os_error());
+            ensure!(error == Some(samples.error), "{}: error {error:?}", samples.destination);
         }
         println!("{}", begin.elapsed().as_nanos() / u128::from(BATCH));
     }
@@ -97,12 +102,28 @@ pub fn run() -> Result<()> {
 
 fn cases() -> [Case; 3] {
     let refused = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
-    // Of a block that is for documentation, and to which the hosts have no route.
+    // In a block that is for documentation. Neither to it nor to the endpoints have the hosts a route, so that a
+    // redirected connect, which is refused, is told from one that is not.
     let unreachable = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 9);
     [
-        Case { title: "no endpoint, no route: the hook alone", hooked: unreachable, plain: unreachable },
-        Case { title: "no endpoint, refused on loopback", hooked: refused, plain: refused },
-        Case { title: "an endpoint, redirected, refused", hooked: endpoint(0), plain: refused },
+        Case {
+            title: "no endpoint, no route: the hook alone",
+            hooked: unreachable,
+            plain: unreachable,
+            error: ENETUNREACH,
+        },
+        Case {
+            title: "no endpoint, refused on loopback",
+            hooked: refused,
+            plain: refused,
+            error: ECONNREFUSED,
+        },
+        Case {
+            title: "an endpoint, redirected, refused",
+            hooked: endpoint(0),
+            plain: refused,
+            error: ECONNREFUSED,
+        },
     ]
 }
 
@@ -117,17 +138,18 @@ impl Case {
     fn measure(&self, plain: &Host, hooked: &Host) -> Result<(f64, f64)> {
         let (mut without, mut with) = (Vec::new(), Vec::new());
         for _ in 0..TURNS {
-            without.extend(turn(plain, self.plain)?);
-            with.extend(turn(hooked, self.hooked)?);
+            without.extend(turn(plain, self.plain, self.error)?);
+            with.extend(turn(hooked, self.hooked, self.error)?);
         }
         Ok((median(&without).context("no samples")?, median(&with).context("no samples")?))
     }
 }
 
-fn turn(host: &Host, destination: SocketAddrV4) -> Result<Vec<f64>> {
+fn turn(host: &Host, destination: SocketAddrV4, error: i32) -> Result<Vec<f64>> {
     let this = std::env::current_exe().context("finding our own program")?;
     let arguments =
-        ["bench", "connect-samples", &destination.to_string(), &TURN.to_string()].map(str::to_owned);
+        ["bench", "connect-samples", &destination.to_string(), &TURN.to_string(), &error.to_string()]
+            .map(str::to_owned);
     let output = Process::spawn(host.command(this)?.args(arguments))?.succeed(LONG)?;
     output.lines().map(|line| line.parse().with_context(|| format!("reading {line:?}"))).collect()
 }

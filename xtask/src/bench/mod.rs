@@ -29,7 +29,7 @@ use rounds::Rounds;
 const BINARY: &str = "MURMESH_BIN";
 
 /// Options of `cargo xtask bench`.
-#[derive(Args)]
+#[derive(Args, Default)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -89,6 +89,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let directory = arguments.directory.clone().or_else(|| (!arguments.quick).then(default_directory));
     rounds.measure(&lab, &running)?.show(&lab, directory.as_deref())
+}
+
+/// Sees that everything works.
+pub fn quick() -> Result<()> {
+    run(&Arguments { quick: true, ..Arguments::default() })
 }
 
 /// A binary as it is released; `--quick` takes the one that the tests use. `MURMESH_BIN` names another.
