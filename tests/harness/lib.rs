@@ -10,6 +10,7 @@
 
 mod capture;
 mod cgroup;
+mod endpoints;
 mod entry;
 mod host;
 mod interrupt;
@@ -25,6 +26,7 @@ mod topology;
 mod trace;
 
 pub use capture::Capture;
+pub use endpoints::add_endpoints;
 pub use host::Host;
 pub use interrupt::{on_interrupt, wait_if_interrupted};
 pub use lab::Lab;

@@ -3,9 +3,10 @@
 use std::env;
 
 use anyhow::{Context as _, Result};
+use murmesh_lab::is_root;
 
 use crate::shell::{self, cargo, find_program, progress};
-use crate::{setup, test};
+use crate::{bench, setup, test};
 
 /// Runs the checks, the quick ones first, and ends with the count of tests.
 pub fn run() -> Result<()> {
@@ -27,6 +28,10 @@ pub fn run() -> Result<()> {
     let flags = ("RUSTDOCFLAGS", "--deny warnings");
     shell::run(cargo().args(["doc", "--workspace", "--no-deps", "--locked"]).env(flags.0, flags.1))?;
     check_dependencies()?;
+    if is_root() {
+        progress("the benchmark, for its function only");
+        bench::quick()?;
+    }
     test::run(&test::Arguments::default())
 }
 

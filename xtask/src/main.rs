@@ -1,5 +1,6 @@
 //! Murmesh's developer commands. `cargo xtask help` lists them.
 
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -26,6 +27,8 @@ enum Command {
     Setup,
     /// Builds `murmesh`, kernel half included, with the profile that the lab, the demo and the tests use.
     Build,
+    /// Measures what connections cost: plain TCP, sidecars, the mesh, and other proxies. Needs root.
+    Bench(bench::Arguments),
     /// Shows the same `nc` reach the same `socat` first in clear and then through Murmesh. Needs root.
     Demo,
     /// Makes hosts on this machine and runs commands in them. Needs root.
@@ -40,6 +43,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Setup => setup::run(),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Build => build::run(),
         Command::Demo => demo::run(),
         Command::Lab(command) => lab::run(command),

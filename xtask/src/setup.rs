@@ -78,7 +78,8 @@ pub fn for_running() -> Result<()> {
     mount_bpf_file_system()
 }
 
-fn install_packages(packages: &[&str]) -> Result<()> {
+/// Installs Debian packages; nothing happens when there are none to install.
+pub fn install_packages(packages: &[&str]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
@@ -108,7 +109,8 @@ fn apt_get(arguments: &[&str], packages: &[&str]) -> Result<()> {
     )
 }
 
-fn is_installed(package: &str) -> bool {
+/// Whether a Debian package is installed.
+pub fn is_installed(package: &str) -> bool {
     let status =
         Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]).output();
     status.is_ok_and(|output| output.stdout == b"installed")
