@@ -2,7 +2,6 @@
 //!
 //! Exit status: 0 fine, 1 it failed or a check is red, 2 wrong usage.
 
-use std::io;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
@@ -34,13 +33,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Services(arguments) => cli::services::run(arguments),
         Command::Check(arguments) => cli::check::run(arguments),
         Command::Bench(command) => cli::bench::run(command),
-        Command::Completions { shell } => Ok(completions(shell)),
+        Command::Completions { shell } => completions(shell),
     }
 }
 
-fn completions(shell: Shell) -> ExitCode {
-    clap_complete::generate(shell, &mut Cli::command(), "murmesh", &mut io::stdout());
-    ExitCode::SUCCESS
+fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "murmesh", &mut script);
+    cli::output::print(&String::from_utf8(script)?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints an error with its causes, once each: some messages already contain those of their source.
