@@ -93,13 +93,12 @@ pub fn install_packages(packages: &[&str]) -> Result<()> {
         bail!("these packages are missing: {list}. Install them as root: apt-get install {list}");
     }
     progress(&format!("setup: installing {list}"));
-    // Package lists can be absent or older than the archive: only then is fetching them worth the time.
-    if apt_get(&["install", "--yes", "--quiet", "--no-install-recommends"], packages).is_err() {
-        progress("setup: fetching package lists");
-        apt_get(&["update", "--quiet"], &[]).context("fetching package lists")?;
-        apt_get(&["install", "--yes", "--quiet", "--no-install-recommends"], packages)
-            .with_context(|| format!("installing {list}"))?;
+    // Lists of another day can offer an older version than the one that is needed, and no error tells.
+    if let Err(error) = apt_get(&["update", "--quiet"], &[]) {
+        progress(&format!("setup: package lists could not be fetched ({error}), using those that are here"));
     }
+    apt_get(&["install", "--yes", "--quiet", "--no-install-recommends"], packages)
+        .with_context(|| format!("installing {list}"))?;
     Ok(())
 }
 
