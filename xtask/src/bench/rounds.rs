@@ -34,7 +34,6 @@ pub struct Rounds {
 pub struct Results {
     files: Vec<PathBuf>,
     directory: PathBuf,
-    failed: Vec<String>,
 }
 
 impl Rounds {
@@ -42,7 +41,7 @@ impl Rounds {
     pub fn measure(self, lab: &Lab, running: &Running) -> Result<Results> {
         let directory = lab.host("murmesh00")?.data_directory().join("bench");
         fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
-        let mut results = Results { files: Vec::new(), directory, failed: Vec::new() };
+        let mut results = Results { files: Vec::new(), directory };
         progress(&format!("{} rounds: {MEMORY}", self.count));
         for lane in &running.lanes {
             self.measure_one(lab, lane, MEMORY, self.count, &mut results)?;
@@ -95,7 +94,6 @@ impl Results {
 
     /// In the form of a report without figures.
     fn keep_failure(&mut self, lane: &Lane, reason: &str) -> Result<()> {
-        self.failed.push(format!("{}: {reason}", lane.name));
         let first = self.files.first().context("nothing at all could be measured")?;
         let mut report: Value = serde_json::from_slice(&fs::read(first)?)?;
         report["machine"]["load"] = json!([]);

@@ -1,51 +1,23 @@
-//! `murmesh bench`. JSON of `run` and `report`: `{command, started_at, machine: {processor, cores, kernel, load},
-//! seconds, paths}`, where a path is `{name, kind, figures, failures}` and `figures` has a list of values, one for
-//! each round, under names such as `fortune_median` (µs), `connection_rate` (per second), `download_four` (Gbit/s),
-//! `gigabyte_cpu` (s) and `idle_memory` (KiB).
+//! `murmesh bench run`: from arguments to a plan.
 
 use std::{
-    fs,
     net::{SocketAddr, ToSocketAddrs},
-    path::{Path as FilePath, PathBuf},
-    process::ExitCode,
+    os::unix::net::UnixStream,
     time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
-use super::{
-    RunDirectory,
-    output::{self, Format},
-};
+use super::report::FormOptions;
 use crate::{
     agent::raise_descriptor_limit,
-    bench::{self, Kind, Path, Plan, Processes, Report, Service, Target, Workload, serve},
+    bench::{Kind, Path, Plan, Processes, Target, Workload, serve},
     bpf::DEFAULT_MARK,
+    cli::RunDirectory,
     local::AGENT_SOCKET,
 };
-
-/// The subcommands of `murmesh bench`.
-#[derive(Debug, Subcommand)]
-pub enum BenchCommand {
-    /// Serve what `bench run` measures: four services on consecutive ports.
-    Serve(ServeArgs),
-    /// Measure paths to a host on which `bench serve` runs.
-    ///
-    /// Rounds are interleaved: each measures every path before it goes on to the next load. Nothing is measured on
-    /// a path that is not what it says.
-    Run(RunArgs),
-    /// Join results of several runs, and show them in other forms.
-    Report(ReportArgs),
-}
-
-/// Arguments of `murmesh bench serve`.
-#[derive(Debug, Args)]
-pub struct ServeArgs {
-    /// First of four consecutive ports: fortune, echo, source, sink.
-    #[arg(long, default_value_t = serve::DEFAULT_PORT, value_parser = clap::value_parser!(u16).range(1..=65532), value_name = "PORT")]
-    port: u16,
-}
 
 /// Arguments of `murmesh bench run`.
 #[derive(Debug, Args)]
@@ -81,112 +53,15 @@ pub struct RunArgs {
     #[command(flatten)]
     run_directory: RunDirectory,
     #[command(flatten)]
-    form: FormOptions,
-}
-
-/// Arguments of `murmesh bench report`.
-#[derive(Debug, Args)]
-pub struct ReportArgs {
-    /// JSON files of `murmesh bench run -o json`. Values of the same path become rounds of one report.
-    #[arg(required = true, value_name = "FILE")]
-    files: Vec<PathBuf>,
-    /// The command to state in place of the first run's.
-    #[arg(long, value_name = "TEXT")]
-    command: Option<String>,
-    /// JSON file of figures that were measured elsewhere, to stand beside in Markdown.
-    #[arg(long, requires = "directory", value_name = "FILE")]
-    reference: Option<PathBuf>,
-    /// Directory for results.md, results.json, report.html and a plot of each figure.
-    #[arg(long, value_name = "DIR")]
-    directory: Option<PathBuf>,
-    #[command(flatten)]
-    form: FormOptions,
-}
-
-/// How results are shown.
-#[derive(Debug, Args)]
-pub struct FormOptions {
-    /// Form of the output.
-    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
-    output: Format,
-    /// File for a page with tables and plots that loads nothing from elsewhere.
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
-}
-
-/// Runs a subcommand.
-///
-/// # Errors
-/// A port cannot be bound, a path is not what it says or fails, or a file cannot be read or written.
-pub fn run(command: BenchCommand) -> anyhow::Result<ExitCode> {
-    match command {
-        BenchCommand::Serve(arguments) => serve(&arguments)?,
-        BenchCommand::Run(arguments) => {
-            let form = &arguments.form;
-            show(&bench::run(&arguments.plan()?)?, form)?;
-        }
-        BenchCommand::Report(arguments) => report(&arguments)?,
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
-    raise_descriptor_limit();
-    let port = arguments.port;
-    let listeners = serve::bind(port).with_context(|| {
-        format!("ports {port} to {} cannot be bound; choose others with --port", port + 3)
-    })?;
-    let names = Service::ALL.map(|service| format!("{} on {}", service.name(), service.port(port)));
-    output::print(&format!("serving {}\n", names.join(", ")))?;
-    serve::serve(listeners).context("a listener failed")
-}
-
-fn report(arguments: &ReportArgs) -> anyhow::Result<()> {
-    let reports = arguments.files.iter().map(|file| read(file)).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut report = Report::join(reports).context("there is no report")?;
-    if let Some(command) = &arguments.command {
-        report.command.clone_from(command);
-    }
-    let reference = arguments.reference.as_deref().map(read).transpose()?;
-    if let Some(directory) = &arguments.directory {
-        write_directory(&report, reference.as_ref(), directory)?;
-    }
-    show(&report, &arguments.form)
-}
-
-fn show(report: &Report, form: &FormOptions) -> anyhow::Result<()> {
-    if let Some(file) = &form.html {
-        write(file, &report.to_html())?;
-    }
-    match form.output {
-        Format::Table => output::print(&report.to_text()),
-        Format::Json => output::print_json(report),
-    }
-}
-
-fn write_directory(report: &Report, reference: Option<&Report>, directory: &FilePath) -> anyhow::Result<()> {
-    fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
-    write(&directory.join("results.md"), &report.to_markdown(reference))?;
-    write(&directory.join("results.json"), &(serde_json::to_string_pretty(report)? + "\n"))?;
-    write(&directory.join("report.html"), &report.to_html())?;
-    for (figure, plot) in report.plots() {
-        write(&directory.join(figure.key()).with_extension("svg"), &plot)?;
-    }
-    Ok(())
-}
-
-fn read(file: &FilePath) -> anyhow::Result<Report> {
-    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-    serde_json::from_str(&text)
-        .with_context(|| format!("{} is not what `murmesh bench run -o json` prints", file.display()))
-}
-
-fn write(file: &FilePath, text: &str) -> anyhow::Result<()> {
-    fs::write(file, text).with_context(|| format!("writing {}", file.display()))
+    pub(super) form: FormOptions,
 }
 
 impl RunArgs {
-    fn plan(&self) -> anyhow::Result<Plan> {
+    /// What to measure.
+    ///
+    /// # Errors
+    /// A name is unknown, or a path is not told where it leads.
+    pub fn plan(&self) -> anyhow::Result<Plan> {
         raise_descriptor_limit();
         let mut names = self.paths.clone();
         names.extend(self.via.iter().map(|(name, _)| name.clone()).filter(|name| !self.paths.contains(name)));
@@ -246,8 +121,8 @@ impl RunArgs {
 /// The process of this host's agent, if one runs.
 fn agent_process(run_directory: &RunDirectory) -> anyhow::Result<Option<u32>> {
     let path = run_directory.run_dir.join(AGENT_SOCKET);
-    let Ok(socket) = std::os::unix::net::UnixStream::connect(path) else { return Ok(None) };
-    let credentials = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)?;
+    let Ok(socket) = UnixStream::connect(path) else { return Ok(None) };
+    let credentials = getsockopt(&socket, PeerCredentials)?;
     Ok(Some(u32::try_from(credentials.pid())?))
 }
 
