@@ -155,6 +155,7 @@ async fn join(options: &AgentOptions, shutdown: &CancellationToken) -> anyhow::R
         data_dir: options.data_dir.clone(),
         join: options.join.clone(),
         node: options.node.clone(),
+        mark: options.capture.mark(),
     };
     // The control plane outlives the signal to stop: it still has to tell the servers.
     let control = tokio::select! {
