@@ -141,6 +141,7 @@ fn restart_without_server(meddle: impl FnOnce(&Host) -> Result<()>) -> Result<()
     for _ in 0..20 {
         must_fail(client)?;
     }
+    agent.wait_for_line("reset: the catalog is not here yet", DEADLINE)?;
     ensure!(hooks(client)?.len() == HOOKS, "a second set of programs: {:?}", hooks(client)?);
     daemons.start_server()?;
     agent.wait_for_line("ready", DEADLINE)?;

@@ -54,3 +54,23 @@ fn only_addresses_that_others_can_dial_are_advertised() -> Result<()> {
     ensure!(endpoints(client)? == ["10.99.0.20:8181", "[fd99::20]:8181"], "{:?}", endpoints(client)?);
     Ok(())
 }
+
+/// The catalog describes the mesh, and must not decide how its agents reach the server that it comes from.
+#[test]
+fn the_connection_to_the_server_carries_the_mark_of_the_agent() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let client = lab.host("fcc00")?;
+    let mut daemons = Daemons::server_only(&lab)?;
+    daemons.start_agent(client)?;
+    let sockets =
+        client.run("ss", ["-Htne", "state", "established", "dport", "=", ":9190"], b"", DEADLINE)?;
+    let sockets = text(&sockets.stdout);
+    ensure!(
+        !sockets.is_empty() && sockets.lines().all(|socket| socket.contains("fwmark:0x6d6d")),
+        "{sockets}"
+    );
+    Ok(())
+}

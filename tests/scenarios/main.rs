@@ -1,11 +1,14 @@
 //! What Murmesh promises, tried on real programs and a real kernel. One file per scenario. Needs root.
 
+mod access_log;
 mod addresses;
 mod agent_stop;
 mod bench;
 mod bulk;
 mod check_and_status;
+mod drain;
 mod exemptions;
+mod fail_closed;
 mod fortune;
 mod half_close;
 mod hostile_peers;

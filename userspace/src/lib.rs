@@ -11,6 +11,7 @@ pub mod cli;
 pub mod control;
 pub mod discovery;
 pub mod identity;
+mod limited_log;
 pub mod local;
 pub mod proxy;
 pub mod server;

@@ -42,6 +42,12 @@ impl SocketAddress {
         }
     }
 
+    /// 0.0.0.0 or ::.
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        self.ip[0] == 0 && self.ip[1] == 0 && self.ip[3] == 0 && (self.ip[2] == 0 || self.ip[2] == MAPPED)
+    }
+
     /// The IPv4 address in network byte order, if this is one.
     #[inline(always)]
     pub const fn as_v4(&self) -> Option<u32> {
@@ -100,6 +106,14 @@ mod tests {
             let address = SocketAddr::new(Ipv6Addr::from(ip).to_canonical(), port);
             prop_assert_eq!(SocketAddr::from(SocketAddress::from(address)), address);
         }
+    }
+
+    #[test]
+    fn any_address_of_either_family_is_unspecified() {
+        let is =
+            |text: &str| SocketAddress::from(text.parse::<SocketAddr>().expect("literal")).is_unspecified();
+        assert!(is("0.0.0.0:1") && is("[::]:1"));
+        assert!(!is("0.0.0.1:0") && !is("[::1]:0") && !is("[1::]:0") && !is("10.0.0.0:0"));
     }
 
     #[test]

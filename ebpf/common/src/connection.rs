@@ -5,7 +5,7 @@ use crate::SocketAddress;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {
     /// The address from which the plain connection would have been made: what `getsockname` answers on a
-    /// redirected socket. Port is unused and zero.
+    /// redirected socket. Unspecified while no route tells it. Port is unused and zero.
     pub source: SocketAddress,
 }
 
@@ -33,7 +33,7 @@ pub struct ConnectionRecord {
     /// The peer as the application should see it: the original destination for a client, the real client
     /// for a service.
     pub peer: SocketAddress,
-    /// The address that a client's `getsockname` answers; its port is unused and zero.
+    /// The address that a client's `getsockname` answers, unless unspecified; its port is unused and zero.
     pub source: SocketAddress,
     /// A [`Role`] as a number.
     pub role: u32,

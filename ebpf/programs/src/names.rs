@@ -13,9 +13,10 @@ pub fn peer<'a>(call: &'a SocketCall<'_>) -> Option<&'a SocketAddress> {
 }
 
 /// The local address that `getsockname(2)` answers, if it is not the socket's own. A socket that its
-/// application bound to an address keeps that one.
+/// application bound to an address keeps that one, and where no route told the address nothing is made up.
 #[inline(always)]
 pub fn source<'a>(call: &'a SocketCall<'_>, own: SocketAddress) -> Option<&'a SocketAddress> {
     let record: &ConnectionRecord = call.record()?;
-    (record.role == Role::Client as u32 && own.is_loopback()).then_some(&record.source)
+    let shown = record.role == Role::Client as u32 && own.is_loopback() && !record.source.is_unspecified();
+    shown.then_some(&record.source)
 }

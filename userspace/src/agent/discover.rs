@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use murmesh_common::ListenerChange;
 use tokio::{
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 use tracing::{info, warn};
 
@@ -17,6 +17,16 @@ use crate::{
 /// How often everything is looked at again: it finds listeners from before the agent, whose end the kernel half is
 /// not told of, and repairs whatever an event missed.
 const DUMP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long nothing is looked at after something was: a program that opens and closes listeners as fast as it can
+/// must not keep servers and all other hosts busy. What happens meanwhile is taken together.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Changes that are taken together.
+const MAX_CHANGES: usize = 1024;
+
+/// From the kernel half: what became of the listener with this cookie.
+type Change = (ListenerChange, u64);
 
 /// What this host serves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,30 +49,23 @@ impl Discovery {
     /// Publishes what is served, and reports it, at each change. `events` come from the kernel half, if there is one.
     pub async fn run(
         self,
-        mut events: Option<mpsc::Receiver<(ListenerChange, u64)>>,
+        mut events: Option<mpsc::Receiver<Change>>,
         served: watch::Sender<Served>,
         report: watch::Sender<Option<Report>>,
     ) -> anyhow::Result<()> {
-        let mut listeners = Listeners::default();
+        let (mut listeners, mut is_told) = (Listeners::default(), false);
         let mut ticks = interval(DUMP_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let looked = tokio::select! {
                 _ = ticks.tick() => dump(&mut listeners),
-                Some((change, cookie)) = next(&mut events) => match change {
-                    ListenerChange::Opened => {
-                        listeners.opened(cookie);
-                        dump(&mut listeners)
-                    }
-                    ListenerChange::Closed => {
-                        listeners.closed(cookie);
-                        Ok(())
-                    }
-                },
+                Some(changes) = next(&mut events) => take(&mut listeners, &changes),
             };
-            if let Err(error) = looked.and_then(|()| self.publish(&listeners, &served, &report)) {
+            if let Err(error) = looked.and_then(|()| self.publish(&listeners, &served, &report, &mut is_told))
+            {
                 warn!("cannot tell what this host serves: {error}");
             }
+            sleep(PAUSE).await;
         }
     }
 
@@ -71,6 +74,7 @@ impl Discovery {
         listeners: &Listeners,
         served: &watch::Sender<Served>,
         report: &watch::Sender<Option<Report>>,
+        is_told: &mut bool,
     ) -> Result<(), DiscoveryError> {
         let now = Served { addresses: host_addresses()?, listeners: listeners.public(&self.exempt) };
         let first = report.borrow().is_none();
@@ -78,11 +82,21 @@ impl Discovery {
             return Ok(());
         }
         log_changes(&served.borrow(), &now);
-        let sent = Report {
+        let mut sent = Report {
             addresses: now.addresses.iter().copied().collect(),
             tunnel_port: self.tunnel_port,
             listeners: now.listeners.iter().copied().collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        *is_told = match sent.truncate() {
+            Ok(()) => false,
+            Err(_) if *is_told => true,
+            Err(error) => {
+                warn!(
+                    "the mesh does not take all that this host serves, what is beyond is reached in clear: {error}; exempt what needs no mesh with --exempt"
+                );
+                true
+            }
         };
         // This host answers for a service before others can hear of it.
         served.send_replace(now);
@@ -96,12 +110,23 @@ fn dump(listeners: &mut Listeners) -> Result<(), DiscoveryError> {
     Ok(())
 }
 
-/// Never, without a kernel half.
-async fn next(events: &mut Option<mpsc::Receiver<(ListenerChange, u64)>>) -> Option<(ListenerChange, u64)> {
-    match events {
-        Some(events) => events.recv().await,
-        None => std::future::pending().await,
+fn take(listeners: &mut Listeners, changes: &[Change]) -> Result<(), DiscoveryError> {
+    for (change, cookie) in changes {
+        match change {
+            ListenerChange::Opened => listeners.opened(*cookie),
+            ListenerChange::Closed => listeners.closed(*cookie),
+        }
     }
+    // What a new listener is bound to is not in its event.
+    let any_opened = changes.iter().any(|(change, _)| *change == ListenerChange::Opened);
+    if any_opened { dump(listeners) } else { Ok(()) }
+}
+
+/// What has happened and was not taken yet, at least one change. Never, without a kernel half.
+async fn next(events: &mut Option<mpsc::Receiver<Change>>) -> Option<Vec<Change>> {
+    let Some(events) = events else { return std::future::pending().await };
+    let mut changes = Vec::new();
+    (events.recv_many(&mut changes, MAX_CHANGES).await > 0).then_some(changes)
 }
 
 fn log_changes(before: &Served, now: &Served) {
@@ -110,5 +135,52 @@ fn log_changes(before: &Served, now: &Served) {
     }
     for closed in before.listeners.difference(&now.listeners) {
         info!(address = %closed.address, "not serving any more");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use socket2::SockRef;
+
+    use super::*;
+
+    /// A listener and its cookie.
+    fn listener() -> (TcpListener, u64) {
+        let listener = TcpListener::bind("0.0.0.0:0").expect("a port");
+        let cookie = SockRef::from(&listener).cookie().expect("Linux has cookies");
+        (listener, cookie)
+    }
+
+    #[tokio::test]
+    async fn changes_that_wait_are_taken_together() {
+        let (sender, receiver) = mpsc::channel(MAX_CHANGES);
+        let mut receiver = Some(receiver);
+        for cookie in 0..5 {
+            sender.try_send((ListenerChange::Opened, cookie)).expect("room");
+        }
+        assert_eq!(next(&mut receiver).await.map(|changes| changes.len()), Some(5));
+        drop(sender);
+        assert_eq!(next(&mut receiver).await, None);
+    }
+
+    #[test]
+    fn a_listener_that_opened_and_closed_meanwhile_is_none() {
+        let (kept, opened) = listener();
+        let (lost, closed) = listener();
+        let mut listeners = Listeners::default();
+        let changes = [
+            (ListenerChange::Opened, opened),
+            (ListenerChange::Opened, closed),
+            (ListenerChange::Closed, closed),
+        ];
+        take(&mut listeners, &changes).expect("a dump");
+        let public = listeners.public(&ExemptPorts::default());
+        let has = |listener: &TcpListener| {
+            let port = listener.local_addr().expect("an address").port();
+            public.iter().any(|listener| listener.address.port() == port)
+        };
+        assert!(has(&kept) && !has(&lost));
     }
 }

@@ -58,14 +58,11 @@ impl Interception {
             padding: 0,
         };
         let pins = Pins::new(&options.bpf_dir);
-        let load = LoadOptions {
-            cgroup: options.cgroup.clone(),
-            pins: pins.clone(),
-            settings,
-            max_endpoints: options.max_endpoints,
-        };
-        let mut half = KernelHalf::attach(&load).map_err(explain)?;
+        let load = LoadOptions { pins: pins.clone(), settings, max_endpoints: options.max_endpoints };
+        let mut half = KernelHalf::load(&load).map_err(explain)?;
+        // Whatever may fail comes before attaching, so that nothing is left half-way.
         let log = bpf::forward_log(&mut half)?;
+        half.attach(&options.cgroup).map_err(explain)?;
         info!(cgroup = %options.cgroup.display(), pins = %options.bpf_dir.display(), "hooks attached");
         Ok(Self { half, options: options.clone(), pins, log })
     }

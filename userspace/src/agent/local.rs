@@ -142,7 +142,7 @@ impl v1::local_server::Local for AgentLocal {
             traffic: Some(traffic(&self.shared.traffic, redirected)),
             endpoints: self.shared.routes.load().len() as u64,
             contested_addresses: server.contested.iter().map(ToString::to_string).collect(),
-            server_error: server.error.unwrap_or_default(),
+            server_error: server.error.or(server.refusal).unwrap_or_default(),
         }))
     }
 }

@@ -9,9 +9,12 @@ mod publish;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use arc_swap::ArcSwapOption;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -116,11 +119,13 @@ pub struct SidecarOptions {
     pub upstream: Upstream,
 }
 
-/// Runs until `shutdown`, then stops cleanly: no hook, map or pin is left, other hosts are told, and streams have
-/// the drain timeout to end.
+/// Runs until `shutdown`, then stops cleanly: other hosts are told, no hook, map or pin is left, and streams have
+/// the drain timeout to end. On an error the hooks stay in force, and refuse what they redirect until an agent runs
+/// again: only a stop that somebody asked for lets connections go on in clear.
 ///
 /// # Errors
 /// The host cannot join, the kernel half cannot be attached, or a port is in use; each error names what to do.
+/// Later, when a task or a worker fails that must not.
 pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let socket = LocalSocket::bind(&options.run_dir, options.capture.socket_name())?;
@@ -133,21 +138,16 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     let mut interception = options.capture.attach()?;
     let running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
     let running = match running {
-        Ok(running) => running.until(&shutdown).await,
+        Ok(mut running) => running.until(&shutdown).await.map(|()| running),
         Err(error) => Err(error),
     };
-    if let Some(interception) = interception {
-        interception.detach()?;
-        info!("hooks detached, pins removed");
+    match running {
+        Ok(running) => running.stop(&control, interception).await,
+        Err(error) if interception.is_some() => Err(error.context(
+            "the agent failed; its hooks stay in force and refuse what they redirect: start the agent again",
+        )),
+        Err(error) => Err(error),
     }
-    if !control.withdraw().await {
-        warn!(
-            "no server acknowledged that this host serves nothing any more; other hosts' connections to it fail until one does"
-        );
-    }
-    running?.stop().await;
-    info!("stopped");
-    Ok(())
 }
 
 async fn join(options: &AgentOptions, shutdown: &CancellationToken) -> anyhow::Result<Control> {
@@ -155,6 +155,7 @@ async fn join(options: &AgentOptions, shutdown: &CancellationToken) -> anyhow::R
         data_dir: options.data_dir.clone(),
         join: options.join.clone(),
         node: options.node.clone(),
+        mark: options.capture.mark(),
     };
     // The control plane outlives the signal to stop: it still has to tell the servers.
     let control = tokio::select! {
@@ -185,6 +186,7 @@ fn start(
     let (served_sender, served) = watch::channel(Served::default());
     let publisher = Publisher {
         shared: shared.clone(),
+        exempt: options.exempt.clone(),
         endpoints: interception.as_mut().map(|interception| interception.take_endpoints()).transpose()?,
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
     };
@@ -193,35 +195,56 @@ fn start(
 
     let mut tasks = JoinSet::new();
     let discovery = Discovery { exempt: options.exempt.clone(), tunnel_port: options.tunnel_port };
-    tasks.spawn(discovery.run(events, served_sender, control.report.clone()));
+    let discovery = tokio::spawn(discovery.run(events, served_sender, control.report.clone()));
     tasks.spawn(publisher.run(control.identity.clone(), control.catalog.clone(), served));
     tasks.spawn(follow_identity(control.identity.clone(), shared.clone()));
     let served = socket.serve(LocalServer::new(local), shutdown.clone());
     tasks.spawn(async move { Ok(served.await?) });
     tasks.spawn(announce_ready(control.catalog.clone()));
-    Ok(Running { workers, tasks })
+    Ok(Running { workers, discovery, tasks })
 }
 
 /// What runs between start and stop.
 struct Running {
     workers: Workers,
+    discovery: JoinHandle<anyhow::Result<()>>,
     tasks: JoinSet<anyhow::Result<()>>,
 }
 
 impl Running {
-    /// Until the signal to stop, or until a task fails that must not.
-    async fn until(mut self, shutdown: &CancellationToken) -> anyhow::Result<Self> {
+    /// Until the signal to stop, or until something ends that must not.
+    async fn until(&mut self, shutdown: &CancellationToken) -> anyhow::Result<()> {
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return Ok(self),
+                () = shutdown.cancelled() => return Ok(()),
+                error = self.workers.failed() => return Err(error),
+                ended = &mut self.discovery => {
+                    ended.context("discovery panicked")??;
+                    bail!("discovery ended");
+                }
                 Some(ended) = self.tasks.join_next() => ended.context("a task of the agent panicked")??,
             }
         }
     }
 
-    async fn stop(mut self) {
+    /// Tells other hosts while connections are still carried, then takes the hooks off, then drains.
+    async fn stop(mut self, control: &Control, interception: Option<Interception>) -> anyhow::Result<()> {
+        // It would report again what is withdrawn.
+        self.discovery.abort();
+        let _ = (&mut self.discovery).await;
+        if !control.withdraw().await {
+            warn!(
+                "no server acknowledged that this host serves nothing any more; other hosts' connections to it fail until one does"
+            );
+        }
+        if let Some(interception) = interception {
+            interception.detach()?;
+            info!("hooks detached, pins removed");
+        }
         self.tasks.abort_all();
         self.workers.stop().await;
+        info!("stopped");
+        Ok(())
     }
 }
 

@@ -5,20 +5,29 @@ use std::{
     net::{IpAddr, SocketAddr},
     str::FromStr,
     sync::Arc,
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Interval, MissedTickBehavior, interval},
+};
 use tracing::{debug, error};
 
 use super::{canary::CANARIES, discover::Served};
 use crate::{
     bpf::EndpointMap,
     catalog::Catalog,
+    discovery::ExemptPorts,
     identity::{Identity, NodeName},
-    proxy::{LocalServices, Routes, Shared},
+    proxy::{Here, LocalServices, Routes, Shared},
     socket,
 };
+
+/// How often the kernel is asked again by which address this host dials others. Nothing goes in clear meanwhile: an
+/// endpoint without a route is redirected too.
+const ROUTES_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A sidecar's destination: a port on a host of the mesh, by name, or any address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +69,8 @@ impl Upstream {
 pub struct Publisher {
     /// Where workers read them.
     pub shared: Arc<Shared>,
+    /// Ports that are never meshed, whoever reports them.
+    pub exempt: ExemptPorts,
     /// The kernel half's map, if there is one.
     pub endpoints: Option<EndpointMap>,
     /// A sidecar's destination, and where workers read it.
@@ -67,7 +78,7 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes at each change of the catalog or of this host.
+    /// Publishes at each change of the catalog, of this host or of its routes to others.
     pub async fn run(
         mut self,
         identity: watch::Receiver<Arc<Identity>>,
@@ -75,32 +86,51 @@ impl Publisher {
         mut served: watch::Receiver<Served>,
     ) -> anyhow::Result<()> {
         let own = identity.borrow().id.clone();
+        let mut ticks = interval(ROUTES_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let known = catalog.borrow_and_update().clone();
-            let here = served.borrow_and_update().clone();
-            let source_for = |to| socket::source_for(to).ok();
-            let routes = Routes::new(&known, &own.node, &here.addresses, &own.trust_domain, source_for);
-            self.shared.services.store(Arc::new(local_services(&known, here, &own.node)));
-            self.publish_routes(routes, known.revision > 0);
+            let serving = served.borrow_and_update().clone();
+            let here = Here {
+                node: &own.node,
+                trust_domain: &own.trust_domain,
+                addresses: &serving.addresses,
+                exempt: &self.exempt,
+            };
+            let routes = Routes::new(&known, &here, source_for);
+            self.shared.services.store(Arc::new(local_services(&known, serving, &own.node)));
+            self.publish_routes(routes);
             if let Some((wanted, upstream)) = &self.upstream {
                 upstream.store(wanted.resolve(&known).map(Arc::new));
             }
             tokio::select! {
                 changed = catalog.changed() => changed?,
                 changed = served.changed() => changed?,
+                () = self.routes_change(&mut ticks) => debug!("this host's routes to others changed"),
+            }
+        }
+    }
+
+    /// The kernel tells nobody without a socket for it, and asking it is one system call or two per host.
+    async fn routes_change(&self, ticks: &mut Interval) {
+        loop {
+            ticks.tick().await;
+            if !self.shared.routes.load().has_sources(source_for) {
+                return;
             }
         }
     }
 
     /// Workers must have a route before the kernel redirects to it, and until it does not any more. Before the first
-    /// catalog is `known` nothing is removed: what an agent that was killed redirected is refused meanwhile.
-    fn publish_routes(&mut self, routes: Routes, known: bool) {
+    /// catalog nothing is removed: what an agent that was killed redirected is refused meanwhile.
+    fn publish_routes(&mut self, routes: Routes) {
         let mut wanted = routes.sources();
         wanted.extend(CANARIES.map(|canary| (canary, canary.ip())));
         let Some(endpoints) = &mut self.endpoints else {
             return self.shared.routes.store(Arc::new(routes));
         };
-        let removed = if known { endpoints.remove_others(&wanted) } else { Ok(()) };
+        let is_known = routes.revision() > 0;
+        let removed = if is_known { endpoints.remove_others(&wanted) } else { Ok(()) };
         self.shared.routes.store(Arc::new(routes));
         match removed.and_then(|()| endpoints.add(&wanted)) {
             Ok(()) => debug!(endpoints = endpoints.len(), "endpoint map updated"),
@@ -111,6 +141,11 @@ impl Publisher {
             ),
         }
     }
+}
+
+/// `None` where no route leads.
+fn source_for(destination: SocketAddr) -> Option<IpAddr> {
+    socket::source_for(destination).ok()
 }
 
 fn local_services(catalog: &Catalog, served: Served, own: &NodeName) -> LocalServices {

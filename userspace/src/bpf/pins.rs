@@ -11,7 +11,7 @@ use nix::{
 };
 use tracing::info;
 
-use super::BpfError;
+use super::{BpfError, HOOKS};
 
 /// `DIR/links/HOOK` and `DIR/maps/MAP`.
 #[derive(Debug, Clone)]
@@ -36,8 +36,9 @@ impl Pins {
         let mut aside = self.directory.clone().into_os_string();
         aside.push("-earlier");
         let earlier = Self::new(aside);
-        // Both are there when a start was cut short. Ours count only if the last hook is on.
-        if self.link("connect6").exists() {
+        // Both are there when a start was cut short. Ours count only if every hook is on: what is in force is never
+        // given up for less.
+        if self.is_complete() {
             earlier.remove()?;
         } else if earlier.directory.exists() {
             self.take_back(&earlier)?;
@@ -61,6 +62,10 @@ impl Pins {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.error(error)),
             _ => Ok(()),
         }
+    }
+
+    fn is_complete(&self) -> bool {
+        HOOKS.iter().all(|hook| self.link(hook.name).exists())
     }
 
     /// Where a hook's link is pinned.

@@ -1,6 +1,6 @@
 //! Loads the programs, attaches them to the cgroup, and pins links and maps.
 
-use std::{fs::File, path::PathBuf};
+use std::{fs::File, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
@@ -42,8 +42,6 @@ pub const HOOKS: [Hook; 7] = [
 /// What the kernel half is told when it is loaded.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// cgroup v2 directory: connections of processes in it and below are intercepted.
-    pub cgroup: PathBuf,
     /// Where links and maps are pinned.
     pub pins: Pins,
     /// Constants of the programs.
@@ -61,24 +59,29 @@ pub struct KernelHalf {
 }
 
 impl KernelHalf {
-    /// Loads, attaches and pins everything, then removes what an earlier agent left pinned at the same place.
+    /// Makes the maps. Nothing is attached yet.
+    ///
+    /// # Errors
+    /// The kernel lacks something, or rights are missing.
+    pub fn load(options: &LoadOptions) -> Result<Self, BpfError> {
+        Ok(Self { ebpf: load(options)?, pins: options.pins.clone(), attached: Vec::new() })
+    }
+
+    /// Attaches and pins everything, then removes what an earlier agent left pinned at the same place.
     ///
     /// # Errors
     /// The kernel lacks something, or rights are missing. Nothing stays attached then but the earlier agent's hooks.
-    pub fn attach(options: &LoadOptions) -> Result<Self, BpfError> {
-        let cgroup = File::open(&options.cgroup)
-            .map_err(|error| BpfError::Cgroup { path: options.cgroup.clone(), error })?;
-        let ebpf = load(options)?;
-        let earlier = options.pins.prepare()?;
-        let mut half = Self { ebpf, pins: options.pins.clone(), attached: Vec::new() };
+    pub fn attach(&mut self, cgroup: &Path) -> Result<(), BpfError> {
+        let cgroup =
+            File::open(cgroup).map_err(|error| BpfError::Cgroup { path: cgroup.to_owned(), error })?;
+        let earlier = self.pins.prepare()?;
         // The map is full before it is pinned, so that a start that is cut short loses nothing either.
-        let attached = half.inherit_endpoints(&earlier).and_then(|()| half.pin_maps());
-        if let Err(error) = attached.and_then(|()| half.attach_all(&cgroup)) {
-            half.pins.take_back(&earlier)?;
+        let attached = self.inherit_endpoints(&earlier).and_then(|()| self.pin_maps());
+        if let Err(error) = attached.and_then(|()| self.attach_all(&cgroup)) {
+            self.pins.take_back(&earlier)?;
             return Err(error);
         }
-        earlier.remove()?;
-        Ok(half)
+        earlier.remove()
     }
 
     /// Takes the hooks off and removes every pin.

@@ -1,6 +1,7 @@
 //! What an agent knows of the mesh: its hosts, what they listen on, and which addresses lead to them.
 
 mod endpoints;
+mod limits;
 mod wire;
 
 use std::collections::BTreeMap;

@@ -3,12 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::limits::{MAX_ADDRESSES, MAX_LISTENERS, at_most};
 use super::{Catalog, Host, Listener, Report};
 use crate::api::{time_from_unix, unix_seconds, v1};
 use crate::identity::NameError;
 
-const MAX_ADDRESSES: usize = 256;
-const MAX_LISTENERS: usize = 16_384;
 const MAX_VERSION_BYTES: usize = 64;
 
 /// What was wrong with a message of the catalog.
@@ -153,10 +152,6 @@ impl TryFrom<v1::Listener> for Listener {
             ipv6_only: listener.ipv6_only && address.is_ipv6(),
         })
     }
-}
-
-fn at_most(what: &'static str, count: usize, limit: usize) -> Result<(), WireError> {
-    if count <= limit { Ok(()) } else { Err(WireError::TooMany { what, count, limit }) }
 }
 
 fn port(number: u32) -> Result<u16, WireError> {

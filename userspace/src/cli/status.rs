@@ -96,6 +96,8 @@ fn problems(status: &v1::StatusResponse, now: SystemTime) -> Vec<String> {
     if status.role != "server" && status.connected_server.is_empty() {
         let reason = if status.server_error.is_empty() { "not connected yet" } else { &status.server_error };
         problems.push(format!("no server answers, the catalog may be old: {reason}"));
+    } else if !status.server_error.is_empty() {
+        problems.push(format!("other hosts may not know what this one serves: {}", status.server_error));
     }
     match &status.interception {
         Some(interception) => problems.extend(interception_problems(interception)),
@@ -259,6 +261,7 @@ mod tests {
         let now = SystemTime::now();
         let one = |status: v1::StatusResponse| problems(&status, now).len();
         assert_eq!(one(v1::StatusResponse { connected_server: String::new(), ..agent() }), 1);
+        assert_eq!(one(v1::StatusResponse { server_error: "too many".to_owned(), ..agent() }), 1);
         assert_eq!(one(v1::StatusResponse { certificate_expires_at: 1, ..agent() }), 1);
         assert_eq!(one(v1::StatusResponse { interception: None, ..agent() }), 1);
         let broken = v1::Interception {

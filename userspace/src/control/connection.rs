@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -15,6 +15,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use crate::api::MAX_RESPONSE_BYTES;
 use crate::api::v1::mesh_client::MeshClient;
 use crate::identity::token::ServerAddress;
+use crate::socket;
 
 /// For TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -35,6 +36,9 @@ pub enum DialError {
         /// What the operating system said.
         reason: String,
     },
+    /// The socket cannot have the agent's mark.
+    #[error("this process may not mark sockets: run the agent as root (CAP_BPF and CAP_NET_ADMIN)")]
+    NotPermitted,
     /// What answers is not a server of the mesh, or does not trust us.
     #[error(
         "server {server} is not trusted: {reason}; if the mesh was made anew, make a new token and join again"
@@ -47,14 +51,19 @@ pub enum DialError {
     },
 }
 
-/// Connects to `server`. The connection is not re-established by itself: when it breaks, calls fail.
+/// Connects to `server`. The connection is not re-established by itself: when it breaks, calls fail. `mark` goes on
+/// the socket: whatever the catalog says, the way to the server never leads through the mesh that it describes.
 ///
 /// # Errors
 /// [`DialError`], within four seconds.
-pub async fn dial(server: &ServerAddress, tls: Arc<ClientConfig>) -> Result<MeshClient<Channel>, DialError> {
+pub async fn dial(
+    server: &ServerAddress,
+    tls: Arc<ClientConfig>,
+    mark: Option<u32>,
+) -> Result<MeshClient<Channel>, DialError> {
     let unreachable =
         |reason: &dyn ToString| DialError::Unreachable { server: server.clone(), reason: reason.to_string() };
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, establish(server, tls))
+    let stream = tokio::time::timeout(CONNECT_TIMEOUT, establish(server, tls, mark))
         .await
         .map_err(|_| unreachable(&"no answer in 4 seconds"))??;
     let mut stream = Some(stream);
@@ -75,11 +84,11 @@ pub async fn dial(server: &ServerAddress, tls: Arc<ClientConfig>) -> Result<Mesh
 async fn establish(
     server: &ServerAddress,
     tls: Arc<ClientConfig>,
+    mark: Option<u32>,
 ) -> Result<TlsStream<TcpStream>, DialError> {
     let unreachable =
         |error: io::Error| DialError::Unreachable { server: server.clone(), reason: error.to_string() };
-    let tcp = TcpStream::connect(server.as_str()).await.map_err(unreachable)?;
-    tcp.set_nodelay(true).map_err(unreachable)?;
+    let tcp = connect(server, mark).await?;
     // Not sent and not checked: the verifier asks for a SPIFFE id instead.
     let name = ServerName::IpAddress(std::net::IpAddr::from([0, 0, 0, 0]).into());
     TlsConnector::from(tls).connect(name, tcp).await.map_err(|error| match error.kind() {
@@ -88,4 +97,22 @@ async fn establish(
         }
         _ => unreachable(error),
     })
+}
+
+/// To the first of the name's addresses that answers.
+async fn connect(server: &ServerAddress, mark: Option<u32>) -> Result<TcpStream, DialError> {
+    let unreachable =
+        |error: io::Error| DialError::Unreachable { server: server.clone(), reason: error.to_string() };
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in lookup_host(server.as_str()).await.map_err(unreachable)? {
+        let socket = socket::outgoing(address, mark).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => DialError::NotPermitted,
+            _ => unreachable(error),
+        })?;
+        match socket.connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(unreachable(failure))
 }

@@ -15,7 +15,7 @@ use super::membership::{Membership, load_key};
 use super::{ControlError, ControlOptions, ServerStatus};
 use crate::api::v1;
 use crate::identity::token::ServerAddress;
-use crate::identity::{HostKey, Identity, JoinToken, NodeName, tls};
+use crate::identity::{HostKey, Identity, JoinToken, tls};
 
 /// How long a join goes on when no server can be reached.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
@@ -39,7 +39,7 @@ pub async fn membership(
     }
     let token = options.join.as_ref().ok_or_else(|| ControlError::NotJoined(options.data_dir.clone()))?;
     let key = load_key(&options.data_dir)?;
-    let answer = shutdown.run_until_cancelled(join(token, &options.node, &key)).await;
+    let answer = shutdown.run_until_cancelled(join(token, options, &key)).await;
     let answer = answer.ok_or(ControlError::Stopped)??;
     let membership = Membership::create(&options.data_dir, key, answer)?;
     info!(node = %options.node, trust_domain = %token.trust_domain, "joined the mesh");
@@ -49,7 +49,7 @@ pub async fn membership(
 /// Tries every server of the token in turn until one answers, or refuses for good.
 async fn join(
     token: &JoinToken,
-    node: &NodeName,
+    options: &ControlOptions,
     key: &HostKey,
 ) -> Result<v1::CertificateResponse, ControlError> {
     let started = tokio::time::Instant::now();
@@ -57,7 +57,7 @@ async fn join(
     loop {
         let mut failure = None;
         for server in &token.servers {
-            match join_at(server, token, node, key).await {
+            match join_at(server, token, options, key).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if !may_retry(&error) => return Err(error),
                 Err(error) => failure = Some(error),
@@ -76,13 +76,14 @@ async fn join(
 async fn join_at(
     server: &ServerAddress,
     token: &JoinToken,
-    node: &NodeName,
+    options: &ControlOptions,
     key: &HostKey,
 ) -> Result<v1::CertificateResponse, ControlError> {
-    let mut client = dial(server, tls::join_client(&token.trust_domain, token.ca_fingerprint)?).await?;
+    let tls = tls::join_client(&token.trust_domain, token.ca_fingerprint)?;
+    let mut client = dial(server, tls, options.mark).await?;
     let request = v1::JoinRequest {
         token_secret: token.secret.to_vec(),
-        node: node.to_string(),
+        node: options.node.to_string(),
         certificate_request: key.certificate_request()?,
     };
     finish(server, client.join(timed(request)).await)
@@ -92,6 +93,7 @@ async fn join_at(
 /// With it comes the current list of servers.
 pub async fn keep_renewed(
     mut membership: Membership,
+    mark: Option<u32>,
     identity: watch::Sender<Arc<Identity>>,
     status: watch::Sender<ServerStatus>,
 ) {
@@ -99,7 +101,7 @@ pub async fn keep_renewed(
     loop {
         let due = identity.borrow().renew_at(jitter());
         sleep_until(due).await;
-        match renew(&mut membership).await {
+        match renew(&mut membership, mark).await {
             Ok(renewed) => {
                 info!(id = %renewed.id, expires = %humantime::format_rfc3339_seconds(renewed.not_after), "certificate renewed");
                 identity.send_replace(renewed);
@@ -119,10 +121,10 @@ async fn sleep_until(due: SystemTime) {
     }
 }
 
-async fn renew(membership: &mut Membership) -> Result<Arc<Identity>, ControlError> {
+async fn renew(membership: &mut Membership, mark: Option<u32>) -> Result<Arc<Identity>, ControlError> {
     let mut failure = None;
     for server in membership.servers().to_vec() {
-        match renew_at(&server, membership).await {
+        match renew_at(&server, membership, mark).await {
             Ok(answer) => return membership.renew(answer),
             Err(error) => failure = Some(error),
         }
@@ -133,9 +135,10 @@ async fn renew(membership: &mut Membership) -> Result<Arc<Identity>, ControlErro
 async fn renew_at(
     server: &ServerAddress,
     membership: &Membership,
+    mark: Option<u32>,
 ) -> Result<v1::CertificateResponse, ControlError> {
     let (trust_domain, node) = membership.name()?;
-    let mut client = dial(server, tls::renewal_client(&trust_domain, membership.bundle())?).await?;
+    let mut client = dial(server, tls::renewal_client(&trust_domain, membership.bundle())?, mark).await?;
     let request = v1::RenewRequest {
         node: node.to_string(),
         certificate_request: membership.key().certificate_request()?,

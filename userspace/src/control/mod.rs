@@ -38,6 +38,8 @@ pub struct ControlOptions {
     pub join: Option<JoinToken>,
     /// The name to join as; a membership in `data_dir` keeps its own.
     pub node: NodeName,
+    /// `SO_MARK` of connections to servers, which exempts them from the agent's own hooks.
+    pub mark: Option<u32>,
 }
 
 /// Whether a server answers.
@@ -49,6 +51,8 @@ pub struct ServerStatus {
     pub connected: Option<ServerAddress>,
     /// Why there is none in use.
     pub error: Option<String>,
+    /// Why the server did not take the last report, if it did not.
+    pub refusal: Option<String>,
     /// Addresses of this host that another host claimed first, as of the last report.
     pub contested: Vec<IpAddr>,
 }
@@ -125,8 +129,9 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let (status_sender, status) = watch::channel(ServerStatus { servers, ..ServerStatus::default() });
     let (acknowledged_sender, acknowledged) = watch::channel(None);
 
-    let renewal = enrolment::keep_renewed(membership, identity_sender, status_sender.clone());
+    let renewal = enrolment::keep_renewed(membership, options.mark, identity_sender, status_sender.clone());
     let session = session::Session {
+        mark: options.mark,
         identity: identity.clone(),
         catalog: catalog_sender,
         report: report_receiver,

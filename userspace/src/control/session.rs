@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tonic::Code;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
@@ -24,6 +25,7 @@ const CONTESTED_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The agent's ends of the channels that [`super::Control`] hands out.
 pub struct Session {
+    pub mark: Option<u32>,
     pub identity: watch::Receiver<Arc<Identity>>,
     pub catalog: watch::Sender<Arc<Catalog>>,
     pub report: watch::Receiver<Option<Report>>,
@@ -58,13 +60,12 @@ impl Session {
     async fn serve(&mut self, server: &ServerAddress, backoff: &mut Backoff) -> Result<(), ControlError> {
         loop {
             let identity = self.identity.borrow_and_update().clone();
-            let mut client = dial(server, tls::api_client(&identity)?).await?;
+            let mut client = dial(server, tls::api_client(&identity)?, self.mark).await?;
             let watching = client.watch(v1::WatchRequest {}).await;
             let events = watching.map_err(|status| refused(server, &status))?.into_inner();
-            backoff.reset();
             info!(%server, "connected to the server");
             tokio::select! {
-                ended = follow(server, events, &self.catalog, &self.status) => return ended,
+                ended = follow(server, events, &self.catalog, &self.status, backoff) => return ended,
                 ended = report(server, client, &mut self.report, &self.acknowledged, &self.status) => return ended,
                 changed = self.identity.changed() => if changed.is_err() { return Ok(()) },
             }
@@ -84,18 +85,21 @@ impl Session {
     }
 }
 
-/// Applies the server's events. The server counts as connected once its first snapshot is in.
+/// Applies the server's events. The server counts as connected, and as worth coming back to at once, when its first
+/// snapshot is in.
 async fn follow(
     server: &ServerAddress,
     mut events: tonic::Streaming<v1::CatalogEvent>,
     catalog: &watch::Sender<Arc<Catalog>>,
     status: &watch::Sender<ServerStatus>,
+    backoff: &mut Backoff,
 ) -> Result<(), ControlError> {
     let mut current = Catalog::clone(&catalog.borrow());
     loop {
         let event = events.message().await.map_err(|status| refused(server, &status))?;
         current.apply(event.ok_or_else(|| ControlError::Ended(server.clone()))?)?;
         catalog.send_replace(Arc::new(current.clone()));
+        backoff.reset();
         status.send_if_modified(|status| {
             let news = status.connected.as_ref() != Some(server);
             if news {
@@ -106,7 +110,8 @@ async fn follow(
     }
 }
 
-/// Sends the report now and whenever it changes, and repeats it while addresses are contested.
+/// Sends the report now and whenever it changes, and repeats it while addresses are contested. One that the server
+/// does not take would not be taken a second time either: the server goes on with the last one that it took.
 async fn report(
     server: &ServerAddress,
     mut client: MeshClient<Channel>,
@@ -121,17 +126,35 @@ async fn report(
             let mut request = tonic::Request::new(v1::HostReport::from(&report));
             request.set_timeout(REPORT_TIMEOUT);
             let answer = tokio::time::timeout(REPORT_TIMEOUT, client.report(request)).await;
-            let answer = answer
-                .map_err(|_| ControlError::Ended(server.clone()))?
-                .map_err(|status| refused(server, &status))?;
-            contested = publish_contested(status, &report, &answer.into_inner());
-            acknowledged.send_replace(Some(report));
+            match answer.map_err(|_| ControlError::Ended(server.clone()))? {
+                Ok(answer) => {
+                    contested = publish_contested(status, &report, &answer.into_inner());
+                    acknowledged.send_replace(Some(report));
+                    publish_refusal(status, None);
+                }
+                Err(refusal) if refusal.code() == Code::InvalidArgument => {
+                    publish_refusal(status, Some(refused(server, &refusal).to_string()));
+                }
+                Err(status) => return Err(refused(server, &status)),
+            }
         }
         tokio::select! {
             changed = reports.changed() => if changed.is_err() { return Ok(()) },
             () = tokio::time::sleep(CONTESTED_INTERVAL), if contested => {}
         }
     }
+}
+
+/// Says, in the log when that is new, why the server does not take what this host says about itself.
+fn publish_refusal(status: &watch::Sender<ServerStatus>, refusal: Option<String>) {
+    status.send_if_modified(|status| {
+        let news = status.refusal != refusal;
+        if news && let Some(refusal) = &refusal {
+            warn!("the server does not take this host's report, other hosts go by the one before: {refusal}");
+        }
+        status.refusal = refusal;
+        news
+    });
 }
 
 /// Returns whether there are any. What the server names beyond the report is ignored.

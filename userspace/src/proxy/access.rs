@@ -29,6 +29,15 @@ impl Direction {
     }
 }
 
+/// The process that called `connect`, as the kernel half saw it. It may be gone by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// Thread group, which is what users call a process.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+}
+
 /// An open stream. The line about its end is written when this is dropped.
 pub struct AccessRecord {
     shared: Arc<Shared>,
@@ -36,6 +45,7 @@ pub struct AccessRecord {
     client: SocketAddr,
     destination: SocketAddr,
     peer: SpiffeId,
+    caller: Option<Caller>,
     opened: Instant,
     totals: Totals,
     /// What ended it; a task that is dropped did not get to say.
@@ -50,12 +60,23 @@ impl AccessRecord {
         client: SocketAddr,
         destination: SocketAddr,
         peer: SpiffeId,
+        caller: Option<Caller>,
     ) -> Self {
-        info!(target: "access", direction = direction.name(), %client, %destination, %peer, "open");
+        info!(
+            target: "access",
+            direction = direction.name(),
+            %client,
+            %destination,
+            %peer,
+            pid = caller.map(|caller| caller.pid),
+            uid = caller.map(|caller| caller.uid),
+            "open"
+        );
         shared.traffic.add(Counter::StreamsTotal, 1);
         shared.traffic.add(Counter::StreamsActive, 1);
         let opened = Instant::now();
-        Self { shared, direction, client, destination, peer, opened, totals: Totals::default(), result: None }
+        let totals = Totals::default();
+        Self { shared, direction, client, destination, peer, caller, opened, totals, result: None }
     }
 
     /// Takes note of how the relay ended.
@@ -90,6 +111,8 @@ impl Drop for AccessRecord {
             client = %self.client,
             destination = %self.destination,
             peer = %self.peer,
+            pid = self.caller.map(|caller| caller.pid),
+            uid = self.caller.map(|caller| caller.uid),
             sent = self.totals.sent,
             received = self.totals.received,
             duration_us = self.opened.elapsed().as_micros() as u64,

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     identity::{PeerIdentity, peer_identity},
+    limited_log::LimitedLog,
     socket,
     tunnel::{
         HANDSHAKE_TIMEOUT, Received, Tunnel, TunnelError,
@@ -36,13 +37,19 @@ const SERVICE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the caller may take to end a stream that was refused.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Anybody who reaches the tunnel port can fail at the handshake.
+static NOT_A_TUNNEL: LimitedLog = LimitedLog::new();
+
 /// Serves one connection to the tunnel port.
 pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) {
     let mut tunnel = match handshake(&worker, connection).await {
         Ok(tunnel) => tunnel,
         Err(error) => {
             worker.shared.traffic.add(Counter::HandshakesRefused, 1);
-            return info!(%from, "refused on the tunnel port: {error}");
+            if let Some(withheld) = NOT_A_TUNNEL.permit() {
+                info!(%from, withheld, "refused on the tunnel port: {error}");
+            }
+            return;
         }
     };
     debug!(%from, peer = %tunnel.peer().id, "tunnel accepted");
@@ -94,7 +101,8 @@ async fn stream(
 ) -> Result<(), TunnelError> {
     let Open { destination, client } = open;
     let id = tunnel.peer().id.clone();
-    let mut access = AccessRecord::open(worker.shared.clone(), Direction::Inbound, client, destination, id);
+    let mut access =
+        AccessRecord::open(worker.shared.clone(), Direction::Inbound, client, destination, id, None);
     let dialled = match authorise(worker, tunnel.peer(), from, &open) {
         Ok(()) => dial(worker, &open).await,
         Err(reason) => Err((reason, "not allowed".to_owned())),
@@ -115,13 +123,17 @@ async fn stream(
     Ok(())
 }
 
-/// The caller is known from its certificate; it may reach services of this host, for clients of its own.
+/// The caller is known from its certificate; it may reach services of this host, for clients of its own, unless this
+/// agent is stopping.
 fn authorise(
     worker: &Worker,
     caller: &PeerIdentity,
     from: SocketAddr,
     open: &Open,
 ) -> Result<(), RefusalReason> {
+    if worker.stop.is_cancelled() {
+        return Err(RefusalReason::Draining);
+    }
     let services = worker.shared.services.load();
     if !services.serves(open.destination) {
         return Err(RefusalReason::NotAService);

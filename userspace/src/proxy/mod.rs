@@ -22,7 +22,7 @@ use rustls::ServerConfig;
 
 pub use origin::Origin;
 pub use pool::Peer;
-pub use routes::{LocalServices, Route, Routes};
+pub use routes::{Here, LocalServices, Route, Routes};
 pub use worker::{BoundWorkers, Listen, Workers};
 
 use crate::identity::{Identity, IdentityError, tls};

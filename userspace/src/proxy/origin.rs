@@ -7,9 +7,16 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use tokio::net::TcpStream;
+use tracing::{error, warn};
 
-use super::{Shared, traffic::Counter};
-use crate::bpf::{BpfError, Records};
+use super::{Shared, access::Caller, traffic::Counter};
+use crate::{
+    bpf::{BpfError, Records},
+    limited_log::LimitedLog,
+};
+
+/// Anybody on this host can connect to the outbound listener.
+static NO_DESTINATION: LimitedLog = LimitedLog::new();
 
 /// What tells the original destination of connections to the outbound listener.
 pub enum Origin {
@@ -26,6 +33,8 @@ pub struct Original {
     pub destination: SocketAddr,
     /// The address that the client has, or would have on a plain connection; `None` where only the route tells.
     pub client: Option<SocketAddr>,
+    /// Who connected, where the kernel tells.
+    pub caller: Option<Caller>,
 }
 
 impl Origin {
@@ -34,28 +43,35 @@ impl Origin {
     pub fn of(&self, accepted: &TcpStream, peer: SocketAddr, shared: &Shared) -> Option<Original> {
         match self {
             Self::Upstream(upstream) => match &*upstream.load() {
-                Some(upstream) => Some(Original { destination: **upstream, client: None }),
+                Some(upstream) => Some(Original { destination: **upstream, client: None, caller: None }),
                 None => {
-                    tracing::warn!(%peer, "reset: the catalog does not have the sidecar's upstream yet");
+                    if let Some(withheld) = NO_DESTINATION.permit() {
+                        warn!(%peer, withheld, "reset: the catalog does not have the sidecar's upstream yet");
+                    }
                     None
                 }
             },
             Self::Kernel(records) => match records.of(accepted) {
                 Ok(Some(record)) => {
-                    let source = SocketAddr::from(record.source).ip();
+                    let source = visible_source(peer.ip(), SocketAddr::from(record.source).ip());
                     Some(Original {
                         destination: record.peer.into(),
-                        client: Some(SocketAddr::new(visible_source(peer.ip(), source), peer.port())),
+                        client: source.map(|source| SocketAddr::new(source, peer.port())),
+                        caller: Some(Caller { pid: record.pid, uid: record.uid }),
                     })
                 }
                 Ok(None) => {
                     shared.traffic.add(Counter::MissingRecords, 1);
-                    tracing::warn!(%peer, "reset: no original destination is recorded for this connection");
+                    if let Some(withheld) = NO_DESTINATION.permit() {
+                        warn!(%peer, withheld, "reset: no original destination is recorded for this connection");
+                    }
                     None
                 }
                 Err(error) => {
                     shared.traffic.add(Counter::MissingRecords, 1);
-                    tracing::error!(%peer, "reset: {error}");
+                    if let Some(withheld) = NO_DESTINATION.permit() {
+                        error!(%peer, withheld, "reset: {error}");
+                    }
                     None
                 }
             },
@@ -75,7 +91,9 @@ impl Origin {
 }
 
 /// A client that bound its socket keeps that address; any other arrives from loopback, where it was redirected.
-fn visible_source(peer: IpAddr, source: IpAddr) -> IpAddr {
+/// `None` if no route told its address then.
+fn visible_source(peer: IpAddr, source: IpAddr) -> Option<IpAddr> {
     let peer = peer.to_canonical();
-    if peer.is_loopback() { source } else { peer }
+    let visible = if peer.is_loopback() { source } else { peer };
+    (!visible.is_unspecified()).then_some(visible)
 }

@@ -1,23 +1,33 @@
 //! A connection of an application on this host: original destination → route → tunnel → relay.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+};
 
 use tokio::net::TcpStream;
+use tracing::warn;
 
 use super::{
     access::{AccessRecord, Direction},
     pool::{Lease, Peer},
     relay::{self, RelayError, relay},
+    routes::Route,
     worker::Worker,
 };
 use crate::{
     agent::canary,
+    limited_log::LimitedLog,
     socket,
     tunnel::{
         TunnelError,
         frame::{Frame, Open},
     },
 };
+
+/// Anybody on this host can connect to what the hooks redirect.
+static NO_ROUTE: LimitedLog = LimitedLog::new();
 
 /// Serves one connection. Whatever returns early drops `application`, which resets it: sockets of the outbound
 /// listener do so until a clean end.
@@ -27,13 +37,11 @@ pub async fn serve(worker: Rc<Worker>, application: TcpStream, peer: SocketAddr)
     if canary::is_canary(destination) {
         return canary::answer(application).await;
     }
-    let Some(route) = worker.shared.routes.load().get(destination).cloned() else {
-        // The endpoint left the catalog between the redirect and now.
-        return tracing::warn!(%destination, "reset: not in the catalog any more");
-    };
-    let client = original.client.unwrap_or_else(|| SocketAddr::new(route.source, peer.port()));
-    let id = route.peer.id.clone();
-    let mut access = AccessRecord::open(worker.shared.clone(), Direction::Outbound, client, destination, id);
+    let Some(route) = route(&worker, destination) else { return };
+    let client = original.client.unwrap_or_else(|| SocketAddr::new(source(&route), peer.port()));
+    let (shared, id) = (worker.shared.clone(), route.peer.id.clone());
+    let mut access =
+        AccessRecord::open(shared, Direction::Outbound, client, destination, id, original.caller);
     let open = Frame::Open(Open { destination, client });
     match carry(&worker, &application, &route.peer, &open).await {
         Ok((totals, result)) => {
@@ -44,6 +52,33 @@ pub async fn serve(worker: Rc<Worker>, application: TcpStream, peer: SocketAddr)
         }
         Err(error) => access.failed(error.to_string()),
     }
+}
+
+/// `None`, and logged, where there is none: the endpoint left the catalog between the redirect and now, or the hooks
+/// redirect what an earlier agent knew and this one does not know yet.
+fn route(worker: &Worker, destination: SocketAddr) -> Option<Route> {
+    let routes = worker.shared.routes.load();
+    let route = routes.get(destination).cloned();
+    if route.is_none()
+        && let Some(withheld) = NO_ROUTE.permit()
+    {
+        let why = if routes.revision() == 0 {
+            "the catalog is not here yet: no server has answered since this agent started"
+        } else {
+            "not in the catalog any more"
+        };
+        warn!(%destination, withheld, "reset: {why}");
+    }
+    route
+}
+
+/// The address from which this host dials a destination. Where the snapshot has none a route may have come since;
+/// where there still is none the stream fails at the dial.
+fn source(route: &Route) -> IpAddr {
+    if route.source.is_unspecified() {
+        return socket::source_for(route.peer.address).unwrap_or(route.source);
+    }
+    route.source
 }
 
 type Relayed = (relay::Totals, Result<(), RelayError>);

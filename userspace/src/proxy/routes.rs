@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
 use super::Peer;
 use crate::{
     catalog::{Catalog, Listener},
+    discovery::ExemptPorts,
     identity::{NodeName, SpiffeId, TrustDomain},
 };
 
@@ -18,64 +19,94 @@ pub struct Route {
     /// The agent of the destination's host. Its tunnels go to the destination's own address, so that they take
     /// the way that the plain connection would have taken.
     pub peer: Arc<Peer>,
-    /// The address from which this host dials it.
+    /// The address from which this host dials it; unspecified where no route led when this was made.
     pub source: IpAddr,
+}
+
+/// This host, as far as its routes depend on it.
+pub struct Here<'a> {
+    /// Its name in the catalog.
+    pub node: &'a NodeName,
+    /// The mesh.
+    pub trust_domain: &'a TrustDomain,
+    /// Its addresses.
+    pub addresses: &'a BTreeSet<IpAddr>,
+    /// Ports that it never reaches through the mesh, whatever other hosts report.
+    pub exempt: &'a ExemptPorts,
 }
 
 /// All destinations that are reached through the mesh from this host.
 #[derive(Debug, Default)]
-pub struct Routes(HashMap<SocketAddr, Route>);
+pub struct Routes {
+    revision: u64,
+    destinations: HashMap<SocketAddr, Route>,
+    /// Every agent in the routes, by its address.
+    peers: HashMap<SocketAddr, Route>,
+}
 
 impl Routes {
-    /// Routes to every endpoint in the catalog but this host's own, and none to `own_addresses`, whoever has
+    /// Routes to every endpoint in the catalog but this host's own, and none to its addresses, whoever has
     /// them in the catalog: bridges of containers have the same address on many hosts, and here it means this
-    /// host. `source_for` tells the address from which this host dials another; where there is no route there
-    /// is nothing to redirect.
+    /// host. `source_for` tells the address from which this host dials another. Where there is none the source is
+    /// unspecified: a connection that is tried before the route is there must not find a way in clear once it is.
     pub fn new(
         catalog: &Catalog,
-        own: &NodeName,
-        own_addresses: &BTreeSet<IpAddr>,
-        trust_domain: &TrustDomain,
+        here: &Here<'_>,
         mut source_for: impl FnMut(SocketAddr) -> Option<IpAddr>,
     ) -> Self {
-        let mut peers: HashMap<SocketAddr, Option<(Arc<Peer>, IpAddr)>> = HashMap::new();
-        let mut routes = HashMap::new();
+        let mut routes = Self { revision: catalog.revision, ..Self::default() };
         for (destination, endpoint) in catalog.endpoints() {
             let host = &endpoint.host;
-            if host.node == *own || own_addresses.contains(&destination.ip()) {
+            let is_own = host.node == *here.node || here.addresses.contains(&destination.ip());
+            if is_own || here.exempt.contains(destination.port()) {
                 continue;
             }
             let address = SocketAddr::new(destination.ip(), host.report.tunnel_port);
-            let reached = peers.entry(address).or_insert_with(|| {
-                let id = SpiffeId::host(trust_domain.clone(), host.node.clone());
-                Some((Arc::new(Peer { id, address }), source_for(address)?))
+            let route = routes.peers.entry(address).or_insert_with(|| {
+                let id = SpiffeId::host(here.trust_domain.clone(), host.node.clone());
+                let source = source_for(address).unwrap_or_else(|| unspecified(address));
+                Route { peer: Arc::new(Peer { id, address }), source }
             });
-            if let Some((peer, source)) = reached {
-                routes.insert(destination, Route { peer: peer.clone(), source: *source });
-            }
+            routes.destinations.insert(destination, route.clone());
         }
-        Self(routes)
+        routes
+    }
+
+    /// Revision of the catalog that they come from; 0 before the first.
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// The route to a destination, if it is reached through the mesh.
     pub fn get(&self, destination: SocketAddr) -> Option<&Route> {
-        self.0.get(&destination)
+        self.destinations.get(&destination)
     }
 
     /// Number of destinations.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.destinations.len()
     }
 
     /// Whether nothing is reached through the mesh.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.destinations.is_empty()
     }
 
     /// Destinations, each with the address from which this host dials it: what the kernel half needs.
     pub fn sources(&self) -> HashMap<SocketAddr, IpAddr> {
-        self.0.iter().map(|(destination, route)| (*destination, route.source)).collect()
+        self.destinations.iter().map(|(destination, route)| (*destination, route.source)).collect()
     }
+
+    /// Whether `source_for` still answers what the routes were made with.
+    pub fn has_sources(&self, mut source_for: impl FnMut(SocketAddr) -> Option<IpAddr>) -> bool {
+        self.peers.iter().all(|(address, route)| {
+            source_for(*address).unwrap_or_else(|| unspecified(*address)) == route.source
+        })
+    }
+}
+
+fn unspecified(like: SocketAddr) -> IpAddr {
+    if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 /// What tunnels may reach on this host, and which clients may come through them.
@@ -114,7 +145,7 @@ mod tests {
     use super::*;
     use crate::catalog::{Host, Report};
 
-    const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("an address")
@@ -144,7 +175,9 @@ mod tests {
         let hosts = hosts.iter().map(|host| (host.node.clone(), host.clone())).collect();
         let own = own.iter().map(|address| ip(address)).collect();
         let (here, mesh) = ("here".parse().expect("a name"), "mesh.test".parse().expect("a name"));
-        Routes::new(&Catalog { revision: 1, hosts }, &here, &own, &mesh, source_for)
+        let exempt = ExemptPorts::default();
+        let here = Here { node: &here, trust_domain: &mesh, addresses: &own, exempt: &exempt };
+        Routes::new(&Catalog { revision: 1, hosts }, &here, source_for)
     }
 
     fn destinations(routes: &Routes) -> BTreeSet<String> {
@@ -162,9 +195,30 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_routed_to_this_host_or_where_no_route_leads() {
-        let hosts = [host("here", &["10.0.0.1"]), host("far", &["10.0.0.9"]), host("there", &["10.0.0.2"])];
-        let routes = routes(&hosts, &["10.0.0.1"], |to| (to.ip() != ip("10.0.0.9")).then_some(SOURCE));
+    fn nothing_is_routed_to_this_host() {
+        let hosts = [host("here", &["10.0.0.1"]), host("there", &["10.0.0.2"])];
+        let routes = routes(&hosts, &["10.0.0.1"], |_| Some(SOURCE));
+        assert_eq!(destinations(&routes), BTreeSet::from(["10.0.0.2:80".to_owned()]));
+    }
+
+    #[test]
+    fn a_destination_that_no_route_leads_to_yet_is_routed_without_a_source() {
+        let hosts = [host("far", &["10.0.0.9", "fd00::9"]), host("there", &["10.0.0.2"])];
+        let known = |to: SocketAddr| (to.ip() == ip("10.0.0.2")).then_some(SOURCE);
+        let routes = routes(&hosts, &["10.0.0.1"], known);
+        let source = |to: &str| routes.get(to.parse().expect("literal")).expect("a route").source;
+        assert_eq!(source("10.0.0.2:80"), SOURCE);
+        assert_eq!((source("10.0.0.9:80"), source("[fd00::9]:80")), (ip("0.0.0.0"), ip("::")));
+        assert!(routes.has_sources(known));
+        assert!(!routes.has_sources(|_| Some(SOURCE)), "a route came");
+        assert!(!routes.has_sources(|_| None), "a route went");
+    }
+
+    #[test]
+    fn a_port_that_is_exempt_here_is_not_routed_whoever_reports_it() {
+        let mut hostile = Host::clone(&host("there", &["10.0.0.2"]));
+        hostile.report.listeners.extend([listener("0.0.0.0:22"), listener("0.0.0.0:9190")]);
+        let routes = routes(&[Arc::new(hostile)], &["10.0.0.1"], |_| Some(SOURCE));
         assert_eq!(destinations(&routes), BTreeSet::from(["10.0.0.2:80".to_owned()]));
     }
 

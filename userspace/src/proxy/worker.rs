@@ -6,7 +6,6 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     rc::Rc,
     sync::Arc,
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -14,7 +13,8 @@ use anyhow::Context;
 use tokio::{
     net::TcpListener,
     runtime::{Builder, LocalOptions},
-    sync::Semaphore,
+    sync::{Semaphore, oneshot},
+    task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -76,11 +76,14 @@ pub struct Worker {
     pub handshakes: Semaphore,
     /// What looks at the tunnels of its streams.
     pub watchdog: Watchdog,
+    /// Cancelled when no new streams are taken any more.
+    pub stop: CancellationToken,
 }
 
 /// The running workers.
 pub struct Workers {
-    threads: Vec<JoinHandle<()>>,
+    /// How each worker's thread ended.
+    ended: JoinSet<anyhow::Result<()>>,
     stop: CancellationToken,
 }
 
@@ -105,15 +108,44 @@ impl Workers {
         Ok(BoundWorkers((0..count).map(|_| Bound::new(listen, mark)).collect::<anyhow::Result<_>>()?))
     }
 
+    /// Waits until a worker fails, which none does that is well, and says why.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        match self.ended.join_next().await {
+            Some(Ok(Err(error))) => error,
+            Some(Ok(Ok(()))) => anyhow::anyhow!("a worker ended by itself"),
+            Some(Err(error)) => error.into(),
+            None => std::future::pending().await,
+        }
+    }
+
     /// Stops accepting, and returns when every stream has ended or the time for it is over.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stop.cancel();
-        let joined = tokio::task::spawn_blocking(move || {
-            for thread in self.threads {
-                let _ = thread.join();
+        tracing::info!("draining");
+        while let Some(ended) = self.ended.join_next().await {
+            if let Ok(Err(error)) = ended {
+                tracing::error!("{error:#}");
             }
+        }
+    }
+
+    /// Runs `work` on a thread of its own, and takes note of how that ends.
+    fn spawn(
+        &mut self,
+        name: String,
+        work: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        let (sender, receiver) = oneshot::channel();
+        std::thread::Builder::new().name(name.clone()).spawn(move || {
+            // Nobody listens any more when the agent has failed already.
+            let _ = sender.send(work());
+        })?;
+        self.ended.spawn(async move {
+            // The sender is dropped unused when the thread panics.
+            let ended = receiver.await.map_err(|_| anyhow::anyhow!("{name} panicked"))?;
+            ended.with_context(|| format!("{name} failed"))
         });
-        let _ = joined.await;
+        Ok(())
     }
 }
 
@@ -122,25 +154,20 @@ impl BoundWorkers {
     /// streams have `drain_timeout` to end before they are reset.
     ///
     /// # Errors
-    /// No thread can be started, or there is no source.
+    /// No thread can be started, or there is no source. Needs a tokio runtime.
     pub fn start(
         self,
         shared: &Arc<Shared>,
         drain_timeout: Duration,
         mut origin: impl FnMut() -> anyhow::Result<Origin>,
     ) -> anyhow::Result<Workers> {
-        let stop = CancellationToken::new();
-        let mut threads = Vec::new();
+        let mut workers = Workers { ended: JoinSet::new(), stop: CancellationToken::new() };
         for (number, bound) in self.0.into_iter().enumerate() {
-            let (shared, stop, origin) = (shared.clone(), stop.clone(), origin()?);
-            let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-                if let Err(error) = run(shared, origin, bound, stop, drain_timeout) {
-                    tracing::error!("worker {number} ended: {error}");
-                }
-            })?;
-            threads.push(thread);
+            let (shared, stop, origin) = (shared.clone(), workers.stop.clone(), origin()?);
+            workers
+                .spawn(format!("worker-{number}"), move || run(shared, origin, bound, stop, drain_timeout))?;
         }
-        Ok(Workers { threads, stop })
+        Ok(workers)
     }
 }
 
@@ -211,18 +238,22 @@ fn run(
             pool,
             handshakes: Semaphore::new(MAX_HANDSHAKES),
             watchdog: Watchdog::default(),
+            stop: stop.clone(),
         });
-        let watched = worker.clone();
-        tokio::task::spawn_local(async move { watched.watchdog.run().await });
+        let (mut tasks, watched) = (JoinSet::new(), worker.clone());
+        tasks.spawn_local(async move { watched.watchdog.run().await });
         for listener in bound.applications {
             let (listener, worker) = (TcpListener::from_std(listener)?, worker.clone());
             let serve = move |stream, peer| outbound::serve(worker.clone(), stream, peer);
-            tokio::task::spawn_local(accept(listener, stop.clone(), serve));
+            tasks.spawn_local(accept(listener, stop.clone(), serve));
         }
         let (listener, inbound) = (TcpListener::from_std(bound.tunnels)?, worker.clone());
         let serve = move |stream, peer| inbound::serve(inbound.clone(), stream, peer);
-        tokio::task::spawn_local(accept(listener, stop.clone(), serve));
-        sweep(&worker, &stop).await;
+        tasks.spawn_local(accept(listener, stop.clone(), serve));
+        tokio::select! {
+            () = sweep(&worker, &stop) => {}
+            Some(Err(panic)) = tasks.join_next() => return Err(panic.into()),
+        }
         // Ending in time is wished for; what has not ended is cut.
         let _ = timeout(drain_timeout, drained(&worker.shared)).await;
         Ok(())
@@ -246,5 +277,38 @@ async fn drained(shared: &Shared) {
     let mut ticks = interval(DRAIN_INTERVAL);
     while shared.traffic.get(Counter::StreamsActive) > 0 {
         ticks.tick().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workers() -> Workers {
+        Workers { ended: JoinSet::new(), stop: CancellationToken::new() }
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_panics_or_fails_is_noticed() {
+        let mut workers = workers();
+        workers.spawn("worker-0".to_owned(), || panic!("on purpose")).expect("a thread");
+        assert_eq!(workers.failed().await.to_string(), "worker-0 panicked");
+        workers.spawn("worker-1".to_owned(), || Err(io::ErrorKind::OutOfMemory.into())).expect("a thread");
+        assert_eq!(workers.failed().await.to_string(), "worker-1 failed");
+    }
+
+    #[tokio::test]
+    async fn stopping_waits_for_the_threads() {
+        let mut workers = workers();
+        let (stop, (sender, receiver)) = (workers.stop.clone(), std::sync::mpsc::channel());
+        let work = move || {
+            while !stop.is_cancelled() {
+                std::thread::yield_now();
+            }
+            sender.send(()).map_err(io::Error::other)
+        };
+        workers.spawn("worker-0".to_owned(), work).expect("a thread");
+        workers.stop().await;
+        receiver.try_recv().expect("the thread has ended");
     }
 }

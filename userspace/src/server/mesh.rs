@@ -19,6 +19,10 @@ use crate::catalog::Report;
 use crate::identity::authority::VerifiedRequest;
 use crate::identity::token::ServerAddress;
 use crate::identity::{IdentityError, NodeName};
+use crate::limited_log::LimitedLog;
+
+/// Any host of the mesh can send what is refused.
+static REPORT_REFUSED: LimitedLog = LimitedLog::new();
 
 /// Serves the `Mesh` interface.
 pub struct MeshService {
@@ -74,7 +78,12 @@ impl Mesh for MeshService {
     async fn report(&self, request: Request<v1::HostReport>) -> Result<Response<v1::ReportResponse>, Status> {
         let node = caller(&request)?;
         let report = Report::try_from(request.into_inner());
-        let report = report.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let report = report.and_then(|report| report.check().map(|()| report)).map_err(|error| {
+            if let Some(withheld) = REPORT_REFUSED.permit() {
+                warn!(%node, %error, withheld, "report refused; other hosts go by the one before");
+            }
+            Status::invalid_argument(error.to_string())
+        })?;
         let recorded = self.registry.report(&node, &report).await.map_err(|error| refusal(&error))?;
         Ok(Response::new(v1::ReportResponse {
             revision: recorded.revision,

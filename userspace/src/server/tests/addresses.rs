@@ -17,9 +17,7 @@ fn owner(catalog: &Catalog, address: &str) -> Option<String> {
 impl World {
     /// Reports as `host`, whose own control plane reports nothing; returns what is contested.
     async fn report(&self, host: &Control, report: &Report) -> Vec<String> {
-        let identity = host.identity.borrow().clone();
-        let answer = self.call_as(&identity).await.report(v1::HostReport::from(report)).await.unwrap();
-        answer.into_inner().contested_addresses
+        self.report_as(host, report).await.unwrap()
     }
 }
 

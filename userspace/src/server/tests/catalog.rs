@@ -1,5 +1,7 @@
 //! Reports and the catalog: what a host says reaches the others, under its own name.
 
+use std::net::IpAddr;
+
 use tonic::Code;
 
 use super::{World, has_endpoint, report, until};
@@ -19,6 +21,31 @@ async fn what_one_host_reports_reaches_the_others() {
     assert!(!has_endpoint(&catalog, "10.99.0.20:8181"));
     assert!(service.withdraw().await);
     until(&client, |catalog| catalog.endpoints().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_report_beyond_the_limits_is_refused_and_the_host_stays_connected() {
+    let world = World::start().await;
+    let (host, client) = (world.agent("host").await, world.agent("client").await);
+    host.report.send_replace(Some(report("10.0.0.1", 80)));
+    until(&client, |catalog| has_endpoint(catalog, "10.0.0.1:80")).await;
+    let mut greedy = report("10.0.0.1", 81);
+    greedy.addresses = (0..=255).map(|last| IpAddr::from([10, 0, 0, last])).collect();
+    greedy.listeners = vec![greedy.listeners[0]; 17];
+    let status = world.report_as(&host, &greedy).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("4352, where 4096 are allowed"), "{status}");
+
+    // The same by its own control plane, which must not take this for the end of its connection.
+    let mut status = host.status.clone();
+    host.report.send_replace(Some(greedy));
+    let refused = status.wait_for(|status| status.refusal.is_some()).await.unwrap().clone();
+    assert_eq!(refused.connected, Some(world.address.clone()));
+    host.report.send_replace(Some(report("10.0.0.1", 82)));
+    let taken = status.wait_for(|status| status.refusal.is_none()).await.unwrap().clone();
+    assert_eq!(taken.connected, Some(world.address.clone()), "it never left");
+    let catalog = until(&client, |catalog| has_endpoint(catalog, "10.0.0.1:82")).await;
+    assert_eq!(catalog.endpoints().len(), 1);
 }
 
 #[tokio::test]

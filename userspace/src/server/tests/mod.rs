@@ -77,7 +77,12 @@ impl World {
     }
 
     fn control_options(&self, node: &str, join: Option<JoinToken>) -> ControlOptions {
-        ControlOptions { data_dir: self.directory.path().join(node), join, node: node.parse().unwrap() }
+        ControlOptions {
+            data_dir: self.directory.path().join(node),
+            join,
+            node: node.parse().unwrap(),
+            mark: None,
+        }
     }
 
     async fn agent(&self, node: &str) -> Control {
@@ -87,11 +92,18 @@ impl World {
 
     async fn call_anonymously(&self, token: &JoinToken) -> MeshClient<Channel> {
         let tls = tls::join_client(&token.trust_domain, token.ca_fingerprint).unwrap();
-        control::dial(&self.address, tls).await.unwrap()
+        control::dial(&self.address, tls, None).await.unwrap()
+    }
+
+    /// Reports as `host`; returns what is contested.
+    async fn report_as(&self, host: &Control, report: &Report) -> Result<Vec<String>, tonic::Status> {
+        let identity = host.identity.borrow().clone();
+        let answer = self.call_as(&identity).await.report(v1::HostReport::from(report)).await?;
+        Ok(answer.into_inner().contested_addresses)
     }
 
     async fn call_as(&self, identity: &Identity) -> MeshClient<Channel> {
-        control::dial(&self.address, tls::api_client(identity).unwrap()).await.unwrap()
+        control::dial(&self.address, tls::api_client(identity).unwrap(), None).await.unwrap()
     }
 }
 
