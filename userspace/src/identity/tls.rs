@@ -37,13 +37,17 @@ pub fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
 
-/// For dialling the agent `expected`, which must prove to be exactly that.
+/// For dialling the agent `expected`, which must prove to be exactly that. The tunnel makes its own records, so this
+/// and its counterpart are the configurations whose traffic secrets rustls may give out.
 /// No server name is sent: any [`ServerName`](rustls_pki_types::ServerName) will do when connecting.
 ///
 /// # Errors
 /// When the identity or its bundle is unusable.
 pub fn tunnel_client(identity: &Identity, expected: &SpiffeId) -> Result<Arc<ClientConfig>, IdentityError> {
-    client(Some(identity), &identity.bundle, Expected::Exactly(expected.clone()), TUNNEL_ALPN)
+    let mut config =
+        client(Some(identity), &identity.bundle, Expected::Exactly(expected.clone()), TUNNEL_ALPN)?;
+    config.enable_secret_extraction = true;
+    Ok(Arc::new(config))
 }
 
 /// For accepting tunnels: the caller must be a host of our trust domain.
@@ -54,7 +58,9 @@ pub fn tunnel_server(identity: &Identity) -> Result<Arc<ServerConfig>, IdentityE
     let verifier = HostVerifier::new(&identity.bundle, identity.id.trust_domain.clone(), true)?;
     let config =
         server_builder(verifier)?.with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
-    Ok(finish_server(config, TUNNEL_ALPN))
+    let mut config = finish_server(config, TUNNEL_ALPN);
+    config.enable_secret_extraction = true;
+    Ok(Arc::new(config))
 }
 
 /// For calling a server of the mesh as `identity`.
@@ -63,7 +69,7 @@ pub fn tunnel_server(identity: &Identity) -> Result<Arc<ServerConfig>, IdentityE
 /// When the identity or its bundle is unusable.
 pub fn api_client(identity: &Identity) -> Result<Arc<ClientConfig>, IdentityError> {
     let expected = Expected::AnyServer(identity.id.trust_domain.clone());
-    client(Some(identity), &identity.bundle, expected, API_ALPN)
+    client(Some(identity), &identity.bundle, expected, API_ALPN).map(Arc::new)
 }
 
 /// For calling a server of the mesh without a certificate of one's own, to renew one.
@@ -74,7 +80,7 @@ pub fn renewal_client(
     trust_domain: &TrustDomain,
     bundle: &[CertificateDer<'static>],
 ) -> Result<Arc<ClientConfig>, IdentityError> {
-    client(None, bundle, Expected::AnyServer(trust_domain.clone()), API_ALPN)
+    client(None, bundle, Expected::AnyServer(trust_domain.clone()), API_ALPN).map(Arc::new)
 }
 
 /// For joining: the server must present a root with this SHA-256 `fingerprint` and be certified by it.
@@ -89,7 +95,7 @@ pub fn join_client(
         roots: Roots::Fingerprint(fingerprint),
         expected: Expected::AnyServer(trust_domain.clone()),
     };
-    finish_client(None, verifier, API_ALPN)
+    finish_client(None, verifier, API_ALPN).map(Arc::new)
 }
 
 /// For the server's interface: a client certificate is optional here and demanded by each call that needs one.
@@ -102,7 +108,7 @@ pub fn api_server(
     certificate: Arc<dyn ResolvesServerCert>,
 ) -> Result<Arc<ServerConfig>, IdentityError> {
     let verifier = HostVerifier::new(bundle, trust_domain.clone(), false)?;
-    Ok(finish_server(server_builder(verifier)?.with_cert_resolver(certificate), API_ALPN))
+    Ok(Arc::new(finish_server(server_builder(verifier)?.with_cert_resolver(certificate), API_ALPN)))
 }
 
 /// SHA-256 of a certificate's DER: the fingerprint that join tokens carry.
@@ -115,7 +121,7 @@ fn client(
     bundle: &[CertificateDer<'static>],
     expected: Expected,
     alpn: &[u8],
-) -> Result<Arc<ClientConfig>, IdentityError> {
+) -> Result<ClientConfig, IdentityError> {
     finish_client(identity, ServerVerifier { roots: Roots::Bundle(root_store(bundle)?), expected }, alpn)
 }
 
@@ -123,7 +129,7 @@ fn finish_client(
     identity: Option<&Identity>,
     verifier: ServerVerifier,
     alpn: &[u8],
-) -> Result<Arc<ClientConfig>, IdentityError> {
+) -> Result<ClientConfig, IdentityError> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
@@ -135,7 +141,7 @@ fn finish_client(
     config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 fn server_builder(
@@ -146,11 +152,11 @@ fn server_builder(
         .with_client_cert_verifier(Arc::new(verifier)))
 }
 
-fn finish_server(mut config: ServerConfig, alpn: &[u8]) -> Arc<ServerConfig> {
+fn finish_server(mut config: ServerConfig, alpn: &[u8]) -> ServerConfig {
     config.alpn_protocols = vec![alpn.to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    Arc::new(config)
+    config
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -267,6 +273,6 @@ mod tests {
         let (one, expected) =
             (host(&authority, "one"), Expected::AnyServer(authority.trust_domain().clone()));
         let anonymous = client(None, &one.bundle, expected, TUNNEL_ALPN).unwrap();
-        assert!(handshake(anonymous, tunnel_server(&one).unwrap()).is_err());
+        assert!(handshake(anonymous.into(), tunnel_server(&one).unwrap()).is_err());
     }
 }

@@ -7,9 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustls::server::Acceptor;
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 use tracing::{debug, info};
 
 use super::{
@@ -19,12 +17,12 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    identity::{PeerIdentity, peer_identity},
+    identity::PeerIdentity,
     limited_log::LimitedLog,
     socket,
     tunnel::{
-        HANDSHAKE_TIMEOUT, Received, Tunnel, TunnelError,
-        frame::{Frame, Open, RefusalReason, Side},
+        Received, Tunnel, TunnelError, answer,
+        frame::{Frame, Open, RefusalReason},
     },
 };
 
@@ -54,7 +52,7 @@ pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) 
     };
     debug!(%from, peer = %tunnel.peer().id, "tunnel accepted");
     let end = streams(&worker, &mut tunnel, from).await;
-    if let Err(TunnelError::Protocol(error)) = &end {
+    if let Err(error @ (TunnelError::Protocol(_) | TunnelError::Tls(_))) = &end {
         worker.shared.traffic.add(Counter::ProtocolErrors, 1);
         info!(%from, peer = %tunnel.peer().id, "tunnel closed: {error}");
     }
@@ -63,18 +61,8 @@ pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) 
 /// TLS with any host of the mesh. Bounded in time, and in number once a whole ClientHello is here: those beyond the
 /// limit wait in order for a permit, within the same time. Whoever says nothing takes no permit from those who do.
 async fn handshake(worker: &Worker, connection: TcpStream) -> io::Result<Tunnel> {
-    socket::tune_tunnel(&connection)?;
     let config = worker.shared.identity.load().acceptor.clone();
-    let stream = timeout(HANDSHAKE_TIMEOUT, async {
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), connection).await?;
-        let _permit = worker.handshakes.acquire().await.map_err(io::Error::other)?;
-        hello.into_stream(config).await
-    })
-    .await
-    .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no handshake in time")))?;
-    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let peer = peer_identity(chain).map_err(io::Error::other)?;
-    Ok(Tunnel::new(TlsStream::Server(stream), Side::Acceptor, peer))
+    answer(connection, config, worker.handshakes.acquire()).await
 }
 
 /// One stream after the other, until the opener closes the tunnel or leaves it at rest for too long.
@@ -107,7 +95,7 @@ async fn stream(
         Ok(()) => dial(worker, &open).await,
         Err(reason) => Err((reason, "not allowed".to_owned())),
     };
-    let service = match dialled {
+    let mut service = match dialled {
         Ok(service) => service,
         Err((reason, detail)) => {
             access.failed(format!("refused, {}: {detail}", reason.name()));
@@ -115,7 +103,7 @@ async fn stream(
         }
     };
     tunnel.send(&Frame::Accepted).await?;
-    let (totals, result) = relay(&service, tunnel, &worker.watchdog).await;
+    let (totals, result) = relay(&mut service, tunnel, &worker.watchdog).await;
     access.relayed(totals, &result);
     if result.is_ok() {
         let _ = socket::end_on_close(&service);

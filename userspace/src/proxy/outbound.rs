@@ -31,7 +31,7 @@ static NO_ROUTE: LimitedLog = LimitedLog::new();
 
 /// Serves one connection. Whatever returns early drops `application`, which resets it: sockets of the outbound
 /// listener do so until a clean end.
-pub async fn serve(worker: Rc<Worker>, application: TcpStream, peer: SocketAddr) {
+pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketAddr) {
     let Some(original) = worker.origin.of(&application, peer, &worker.shared) else { return };
     let destination = original.destination;
     if canary::is_canary(destination) {
@@ -43,7 +43,7 @@ pub async fn serve(worker: Rc<Worker>, application: TcpStream, peer: SocketAddr)
     let mut access =
         AccessRecord::open(shared, Direction::Outbound, client, destination, id, original.caller);
     let open = Frame::Open(Open { destination, client });
-    match carry(&worker, &application, &route.peer, &open).await {
+    match carry(&worker, &mut application, &route.peer, &open).await {
         Ok((totals, result)) => {
             access.relayed(totals, &result);
             if result.is_ok() {
@@ -87,7 +87,7 @@ type Relayed = (relay::Totals, Result<(), RelayError>);
 /// the far agent has answered or a byte was carried, nothing has happened that could happen twice.
 async fn carry(
     worker: &Worker,
-    application: &TcpStream,
+    application: &mut TcpStream,
     peer: &Arc<Peer>,
     open: &Frame,
 ) -> Result<Relayed, crate::tunnel::DialError> {
@@ -111,7 +111,7 @@ struct Attempt {
 /// One stream on one tunnel, which goes back to the pool if it came to rest.
 async fn stream(
     worker: &Worker,
-    application: &TcpStream,
+    application: &mut TcpStream,
     peer: &Arc<Peer>,
     open: &Frame,
     mut lease: Lease,

@@ -3,7 +3,7 @@
 
 use std::{
     future::Future,
-    io,
+    io::{self, IoSlice},
     net::Shutdown,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -11,13 +11,20 @@ use std::{
 };
 
 use socket2::SockRef;
-use tokio::{io::Interest, net::TcpStream, time::timeout};
+use tokio::{
+    io::Interest,
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    time::timeout,
+};
 
 use super::watchdog::{Watch, Watchdog};
 use crate::{
     socket,
     tunnel::{
-        Chunk, Received, Tunnel, TunnelError,
+        MAX_PIECES, Outgoing, Payload, Received, Tunnel, TunnelError,
         frame::{Frame, RefusalReason, ResetReason},
     },
 };
@@ -57,12 +64,13 @@ pub enum RelayError {
 /// The opener calls this as soon as OPEN is sent: bytes of the application follow it without waiting for the
 /// answer, and the answer's bytes are delivered as soon as they are here.
 pub async fn relay(
-    application: &TcpStream,
+    application: &mut TcpStream,
     tunnel: &mut Tunnel,
     watchdog: &Watchdog,
 ) -> (Totals, Result<(), RelayError>) {
     let (totals, outgoing, result) = {
-        let mut relay = Relay::new(application, tunnel, watchdog.watch());
+        let (reader, writer) = application.split();
+        let mut relay = Relay::new(reader, &writer, tunnel, watchdog.watch());
         let result = std::future::poll_fn(|context| relay.poll(context)).await;
         (relay.totals, relay.outgoing, result)
     };
@@ -78,9 +86,9 @@ pub async fn relay(
 }
 
 /// Ends this end's direction by RESET and drops what still arrives until the other direction has ended too.
-async fn reset(tunnel: &mut Tunnel, outgoing: Option<Chunk>) -> Result<(), TunnelError> {
-    if let Some(mut chunk) = outgoing {
-        std::future::poll_fn(|context| tunnel.poll_send(context, &mut chunk)).await?;
+async fn reset(tunnel: &mut Tunnel, outgoing: Option<Outgoing>) -> Result<(), TunnelError> {
+    if let Some(mut outgoing) = outgoing {
+        std::future::poll_fn(|context| tunnel.poll_send(context, &mut outgoing)).await?;
     }
     if tunnel.may_send() {
         tunnel.send(&Frame::Reset(ResetReason::ByPeer)).await?;
@@ -92,11 +100,12 @@ async fn reset(tunnel: &mut Tunnel, outgoing: Option<Chunk>) -> Result<(), Tunne
 }
 
 struct Relay<'a> {
-    application: &'a TcpStream,
+    reader: ReadHalf<'a>,
+    writer: &'a WriteHalf<'a>,
     tunnel: &'a mut Tunnel,
     totals: Totals,
-    /// A frame on its way into the tunnel.
-    outgoing: Option<Chunk>,
+    /// Frames on their way into the tunnel.
+    outgoing: Option<Outgoing>,
     /// The application has sent its last byte, and END is on its way or sent.
     sent_end: bool,
     /// END has arrived and was passed on.
@@ -109,9 +118,15 @@ struct Relay<'a> {
 }
 
 impl<'a> Relay<'a> {
-    fn new(application: &'a TcpStream, tunnel: &'a mut Tunnel, watch: Watch<'a>) -> Self {
+    fn new(
+        reader: ReadHalf<'a>,
+        writer: &'a WriteHalf<'a>,
+        tunnel: &'a mut Tunnel,
+        watch: Watch<'a>,
+    ) -> Self {
         Self {
-            application,
+            reader,
+            writer,
             tunnel,
             totals: Totals::default(),
             outgoing: None,
@@ -138,7 +153,7 @@ impl<'a> Relay<'a> {
         {
             return Poll::Ready(Err(lost));
         }
-        if self.unacknowledged || !self.tunnel.data().is_empty() {
+        if self.unacknowledged || self.tunnel.has_data() {
             self.watch.arm(context.waker());
         }
         let reads_application = !self.sent_end && self.outgoing.is_none();
@@ -148,29 +163,25 @@ impl<'a> Relay<'a> {
     /// From the application into the tunnel.
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
         loop {
-            if let Some(chunk) = &mut self.outgoing {
+            if let Some(outgoing) = &mut self.outgoing {
                 self.unacknowledged = true;
-                ready!(self.tunnel.poll_send(context, chunk))?;
+                ready!(self.tunnel.poll_send(context, outgoing))?;
                 self.outgoing = None;
             }
             if self.sent_end {
                 return Poll::Ready(Ok(()));
             }
-            ready!(self.application.poll_read_ready(context)).map_err(RelayError::Application)?;
-            let mut chunk = Chunk::take();
-            match self.application.try_read(chunk.payload_space()) {
-                Ok(0) => {
+            let payload = ready!(Payload::poll_read(&mut self.reader, context));
+            self.outgoing = Some(match payload.map_err(RelayError::Application)? {
+                Some(payload) => {
+                    self.totals.sent += payload.length() as u64;
+                    self.tunnel.seal(payload)?
+                }
+                None => {
                     self.sent_end = true;
-                    self.outgoing = Some(self.tunnel.control(&Frame::End)?);
+                    self.tunnel.control(&Frame::End)?
                 }
-                Ok(length) => {
-                    chunk.filled_payload(length);
-                    self.totals.sent += length as u64;
-                    self.outgoing = Some(chunk);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(RelayError::Application(error))),
-            }
+            });
         }
     }
 
@@ -181,7 +192,7 @@ impl<'a> Relay<'a> {
                 Received::Data => ready!(self.poll_deliver(context)).map_err(RelayError::Application)?,
                 Received::Frame(Frame::End) => {
                     self.received_end = true;
-                    SockRef::from(self.application)
+                    SockRef::from(self.writer.as_ref())
                         .shutdown(Shutdown::Write)
                         .map_err(RelayError::Application)?;
                 }
@@ -199,8 +210,14 @@ impl<'a> Relay<'a> {
     /// Writes received bytes to the application; ready when some were written.
     fn poll_deliver(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.application.poll_write_ready(context))?;
-            match self.application.try_write(self.tunnel.data()) {
+            ready!(self.writer.as_ref().poll_write_ready(context))?;
+            let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
+            let mut count = 0;
+            for (slot, piece) in pieces.iter_mut().zip(self.tunnel.data()) {
+                *slot = piece;
+                count += 1;
+            }
+            match self.writer.try_write_vectored(&pieces[..count]) {
                 Ok(length) => {
                     self.totals.received += length as u64;
                     self.tunnel.consume(length);
@@ -221,7 +238,7 @@ impl<'a> Relay<'a> {
     /// An application that has sent its end, or more than the tunnel takes now, is not being read, so only the
     /// socket's error tells that it reset the connection.
     fn poll_reset_watch(&mut self, context: &mut Context<'_>) -> Poll<RelayError> {
-        let application = self.application;
+        let application = self.writer.as_ref();
         let watch = self.reset_watch.get_or_insert_with(|| Box::pin(wait_for_error(application)));
         watch.as_mut().poll(context).map(RelayError::Application)
     }

@@ -1,22 +1,20 @@
 //! A tunnel: frames over one TLS connection between two agents.
 
 use std::{
-    io,
-    ops::Range,
+    future::poll_fn,
+    io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
     time::SystemTime,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::TcpStream,
-};
-use tokio_rustls::TlsStream;
+use tokio::{io::AsyncWrite, net::TcpStream};
 
 use super::{
-    chunk::Chunk,
-    frame::{Decoder, Event, Frame, FrameError, Phase, Side, StreamState},
+    frame::{Frame, FrameError, Phase, Side, StreamState},
+    incoming::{Incoming, Item},
+    outgoing::{Outgoing, Payload},
+    tls::{Established, RecordError, Session},
 };
 use crate::identity::PeerIdentity;
 
@@ -32,6 +30,9 @@ pub enum TunnelError {
     /// The other agent does not keep to the protocol.
     #[error("the other agent broke the tunnel protocol: {0}")]
     Protocol(#[from] FrameError),
+    /// The other agent does not keep to TLS, or somebody changed what it sent.
+    #[error("the tunnel's TLS session broke: {0}")]
+    Tls(#[from] RecordError),
 }
 
 /// What arrived.
@@ -46,34 +47,24 @@ pub enum Received {
 }
 
 /// One end of a tunnel.
-#[derive(Debug)]
 pub struct Tunnel {
-    stream: TlsStream<TcpStream>,
+    stream: TcpStream,
+    session: Session,
+    incoming: Incoming,
     side: Side,
     peer: PeerIdentity,
     state: StreamState,
-    /// A frame is on its way into the connection. If whoever sends it gives up, it stays so.
+    /// Records are on their way into the connection. If whoever sends them gives up, it stays so: the other side
+    /// could open nothing that is sealed after them.
     sending: bool,
-    decoder: Decoder,
-    /// Received and not decoded or not consumed. Held only while there is something in it.
-    inbox: Option<Chunk>,
-    /// The part of the inbox that is bytes of the stream.
-    data: Range<usize>,
 }
 
 impl Tunnel {
-    /// Wraps a TLS connection whose handshake is over and whose peer is `peer`.
-    pub fn new(stream: TlsStream<TcpStream>, side: Side, peer: PeerIdentity) -> Self {
-        Self {
-            stream,
-            side,
-            peer,
-            state: StreamState::new(),
-            sending: false,
-            decoder: Decoder::new(),
-            inbox: None,
-            data: 0..0,
-        }
+    /// A tunnel over a connection whose handshake is over and whose peer is `peer`.
+    pub(super) fn new(stream: TcpStream, established: Established, side: Side, peer: PeerIdentity) -> Self {
+        let incoming = Incoming::new(&established);
+        let session = established.session;
+        Self { stream, session, incoming, side, peer, state: StreamState::new(), sending: false }
     }
 
     /// Sends a control frame.
@@ -81,11 +72,8 @@ impl Tunnel {
     /// # Errors
     /// The connection broke.
     pub async fn send(&mut self, frame: &Frame) -> Result<(), TunnelError> {
-        let chunk = self.control(frame)?;
-        self.stream.write_all(chunk.bytes()).await?;
-        self.stream.flush().await?;
-        self.sending = false;
-        Ok(())
+        let mut outgoing = self.control(frame)?;
+        poll_fn(|context| self.poll_send(context, &mut outgoing)).await
     }
 
     /// Waits for a control frame or data.
@@ -93,74 +81,7 @@ impl Tunnel {
     /// # Errors
     /// The connection broke, or the peer does not keep to the protocol.
     pub async fn receive(&mut self) -> Result<Received, TunnelError> {
-        std::future::poll_fn(|context| self.poll_receive(context)).await
-    }
-
-    /// Makes a chunk of a control frame that is sent next, and takes note of the state that it leads to.
-    ///
-    /// # Errors
-    /// The frame may not be sent now.
-    pub fn control(&mut self, frame: &Frame) -> Result<Chunk, TunnelError> {
-        self.state.control(self.side, frame)?;
-        self.sending = true;
-        Ok(Chunk::control(frame))
-    }
-
-    /// Sends what is left of `chunk`, until the kernel has all of it.
-    pub fn poll_send(
-        &mut self,
-        context: &mut Context<'_>,
-        chunk: &mut Chunk,
-    ) -> Poll<Result<(), TunnelError>> {
-        self.sending = true;
-        while !chunk.is_empty() {
-            let sent = ready!(Pin::new(&mut self.stream).poll_write(context, chunk.bytes()))?;
-            chunk.consume(sent);
-        }
-        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
-        self.sending = false;
-        Poll::Ready(Ok(()))
-    }
-
-    /// The next control frame, or [`Received::Data`] while there are unconsumed bytes in [`Self::data`].
-    pub fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Result<Received, TunnelError>> {
-        loop {
-            if !self.data.is_empty() {
-                return Poll::Ready(Ok(Received::Data));
-            }
-            if let Some(received) = self.decode()? {
-                return Poll::Ready(Ok(received));
-            }
-            if ready!(self.poll_fill(context))? == 0 {
-                return Poll::Ready(if self.state.is_idle() && self.decoder.is_between_frames() {
-                    Ok(Received::Closed)
-                } else {
-                    Err(TunnelError::Closed)
-                });
-            }
-        }
-    }
-
-    /// Drops `length` bytes from the front of [`Self::data`].
-    pub fn consume(&mut self, length: usize) {
-        self.data.start += length;
-        debug_assert!(self.data.start <= self.data.end);
-        self.give_back_inbox();
-    }
-
-    /// Received bytes of the stream.
-    pub fn data(&self) -> &[u8] {
-        self.inbox.as_ref().map_or(&[], |inbox| &inbox.bytes()[..self.data.end][self.data.start..])
-    }
-
-    /// Whether no stream is open and the last one's frames were sent as a whole, so that the tunnel can carry the
-    /// next one.
-    ///
-    /// An opener that has seen both directions end may open the next stream at once, so at the acceptor that
-    /// OPEN may already be here, in the same read as the END before it. An opener has nothing to expect.
-    pub fn is_idle(&self) -> bool {
-        let nothing_received = self.inbox.is_none() && self.decoder.is_between_frames();
-        self.state.is_idle() && !self.sending && (self.side == Side::Acceptor || nothing_received)
+        poll_fn(|context| self.poll_receive(context)).await
     }
 
     /// Waits for the other direction to end, and drops what it still carries.
@@ -169,11 +90,94 @@ impl Tunnel {
     /// The connection broke, or the peer does not keep to the protocol.
     pub async fn drain(&mut self) -> Result<(), TunnelError> {
         while !self.is_idle() {
-            if self.receive().await? == Received::Data {
-                self.consume(self.data().len());
+            match self.receive().await? {
+                Received::Data => self.consume(self.data().map(|piece| piece.len()).sum()),
+                Received::Frame(_) => {}
+                Received::Closed => return Err(TunnelError::Closed),
             }
         }
         Ok(())
+    }
+
+    /// Seals a control frame that is sent next, and takes note of the state that it leads to.
+    ///
+    /// # Errors
+    /// The frame may not be sent now.
+    pub fn control(&mut self, frame: &Frame) -> Result<Outgoing, TunnelError> {
+        self.state.control(self.side, frame)?;
+        self.sending = true;
+        let update_key = self.incoming.take_key_update_request();
+        Ok(Outgoing::control(frame, &mut self.session, update_key)?)
+    }
+
+    /// Seals bytes of the stream that are sent next.
+    ///
+    /// # Errors
+    /// The key is unusable.
+    pub fn seal(&mut self, payload: Payload) -> Result<Outgoing, TunnelError> {
+        self.sending = true;
+        let update_key = self.incoming.take_key_update_request();
+        Ok(payload.seal(&mut self.session, update_key)?)
+    }
+
+    /// Sends what is left of `outgoing`, until the kernel has all of it.
+    pub fn poll_send(
+        &mut self,
+        context: &mut Context<'_>,
+        outgoing: &mut Outgoing,
+    ) -> Poll<Result<(), TunnelError>> {
+        while !outgoing.bytes().is_empty() {
+            let sent = ready!(Pin::new(&mut self.stream).poll_write(context, outgoing.bytes()))?;
+            outgoing.sent(sent);
+        }
+        self.sending = false;
+        Poll::Ready(Ok(()))
+    }
+
+    /// The next control frame, or [`Received::Data`] while there are unconsumed bytes in [`Self::data`].
+    pub fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Result<Received, TunnelError>> {
+        loop {
+            if self.incoming.has_data() {
+                return Poll::Ready(Ok(Received::Data));
+            }
+            let sender = self.other_side();
+            match self.incoming.next(&mut self.session)? {
+                Some(Item::Data) => self.state.data(sender)?,
+                Some(Item::Frame(frame)) => {
+                    self.state.control(sender, &frame)?;
+                    return Poll::Ready(Ok(Received::Frame(frame)));
+                }
+                None if ready!(self.incoming.poll_read(&mut self.stream, context))? => {}
+                None if self.state.is_idle() && self.incoming.is_empty() => {
+                    return Poll::Ready(Ok(Received::Closed));
+                }
+                None => return Poll::Ready(Err(TunnelError::Closed)),
+            }
+        }
+    }
+
+    /// Received bytes of the stream, in order.
+    pub fn data(&self) -> impl Iterator<Item = IoSlice<'_>> {
+        self.incoming.data()
+    }
+
+    /// Drops `length` bytes from the front of [`Self::data`].
+    pub fn consume(&mut self, length: usize) {
+        self.incoming.consume(length);
+    }
+
+    /// Whether there are unconsumed bytes of the stream.
+    pub fn has_data(&self) -> bool {
+        self.incoming.has_data()
+    }
+
+    /// Whether no stream is open and the last one's frames were sent as a whole, so that the tunnel can carry the
+    /// next one.
+    ///
+    /// An opener that has seen both directions end may open the next stream at once, so at the acceptor that
+    /// OPEN may already be here, in the same read as the END before it. An opener has nothing to expect.
+    pub fn is_idle(&self) -> bool {
+        self.state.is_idle() && !self.sending && (self.side == Side::Acceptor || self.incoming.is_empty())
     }
 
     /// Whether the acceptor has answered the current stream's OPEN.
@@ -193,7 +197,7 @@ impl Tunnel {
 
     /// The TCP connection below.
     pub fn socket(&self) -> &TcpStream {
-        self.stream.get_ref().0
+        &self.stream
     }
 
     /// Whether the peer's certificate is still valid at `now`.
@@ -201,54 +205,22 @@ impl Tunnel {
         now < self.peer.not_after
     }
 
-    /// The next event of what is already here.
-    fn decode(&mut self) -> Result<Option<Received>, TunnelError> {
-        let Some(inbox) = &mut self.inbox else { return Ok(None) };
-        let (event, consumed) = self.decoder.next(inbox.bytes())?;
-        let sender = match self.side {
+    /// Replaces a key after fewer records than it is good for.
+    #[cfg(test)]
+    pub(super) fn limit_records_per_key(&mut self, records: u64) {
+        self.session.limit_records_per_key(records);
+    }
+
+    /// How many records the current keys have sealed and opened.
+    #[cfg(test)]
+    pub(super) fn records_under_keys(&self) -> [u64; 2] {
+        self.session.records_under_keys()
+    }
+
+    fn other_side(&self) -> Side {
+        match self.side {
             Side::Opener => Side::Acceptor,
             Side::Acceptor => Side::Opener,
-        };
-        let received = match event {
-            Event::Data(bytes) => {
-                self.state.data(sender)?;
-                self.data = consumed - bytes.len()..consumed;
-                return Ok(Some(Received::Data));
-            }
-            Event::Frame(frame) => {
-                self.state.control(sender, &frame)?;
-                Some(Received::Frame(frame))
-            }
-            Event::Incomplete => None,
-        };
-        inbox.consume(consumed);
-        self.give_back_inbox();
-        Ok(received)
-    }
-
-    /// Reads into an empty inbox. 0 is the end of the connection.
-    fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        debug_assert!(self.inbox.is_none());
-        let mut chunk = Chunk::take();
-        let mut buffer = ReadBuf::new(chunk.space());
-        ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
-        let length = buffer.filled().len();
-        chunk.filled(length);
-        if length > 0 {
-            self.inbox = Some(chunk);
-        }
-        Poll::Ready(Ok(length))
-    }
-
-    /// Drops consumed data from the inbox, and the inbox itself once it is empty.
-    fn give_back_inbox(&mut self) {
-        let Some(inbox) = &mut self.inbox else { return };
-        if self.data.is_empty() {
-            inbox.consume(self.data.end);
-            self.data = 0..0;
-            if inbox.is_empty() {
-                self.inbox = None;
-            }
         }
     }
 }

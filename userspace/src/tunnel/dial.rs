@@ -1,20 +1,19 @@
-//! Dialling another agent: TCP, then mutual TLS with exactly the agent that is expected.
+//! How tunnels begin: TCP, then mutual TLS with exactly the agent that is expected, or with any agent of the mesh.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use rustls::ClientConfig;
+use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::{TlsConnector, TlsStream};
 
-use super::{Tunnel, frame::Side};
+use super::{Tunnel, frame::Side, tls};
 use crate::{
     identity::{IdentityError, peer_identity},
     socket,
 };
 
 /// How long the TCP connection to another agent may take.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a TLS handshake may take, on either side.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,28 +35,44 @@ pub enum DialError {
 /// Opens a tunnel to the agent at `address`; `config` decides who it must be. `mark` goes on the socket.
 ///
 /// # Errors
-/// The agent cannot be reached, or it is not the expected one, or it does not accept us; each within
-/// five seconds.
+/// The agent cannot be reached, or it is not the expected one, or it does not accept us; each within five seconds.
 pub async fn dial(
     address: SocketAddr,
     config: Arc<ClientConfig>,
     mark: Option<u32>,
 ) -> Result<Tunnel, DialError> {
-    let stream = connect(address, mark).await.map_err(|error| DialError::Connect(address, error))?;
+    let mut stream = connect(address, mark).await.map_err(|error| DialError::Connect(address, error))?;
     // The verifier compares SPIFFE ids and no server name is sent, so the name is only a form to fill in.
     let name = ServerName::IpAddress(address.ip().into());
-    let stream = timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(config).connect(name, stream))
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(|error| DialError::Handshake(address, error))?;
-    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let peer = peer_identity(chain).map_err(|error| DialError::Identity(address, error))?;
-    Ok(Tunnel::new(TlsStream::Client(stream), Side::Opener, peer))
+    let established = within(HANDSHAKE_TIMEOUT, tls::connect(&mut stream, config, name)).await;
+    let established = established.map_err(|error| DialError::Handshake(address, error))?;
+    let peer = peer_identity(&established.chain).map_err(|error| DialError::Identity(address, error))?;
+    Ok(Tunnel::new(stream, established, Side::Opener, peer))
+}
+
+/// Answers the agent that has connected by `stream`; `config` decides who it may be. `permit` is waited for, within
+/// the same time, once the other side has said something that needs an answer.
+///
+/// # Errors
+/// It is no agent of the mesh, or does not accept us, or takes more than five seconds.
+pub async fn answer<Permit>(
+    mut stream: TcpStream,
+    config: Arc<ServerConfig>,
+    permit: impl Future<Output = Permit>,
+) -> io::Result<Tunnel> {
+    socket::tune_tunnel(&stream)?;
+    let established = within(HANDSHAKE_TIMEOUT, tls::accept(&mut stream, config, permit)).await?;
+    let peer = peer_identity(&established.chain).map_err(io::Error::other)?;
+    Ok(Tunnel::new(stream, established, Side::Acceptor, peer))
 }
 
 async fn connect(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
     let socket = socket::outgoing(address, mark)?;
-    let stream = timeout(CONNECT_TIMEOUT, socket.connect(address)).await??;
+    let stream = within(CONNECT_TIMEOUT, socket.connect(address)).await?;
     socket::tune_tunnel(&stream)?;
     Ok(stream)
+}
+
+async fn within<T>(limit: Duration, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(limit, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }

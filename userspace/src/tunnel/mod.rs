@@ -1,13 +1,17 @@
 //! The tunnel between two agents: one stream at a time over mutual TLS 1.3. See `docs/tunnel.md`.
 
-mod chunk;
+mod buffer;
 mod connection;
 mod dial;
 pub mod frame;
+mod incoming;
+mod outgoing;
 #[cfg(test)]
 mod tests;
+mod tls;
 
-pub use chunk::Chunk;
 pub use connection::{Received, Tunnel, TunnelError};
-pub use dial::{DialError, HANDSHAKE_TIMEOUT, dial};
+pub use dial::{DialError, HANDSHAKE_TIMEOUT, answer, dial};
 pub use frame::PROTOCOL;
+pub use incoming::MAX_PIECES;
+pub use outgoing::{Outgoing, Payload};
