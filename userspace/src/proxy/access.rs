@@ -100,7 +100,7 @@ impl Drop for AccessRecord {
         let reason = match self.result.take() {
             Some(Ok(())) => "ended".to_owned(),
             Some(Err(reason)) => reason,
-            None => "the agent stopped".to_owned(),
+            None => "cut off by the agent, which stopped or failed".to_owned(),
         };
         if reason != "ended" {
             traffic.add(Counter::StreamsFailed, 1);
