@@ -48,8 +48,13 @@ impl Payload {
         if length == PAYLOAD {
             let mut further: [IoSliceMut<'_>; RECORDS - 1] =
                 std::array::from_fn(|_| IoSliceMut::new(slots.next().unwrap_or_default()));
-            // An end or an error is met again by the next read.
-            length += application.try_read_vectored(&mut further).unwrap_or(0);
+            match application.try_read_vectored(&mut further) {
+                // The next read meets an end again.
+                Ok(more) => length += more,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // The kernel tells of a reset once; the next read would meet an end.
+                Err(error) => return Poll::Ready(Err(error)),
+            }
         }
         payload.length = length;
         Poll::Ready(Ok((length > 0).then_some(payload)))
@@ -128,4 +133,40 @@ fn begin(buffer: &mut Buffer, session: &mut Session, update_key: bool) -> Result
     session.sealer.seal(ContentType::Handshake, record)?;
     session.update_sealer()?;
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, net::Ipv4Addr};
+
+    use tokio::{
+        io::{AsyncWriteExt, Interest},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::socket;
+
+    #[tokio::test]
+    async fn a_reset_right_behind_a_full_record_is_no_end() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let connected = TcpStream::connect(listener.local_addr().unwrap());
+        let (program, accepted) = tokio::join!(connected, listener.accept());
+        let (mut program, (mut application, _)) = (program.unwrap(), accepted.unwrap());
+        program.write_all(&[0; PAYLOAD]).await.unwrap();
+        application.readable().await.unwrap();
+        socket::reset_on_close(&program).unwrap();
+        drop(program);
+        application.ready(Interest::ERROR).await.unwrap();
+
+        let (mut reader, _writer) = application.split();
+        loop {
+            let payload = poll_fn(|context| Payload::poll_read(&mut reader, context)).await;
+            match payload.map(|payload| payload.map(|payload| payload.length())) {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("a reset was taken for an end"),
+                Err(error) => return assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+            }
+        }
+    }
 }
