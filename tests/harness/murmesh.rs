@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::host::Host;
@@ -150,10 +150,16 @@ fn has_service(services: &Value, node: &str, port: u16) -> bool {
     })
 }
 
-/// The `murmesh` that hosts run: `MURMESH_BIN`, or the one built beside this program.
+/// The `murmesh` that hosts run: `MURMESH_BIN`, or the one built beside this program. Hosts find it in their `PATH`,
+/// so it has no other name.
 pub fn murmesh_binary() -> Result<PathBuf> {
-    if let Some(binary) = env::var_os("MURMESH_BIN") {
-        return Ok(binary.into());
+    if let Some(binary) = env::var_os("MURMESH_BIN").map(PathBuf::from) {
+        ensure!(
+            binary.ends_with("murmesh"),
+            "MURMESH_BIN={}: the file must be called murmesh",
+            binary.display()
+        );
+        return Ok(binary);
     }
     Ok(program_directory()?.join("murmesh"))
 }
