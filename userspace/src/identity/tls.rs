@@ -15,9 +15,8 @@ use rustls_pki_types::CertificateDer;
 
 use super::verify::{Expected, HostVerifier, Roots, ServerVerifier, root_store};
 use super::{Identity, IdentityError, SpiffeId, TrustDomain};
+use crate::tunnel::PROTOCOL;
 
-/// ALPN of the tunnel between agents.
-pub const TUNNEL_ALPN: &[u8] = b"murmesh/1";
 /// ALPN of the server's interface: HTTP/2.
 pub const API_ALPN: &[u8] = b"h2";
 
@@ -45,7 +44,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// When the identity or its bundle is unusable.
 pub fn tunnel_client(identity: &Identity, expected: &SpiffeId) -> Result<Arc<ClientConfig>, IdentityError> {
     let mut config =
-        client(Some(identity), &identity.bundle, Expected::Exactly(expected.clone()), TUNNEL_ALPN)?;
+        client(Some(identity), &identity.bundle, Expected::Exactly(expected.clone()), PROTOCOL.as_bytes())?;
     config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }
@@ -58,7 +57,7 @@ pub fn tunnel_server(identity: &Identity) -> Result<Arc<ServerConfig>, IdentityE
     let verifier = HostVerifier::new(&identity.bundle, identity.id.trust_domain.clone(), true)?;
     let config =
         server_builder(verifier)?.with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
-    let mut config = finish_server(config, TUNNEL_ALPN);
+    let mut config = finish_server(config, PROTOCOL.as_bytes());
     config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }
@@ -220,7 +219,7 @@ mod tests {
         let authority = authority();
         let (one, two) = (host(&authority, "fcc00"), host(&authority, "fcs00"));
         let (client, server) = tunnel(&one, &two.id, &two).unwrap();
-        assert_eq!(client.alpn_protocol(), Some(TUNNEL_ALPN));
+        assert_eq!(client.alpn_protocol(), Some(PROTOCOL.as_bytes()));
         assert_eq!(client.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
         assert_eq!(server.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
         assert_eq!(peer_identity(server.peer_certificates().unwrap()).unwrap().id, one.id);
@@ -272,7 +271,7 @@ mod tests {
         let authority = authority();
         let (one, expected) =
             (host(&authority, "one"), Expected::AnyServer(authority.trust_domain().clone()));
-        let anonymous = client(None, &one.bundle, expected, TUNNEL_ALPN).unwrap();
+        let anonymous = client(None, &one.bundle, expected, PROTOCOL.as_bytes()).unwrap();
         assert!(handshake(anonymous.into(), tunnel_server(&one).unwrap()).is_err());
     }
 }
