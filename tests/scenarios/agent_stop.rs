@@ -17,10 +17,7 @@ fn a_clean_stop_leaves_no_hook_map_or_pin_and_connections_are_plain_again() -> R
     }
     let lab = Lab::new(Topology::default())?;
     let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
-    let mut daemons = Daemons::start(&lab)?;
-    let _listener = greet(service, PORT)?;
-    wait_for_endpoint(client, service, PORT)?;
-    daemons.ask_through_mesh(client, service, PORT)?;
+    let (mut daemons, _listener) = Daemons::carrying(&lab, PORT)?;
     let ours = objects(client)?;
     ensure!(hooks(client)?.len() == HOOKS, "{:?}", hooks(client)?);
 
@@ -42,10 +39,7 @@ fn a_service_host_whose_agent_stopped_is_reached_in_clear_again() -> Result<()> 
     }
     let lab = Lab::new(Topology::default())?;
     let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
-    let mut daemons = Daemons::start(&lab)?;
-    let _listener = greet(service, PORT)?;
-    wait_for_endpoint(client, service, PORT)?;
-    daemons.ask_through_mesh(client, service, PORT)?;
+    let (mut daemons, _listener) = Daemons::carrying(&lab, PORT)?;
     daemons.stop_agent(service)?;
     crate::support::wait_for_no_endpoint(client, service, PORT)?;
     ensure!(ask(client, "fcs00", PORT)? == greeting(service));
@@ -88,11 +82,8 @@ fn who_listens_at_the_port_of_a_killed_agent_gets_nothing() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::new(Topology::default())?;
-    let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
-    let mut daemons = Daemons::start(&lab)?;
-    let _listener = greet(service, PORT)?;
-    wait_for_endpoint(client, service, PORT)?;
-    daemons.ask_through_mesh(client, service, PORT)?;
+    let client = lab.host("fcc00")?;
+    let (mut daemons, _listener) = Daemons::carrying(&lab, PORT)?;
     daemons.kill_agent(client)?;
     let stranger = client.spawn("socat", ["-u", "tcp4-listen:15001,bind=127.0.0.1,reuseaddr,fork", "-"])?;
     client.wait_listening(15001, DEADLINE)?;
@@ -126,10 +117,7 @@ fn restart_without_server(meddle: impl FnOnce(&Host) -> Result<()>) -> Result<()
     }
     let lab = Lab::new(Topology::default())?;
     let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
-    let mut daemons = Daemons::start(&lab)?;
-    let _listener = greet(service, PORT)?;
-    wait_for_endpoint(client, service, PORT)?;
-    daemons.ask_through_mesh(client, service, PORT)?;
+    let (mut daemons, _listener) = Daemons::carrying(&lab, PORT)?;
     daemons.kill_agent(client)?;
     daemons.kill_server()?;
     meddle(client)?;

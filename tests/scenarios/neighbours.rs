@@ -24,10 +24,7 @@ fn programs_of_others_on_the_cgroup_stay_in_effect() -> Result<()> {
     forbid_port(client, forbidden).context("attaching a program as others do")?;
     ensure_forbidden(client, forbidden)?;
 
-    let mut daemons = Daemons::start(&lab)?;
-    let _listener = greet(service, PORT)?;
-    wait_for_endpoint(client, service, PORT)?;
-    daemons.ask_through_mesh(client, service, PORT)?;
+    let (mut daemons, _listener) = Daemons::carrying(&lab, PORT)?;
     ensure!(hooks(client)?.len() == HOOKS + 1, "{:?}", hooks(client)?);
     ensure_forbidden(client, forbidden)?;
     // It also rules over what the mesh would carry.
@@ -50,10 +47,7 @@ fn another_network_namespace_in_the_cgroup_is_left_alone() -> Result<()> {
     }
     let lab = Lab::new(Topology::default())?;
     let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
-    let daemons = Daemons::start(&lab)?;
-    let _listener = greet(service, PORT)?;
-    wait_for_endpoint(client, service, PORT)?;
-    daemons.ask_through_mesh(client, service, PORT)?;
+    let (daemons, _listener) = Daemons::carrying(&lab, PORT)?;
 
     // A container with a service of its own at the same address. Its loopback interface is not ours.
     let container = "ip link set lo up && ip addr add 10.99.0.20/32 dev lo && \

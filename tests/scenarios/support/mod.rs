@@ -47,6 +47,17 @@ impl<'a> Daemons<'a> {
         Ok(daemons)
     }
 
+    /// As [`Self::start`], with a greeting served on `port` of `fcs00`, which the mesh has carried to `fcc00` once.
+    /// The greeting is served until the process is dropped.
+    pub fn carrying(lab: &'a Lab, port: u16) -> Result<(Self, Process)> {
+        let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
+        let daemons = Self::start(lab)?;
+        let listener = greet(service, port)?;
+        wait_for_endpoint(client, service, port)?;
+        daemons.ask_through_mesh(client, service, port)?;
+        Ok((daemons, listener))
+    }
+
     /// Starts the agent of `host`, which joins with a token of its own the first time.
     pub fn start_agent(&mut self, host: &Host) -> Result<()> {
         let agent = host.start_agent(&self.token(host)?)?;

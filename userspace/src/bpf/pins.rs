@@ -78,11 +78,6 @@ impl Pins {
         self.directory.join("maps").join(map)
     }
 
-    /// The directory.
-    pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-
     /// Removes every pin, links first: with its last reference a link is detached. Nothing there is fine.
     ///
     /// # Errors

@@ -61,7 +61,7 @@ struct Idle {
 pub struct Lease {
     /// The tunnel.
     pub tunnel: Tunnel,
-    /// It has carried streams before, so that it may have died unnoticed.
+    /// It was at rest in the pool, where it may have died unnoticed.
     pub recycled: bool,
     generation: u64,
 }
