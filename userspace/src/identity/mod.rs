@@ -20,6 +20,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use authority::Authority;
 pub use key::HostKey;
+pub(crate) use name::excerpt;
 pub use name::{NameError, NodeName, ServiceName, TrustDomain, WorkloadName};
 pub use spiffe::{SpiffeId, Subject};
 pub use token::JoinToken;
