@@ -177,7 +177,7 @@ mod tests {
         let (here, mesh) = ("here".parse().expect("a name"), "mesh.test".parse().expect("a name"));
         let exempt = ExemptPorts::default();
         let here = Here { node: &here, trust_domain: &mesh, addresses: &own, exempt: &exempt };
-        Routes::new(&Catalog { revision: 1, hosts }, &here, source_for)
+        Routes::new(&Catalog { revision: 1, hosts, ..Catalog::default() }, &here, source_for)
     }
 
     fn destinations(routes: &Routes) -> BTreeSet<String> {

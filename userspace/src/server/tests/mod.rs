@@ -4,6 +4,7 @@ mod addresses;
 mod catalog;
 mod join;
 mod lifecycle;
+mod policy;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ fn options(directory: &Path) -> ServerOptions {
         trust_domain: Some("mesh.test".parse().unwrap()),
         certificate_lifetime: Duration::from_secs(3600),
         node: "murmesh00".parse().unwrap(),
+        max_rules: super::DEFAULT_MAX_RULES,
     }
 }
 
