@@ -66,7 +66,8 @@ impl AccessRecord {
         shared.traffic.add(Counter::StreamsActive, 1);
         let opened = Instant::now();
         let totals = Totals::default();
-        let record = Self { shared, direction, client, destination, peer, caller, opened, totals, result: None };
+        let record =
+            Self { shared, direction, client, destination, peer, caller, opened, totals, result: None };
         record.log(None);
         record
     }

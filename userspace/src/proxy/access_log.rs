@@ -204,7 +204,10 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         assert_eq!((&value["level"], &value["target"]), (&"INFO".into(), &"access".into()));
         let fields = &value["fields"];
-        assert_eq!((&fields["message"], &fields["pid"], &fields["sent"]), (&"close".into(), &7.into(), &1.into()));
+        assert_eq!(
+            (&fields["message"], &fields["pid"], &fields["sent"]),
+            (&"close".into(), &7.into(), &1.into())
+        );
         assert_eq!(fields["reason"], CLOSE.reason);
     }
 }

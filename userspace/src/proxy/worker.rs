@@ -20,7 +20,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Origin, Shared, accept::accept, access_log, inbound, outbound, pool::Pool, traffic::Counter, watchdog::Watchdog,
+    Origin, Shared, accept::accept, access_log, inbound, outbound, pool::Pool, traffic::Counter,
+    watchdog::Watchdog,
 };
 use crate::socket;
 
