@@ -7,6 +7,7 @@ mod certificates;
 mod connect;
 mod lane;
 mod limits;
+mod load;
 mod micro;
 mod ours;
 mod peers;
