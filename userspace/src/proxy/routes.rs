@@ -63,7 +63,7 @@ impl Routes {
             }
             let address = SocketAddr::new(destination.ip(), host.report.tunnel_port);
             let route = routes.peers.entry(address).or_insert_with(|| {
-                let id = SpiffeId::host(here.trust_domain.clone(), host.node.clone());
+                let id = SpiffeId::host(here.trust_domain.clone(), host.node.clone()).into();
                 let source = source_for(address).unwrap_or_else(|| unspecified(address));
                 Route { peer: Arc::new(Peer { id, address }), source }
             });
