@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::maps::{self, Map, MapData};
-use murmesh_common::{Endpoint, SocketAddress};
+use murmesh_common::{Destination, Endpoint, SocketAddress};
 
 use super::BpfError;
 
@@ -51,7 +51,8 @@ impl EndpointMap {
             if self.present.get(destination) == Some(source) {
                 continue;
             }
-            let endpoint = Endpoint { source: SocketAddr::new(*source, 0).into() };
+            let endpoint =
+                Endpoint { source: SocketAddr::new(*source, 0).into(), destination: Destination::OPEN };
             self.map
                 .insert(SocketAddress::from(*destination), endpoint, 0)
                 .map_err(BpfError::map("ENDPOINTS"))?;
