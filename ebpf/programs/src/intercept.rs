@@ -1,8 +1,6 @@
 //! What `connect4` and `connect6` share: read the call, decide, remember the original destination.
 
-use murmesh_common::{
-    Action, ConnectionRecord, Counter, Protocol, Role, SocketAddress, VerdictKind, decide,
-};
+use murmesh_common::{Action, ConnectionRecord, Counter, Protocol, Role, SocketAddress, VerdictKind, decide};
 
 use crate::{
     context::{Caller, SocketCall},
