@@ -130,7 +130,7 @@ impl v1::local_server::Local for AgentLocal {
         let (server, catalog) = (self.server.borrow().clone(), self.catalog.borrow().clone());
         Ok(Response::new(v1::StatusResponse {
             role: self.role.to_owned(),
-            node: current.identity.id.node.to_string(),
+            node: current.identity.id.node().map(ToString::to_string).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             trust_domain: current.identity.id.trust_domain.to_string(),
             spiffe_id: current.identity.id.to_string(),

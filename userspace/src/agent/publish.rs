@@ -85,20 +85,21 @@ impl Publisher {
         mut catalog: watch::Receiver<Arc<Catalog>>,
         mut served: watch::Receiver<Served>,
     ) -> anyhow::Result<()> {
-        let own = identity.borrow().id.clone();
+        let own = identity.borrow().clone();
+        let node = own.node()?;
         let mut ticks = interval(ROUTES_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let known = catalog.borrow_and_update().clone();
             let serving = served.borrow_and_update().clone();
             let here = Here {
-                node: &own.node,
-                trust_domain: &own.trust_domain,
+                node,
+                trust_domain: &own.id.trust_domain,
                 addresses: &serving.addresses,
                 exempt: &self.exempt,
             };
             let routes = Routes::new(&known, &here, source_for);
-            self.shared.services.store(Arc::new(local_services(&known, serving, &own.node)));
+            self.shared.services.store(Arc::new(local_services(&known, serving, node)));
             self.publish_routes(routes);
             if let Some((wanted, upstream)) = &self.upstream {
                 upstream.store(wanted.resolve(&known).map(Arc::new));
