@@ -104,7 +104,7 @@ pub enum Protocol {
     Udp = 17,
 }
 
-/// Data of the `EGRESS` trie's keys: an exact port (or 0, for any) and protocol, then a prefix of the address.
+/// Data of the `EGRESS` trie's keys: an exact port (or 0, for any), protocol and version, then a prefix of the address.
 ///
 /// The kernel finds the longest prefix: it compares the bits in the order of the fields.
 #[repr(C)]
@@ -114,9 +114,9 @@ pub struct EgressKey {
     pub port: u16,
     /// A [`Protocol`] as a number.
     pub protocol: u8,
-    /// Always zero.
-    pub padding: u8,
-    /// As in [`SocketAddress`]: IPv4 in its mapped form.
+    /// 4 or 6: `::/0` is not about IPv4, whose addresses are among those of IPv6 in their mapped form.
+    pub version: u8,
+    /// As in [`SocketAddress`].
     pub ip: [u32; 4],
 }
 
@@ -131,7 +131,8 @@ impl EgressKey {
     /// For a destination; its port as given, in network byte order.
     #[inline(always)]
     pub const fn new(destination: &SocketAddress, port: u16, protocol: Protocol) -> Self {
-        Self { port, protocol: protocol as u8, padding: 0, ip: destination.ip }
+        let version = if destination.as_v4().is_some() { 4 } else { 6 };
+        Self { port, protocol: protocol as u8, version, ip: destination.ip }
     }
 }
 
