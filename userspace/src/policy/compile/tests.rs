@@ -178,7 +178,7 @@ fn longest_prefix(tables: &Tables, key: &EgressKey) -> Option<kernel::Destinatio
         (exact, ip)
     };
     let covers = |(length, prefix): &EgressEntry| {
-        let rest = u32::from(128 + EgressKey::EXACT_BITS - length);
+        let rest = 128 + EgressKey::EXACT_BITS - length;
         let ((exact, ip), (wanted, address)) = (bits(prefix), bits(key));
         exact == wanted && (ip ^ address).checked_shr(rest).unwrap_or(0) == 0
     };
