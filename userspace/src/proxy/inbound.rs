@@ -102,7 +102,7 @@ async fn stream(
             return refuse(tunnel, reason).await;
         }
     };
-    tunnel.send(&Frame::Accepted).await?;
+    tunnel.accept()?;
     let (totals, result) = relay(&mut service, tunnel, &worker.watchdog).await;
     access.relayed(totals, &result);
     if result.is_ok() {

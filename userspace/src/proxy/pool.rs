@@ -16,7 +16,6 @@ use tracing::debug;
 use super::{Shared, traffic::Counter};
 use crate::{
     identity::{SpiffeId, tls},
-    socket,
     tunnel::{DialError, Tunnel, dial},
 };
 
@@ -186,5 +185,5 @@ impl Pool {
 }
 
 fn is_usable(tunnel: &Tunnel) -> bool {
-    tunnel.is_valid_at(SystemTime::now()) && !socket::has_input(tunnel.socket())
+    tunnel.is_valid_at(SystemTime::now()) && !tunnel.has_news()
 }

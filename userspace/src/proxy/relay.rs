@@ -142,6 +142,9 @@ impl<'a> Relay<'a> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
         if self.watch.is_due() {
             self.unacknowledged = !socket::check(self.tunnel.socket()).map_err(TunnelError::from)?;
+            if self.outgoing.is_none() {
+                self.outgoing = self.tunnel.held()?;
+            }
         }
         let sent = self.poll_send(context)?;
         let received = self.poll_receive(context)?;
@@ -175,6 +178,7 @@ impl<'a> Relay<'a> {
             self.outgoing = Some(match payload.map_err(RelayError::Application)? {
                 Some(payload) => {
                     self.totals.sent += payload.length() as u64;
+                    self.sent_end = payload.is_last();
                     self.tunnel.seal(payload)?
                 }
                 None => {
