@@ -141,6 +141,8 @@ mod pod {
     // SAFETY: `repr(C)`, no implicit padding (asserted by their sizes), every bit pattern is a value.
     unsafe impl aya::Pod for super::Verdict {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::Destination {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::VerdictKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::WorkloadEntry {}

@@ -11,7 +11,7 @@ mod egress;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use murmesh_common::{
@@ -33,7 +33,7 @@ pub struct View<'a> {
     /// Who the processes of each cgroup are; `None` if that is told by their user.
     pub cgroups: &'a HashMap<u64, Option<WorkloadName>>,
     /// Users of whom rules speak.
-    pub users: &'a HashMap<u32, WorkloadName>,
+    pub users: &'a BTreeMap<u32, WorkloadName>,
     /// Ports on which workloads of this host listen: they go by the names of these services.
     pub listening: &'a HashMap<WorkloadName, BTreeSet<u16>>,
     /// What connections are redirected to, and this host's own services.

@@ -72,7 +72,7 @@ impl World {
             policy: &self.policy,
             node: &node(0),
             cgroups: &Self::cgroups(),
-            users: &HashMap::from([(0, name("user-root"))]),
+            users: &BTreeMap::from([(0, name("user-root"))]),
             listening: &self.listening,
             endpoints: self.endpoints(),
             addresses: &here(),
