@@ -36,12 +36,6 @@ fn routes_of_catalog(bencher: Bencher<'_, '_>, endpoints: u32) {
     bencher.bench(|| routes(black_box(&catalog)));
 }
 
-#[divan::bench(args = ENDPOINTS, sample_count = 20)]
-fn sources_for_kernel(bencher: Bencher<'_, '_>, endpoints: u32) {
-    let routes = routes(&catalog(endpoints));
-    bencher.bench(|| black_box(&routes).sources());
-}
-
 #[divan::bench(args = ENDPOINTS)]
 fn lookup_of_endpoint(bencher: Bencher<'_, '_>, endpoints: u32) {
     let routes = routes(&catalog(endpoints));

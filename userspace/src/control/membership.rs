@@ -109,8 +109,8 @@ impl Membership {
     /// # Errors
     /// As [`Self::identity`].
     pub fn name(&self) -> Result<(TrustDomain, NodeName), ControlError> {
-        let id = self.identity()?.id.clone();
-        Ok((id.trust_domain, id.node))
+        let identity = self.identity()?;
+        Ok((identity.id.trust_domain.clone(), identity.node()?.clone()))
     }
 
     /// The servers of the mesh.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Authority, HostKey, Identity, Kind, SpiffeId,
+    Authority, HostKey, Identity, SpiffeId, Subject,
     authority::{DEFAULT_LIFETIME, VerifiedRequest},
 };
 
@@ -14,14 +14,19 @@ pub fn authority() -> Authority {
 
 /// The identity of a host.
 pub fn host(authority: &Authority, node: &str) -> Identity {
-    issue(authority, Kind::Host, node, DEFAULT_LIFETIME)
+    issue(authority, Subject::Host(node.parse().unwrap()), DEFAULT_LIFETIME)
+}
+
+/// The identity of a server.
+pub fn server(authority: &Authority, node: &str) -> Identity {
+    issue(authority, Subject::Server(node.parse().unwrap()), DEFAULT_LIFETIME)
 }
 
 /// An identity of any kind, for any time.
-pub fn issue(authority: &Authority, kind: Kind, node: &str, lifetime: Duration) -> Identity {
+pub fn issue(authority: &Authority, subject: Subject, lifetime: Duration) -> Identity {
     let key = HostKey::generate().unwrap();
     let request = VerifiedRequest::parse(&key.certificate_request().unwrap()).unwrap();
-    let (trust_domain, node) = (authority.trust_domain().clone(), node.parse().unwrap());
-    let leaf = authority.sign(&request, &SpiffeId { trust_domain, kind, node }, lifetime).unwrap();
+    let trust_domain = authority.trust_domain().clone();
+    let leaf = authority.sign(&request, &SpiffeId { trust_domain, subject }, lifetime).unwrap();
     Identity::new(&key, vec![leaf], vec![authority.root().clone()]).unwrap()
 }

@@ -6,6 +6,7 @@ pub mod authority;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod key;
+mod name;
 pub mod spiffe;
 pub mod tls;
 pub mod token;
@@ -20,7 +21,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use authority::Authority;
 pub use key::HostKey;
-pub use spiffe::{Kind, NameError, NodeName, SpiffeId, TrustDomain};
+pub(crate) use name::excerpt;
+pub use name::{NameError, NodeName, ServiceName, TrustDomain, WorkloadName};
+pub use spiffe::{SpiffeId, Subject};
 pub use token::JoinToken;
 
 /// Why an identity cannot be used, made or verified.
@@ -98,6 +101,14 @@ impl Identity {
         let (id, not_before) = (spiffe_id(&certificate)?, unix_time(certificate.validity().not_before));
         let not_after = unix_time(certificate.validity().not_after);
         Ok(Self { id, key: key.private_key(), bundle, not_before, not_after, chain })
+    }
+
+    /// The host that it is for.
+    ///
+    /// # Errors
+    /// When it is the identity of a service.
+    pub fn node(&self) -> Result<&NodeName, IdentityError> {
+        self.id.node().ok_or(IdentityError::Certificate("it is for a service and not for a host"))
     }
 
     /// When it should be replaced: half way through its life, later or earlier by `jitter` (−1.0 to 1.0)

@@ -176,9 +176,8 @@ fn has_aes() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::authority::DEFAULT_LIFETIME;
-    use crate::identity::fixture::{authority, host, issue};
-    use crate::identity::{Kind, peer_identity};
+    use crate::identity::fixture::{authority, host, issue, server};
+    use crate::identity::{Subject, peer_identity};
     use rustls::{ClientConnection, NamedGroup, ServerConnection};
     use std::time::{Duration, SystemTime};
 
@@ -246,8 +245,7 @@ mod tests {
     #[test]
     fn a_server_is_no_host() {
         let authority = authority();
-        let (one, server) =
-            (host(&authority, "one"), issue(&authority, Kind::Server, "two", DEFAULT_LIFETIME));
+        let (one, server) = (host(&authority, "one"), server(&authority, "two"));
         assert!(tunnel(&server, &one.id, &one).is_err());
         assert!(
             tunnel(&one, &SpiffeId::host(one.id.trust_domain.clone(), "two".parse().unwrap()), &server)
@@ -258,7 +256,10 @@ mod tests {
     #[test]
     fn an_expired_certificate_is_refused_at_both_ends() {
         let authority = authority();
-        let (one, expired) = (host(&authority, "one"), issue(&authority, Kind::Host, "two", Duration::ZERO));
+        let (one, expired) = (
+            host(&authority, "one"),
+            issue(&authority, Subject::Host("two".parse().unwrap()), Duration::ZERO),
+        );
         // A certificate is valid through the whole second in which it ends (RFC 5280 section 4.1.2.5).
         let end = expired.not_after + Duration::from_secs(1);
         std::thread::sleep(end.duration_since(SystemTime::now()).unwrap_or_default());

@@ -13,7 +13,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::tls::{fingerprint, provider};
-use super::{IdentityError, Kind, SpiffeId, TrustDomain, peer_identity};
+use super::{IdentityError, SpiffeId, Subject, TrustDomain, peer_identity};
 
 /// Who must be at the other end.
 #[derive(Debug)]
@@ -27,7 +27,9 @@ impl Expected {
     fn admits(&self, id: &SpiffeId) -> bool {
         match self {
             Self::Exactly(expected) => id == expected,
-            Self::AnyServer(trust_domain) => id.kind == Kind::Server && id.trust_domain == *trust_domain,
+            Self::AnyServer(trust_domain) => {
+                matches!(id.subject, Subject::Server(_)) && id.trust_domain == *trust_domain
+            }
         }
     }
 }
@@ -152,7 +154,7 @@ impl ClientCertVerifier for HostVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
         let id = certified_id(end_entity)?;
-        if id.kind == Kind::Host && id.trust_domain == self.trust_domain {
+        if matches!(id.subject, Subject::Host(_)) && id.trust_domain == self.trust_domain {
             Ok(verified)
         } else {
             Err(CertificateError::NotValidForName.into())

@@ -127,7 +127,8 @@ fn authorise(
     if !services.serves(open.destination) {
         return Err(RefusalReason::NotAService);
     }
-    if !services.may_speak_for(&caller.id.node, from.ip(), open.client.ip()) {
+    let speaks = |node| services.may_speak_for(node, from.ip(), open.client.ip());
+    if !caller.id.node().is_some_and(speaks) {
         return Err(RefusalReason::SourceNotAllowed);
     }
     Ok(())

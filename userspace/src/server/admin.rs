@@ -54,7 +54,7 @@ impl Local for AdminService {
         let id = self.credentials.id();
         Ok(Response::new(v1::StatusResponse {
             role: "server".to_owned(),
-            node: id.node.to_string(),
+            node: id.node().map(ToString::to_string).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             trust_domain: id.trust_domain.to_string(),
             spiffe_id: id.to_string(),

@@ -18,7 +18,7 @@ use crate::api::v1::mesh_server::Mesh;
 use crate::catalog::Report;
 use crate::identity::authority::VerifiedRequest;
 use crate::identity::token::ServerAddress;
-use crate::identity::{IdentityError, NodeName};
+use crate::identity::{IdentityError, NodeName, Subject};
 use crate::limited_log::LimitedLog;
 
 /// Any host of the mesh can send what is refused.
@@ -115,7 +115,10 @@ impl MeshService {
 fn caller<T>(request: &Request<T>) -> Result<NodeName, Status> {
     let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.as_ref());
     let identity = identity.ok_or_else(|| Status::unauthenticated("this call needs a client certificate"))?;
-    Ok(identity.id.node.clone())
+    match &identity.id.subject {
+        Subject::Host(node) => Ok(node.clone()),
+        _ => Err(Status::unauthenticated("this call needs the certificate of a host")),
+    }
 }
 
 fn named(node: &str) -> Result<NodeName, Status> {

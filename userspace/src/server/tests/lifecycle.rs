@@ -74,7 +74,7 @@ async fn a_member_needs_no_token_and_keeps_its_name() {
     let mut options = world.control_options("fcs00", None);
     options.node = "renamed".parse().unwrap();
     let again = control::start(options, world.shutdown.clone()).await.unwrap();
-    assert_eq!(again.identity.borrow().id.node.as_str(), "fcs00");
+    assert_eq!(again.identity.borrow().node().unwrap().as_str(), "fcs00");
     let stranger = control::start(world.control_options("fcs01", None), world.shutdown.clone()).await;
     assert!(matches!(stranger, Err(ControlError::NotJoined(_))));
 }

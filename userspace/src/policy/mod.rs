@@ -1,0 +1,200 @@
+//! Who may reach what: rules, and the verdict that they give. Pure: no clock, no files, no kernel.
+//!
+//! # Order of rules
+//! The most specific rule decides. The source is compared first, then the destination, then the port:
+//!
+//! | specific | source and destination in the mesh | destination outside |
+//! |---|---|---|
+//! | most | `host/NODE/WORKLOAD`, `service/NAME` | the longer prefix |
+//! | | `host/NODE/*` | with a port |
+//! | | `host/*/WORKLOAD` | with a protocol |
+//! | | `host/*/*`, `service/*` | |
+//! | least | `*` | `0.0.0.0/0`, `::/0` |
+//!
+//! Of two destinations that are equally specific, one with a port comes first. Of two rules of equal rank, `deny`
+//! comes before `allow`. Where no rule speaks the default decides. Rules about the mesh say nothing about addresses
+//! outside of it, and the other way round.
+
+pub mod compile;
+mod index;
+mod network;
+mod parse;
+mod pattern;
+mod rule;
+mod service;
+#[cfg(test)]
+mod tests;
+mod verdict;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock};
+
+pub use index::{DestinationClass, SourceClass};
+pub use network::{Network, Protocol};
+pub use parse::{Names, PatternError};
+pub use pattern::{Component, DestinationPattern, IdentityPattern, Outside};
+pub use rule::{Action, Rule, RuleId, RuleIdError};
+pub use service::{Mode, ModeError, Service};
+pub use verdict::{Destination, Party, Verdict};
+
+use crate::identity::{NodeName, ServiceName, WorkloadName};
+use index::Index;
+
+/// What holds where no rule speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Defaults {
+    /// Between hosts of the mesh.
+    pub mesh: Action,
+    /// From hosts of the mesh to elsewhere.
+    pub egress: Action,
+    /// Of services that have no mode of their own.
+    pub mode: Mode,
+}
+
+/// All rules and named services at one revision. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// Where no rule speaks.
+    pub defaults: Defaults,
+    rules: BTreeMap<RuleId, Arc<Rule>>,
+    services: BTreeMap<ServiceName, Arc<Service>>,
+    prepared: OnceLock<Arc<Prepared>>,
+}
+
+#[derive(Debug)]
+struct Prepared {
+    rules: Index,
+    services: HashMap<NodeName, BTreeMap<u16, ServiceName>>,
+}
+
+impl Policy {
+    /// Adds a rule, or replaces the one with its number.
+    pub fn put_rule(&mut self, rule: Rule) {
+        self.prepared = OnceLock::new();
+        self.rules.insert(rule.id, Arc::new(rule));
+    }
+
+    /// Takes a rule away, if it is there.
+    pub fn remove_rule(&mut self, id: RuleId) {
+        self.prepared = OnceLock::new();
+        self.rules.remove(&id);
+    }
+
+    /// Adds a service, or replaces the one with its name.
+    pub fn put_service(&mut self, service: Service) {
+        self.prepared = OnceLock::new();
+        self.services.insert(service.name.clone(), Arc::new(service));
+    }
+
+    /// Takes a service away, if it is there.
+    pub fn remove_service(&mut self, name: &ServiceName) {
+        self.prepared = OnceLock::new();
+        self.services.remove(name);
+    }
+
+    /// The rules, in order of their numbers.
+    pub fn rules(&self) -> &BTreeMap<RuleId, Arc<Rule>> {
+        &self.rules
+    }
+
+    /// The named services.
+    pub fn services(&self) -> &BTreeMap<ServiceName, Arc<Service>> {
+        &self.services
+    }
+
+    /// The named service on `port` of `node`. Were two to claim it, the first by name has it.
+    pub fn service_at(&self, node: &NodeName, port: u16) -> Option<&Arc<Service>> {
+        self.services.get(self.prepared().services.get(node)?.get(&port)?)
+    }
+
+    /// The mode of whatever listens on `port` of `node`.
+    pub fn mode_at(&self, node: &NodeName, port: u16) -> Mode {
+        self.service_at(node, port).and_then(|service| service.mode).unwrap_or(self.defaults.mode)
+    }
+
+    /// A workload as a source. It goes by the name of every service that it listens for on its host, at `ports`.
+    pub fn source(
+        &self,
+        node: &NodeName,
+        workload: Option<WorkloadName>,
+        ports: impl IntoIterator<Item = u16>,
+    ) -> Party {
+        let at = |port| self.service_at(node, port).map(|service| service.name.clone());
+        Party { node: node.clone(), workload, services: ports.into_iter().filter_map(at).collect() }
+    }
+
+    /// What listens on `port` of `node`, as a destination. `workload` is who listens, where that is known.
+    pub fn destination(&self, node: &NodeName, workload: Option<WorkloadName>, port: u16) -> Destination {
+        Destination::Mesh { party: self.source(node, workload, [port]), port }
+    }
+
+    /// Whether `source` may connect to `destination`.
+    pub fn verdict(&self, source: &Party, destination: &Destination) -> Verdict {
+        self.judge(&self.source_class(source), &self.destination_class(destination))
+    }
+
+    /// What rules can know of a source. Only valid for the policy that made it, and equal for sources about which
+    /// that says the same of every destination.
+    pub fn source_class(&self, source: &Party) -> SourceClass {
+        self.prepared().rules.source_class(source)
+    }
+
+    /// What rules can know of a destination; as [`Self::source_class`]. An [`Outside`] destination may be a whole
+    /// network, any port and any protocol: then only what covers all of it counts.
+    pub fn destination_class(&self, destination: &Destination) -> DestinationClass {
+        self.prepared().rules.destination_class(destination)
+    }
+
+    /// The patterns of rules that cover the sources of a class.
+    pub(crate) fn source_patterns<'a>(
+        &'a self,
+        class: &'a SourceClass,
+    ) -> impl Iterator<Item = &'a IdentityPattern> {
+        self.prepared().rules.source_patterns(class)
+    }
+
+    /// The patterns of rules that cover the destinations of a class.
+    pub(crate) fn destination_patterns<'a>(
+        &'a self,
+        class: &'a DestinationClass,
+    ) -> impl Iterator<Item = &'a DestinationPattern> {
+        self.prepared().rules.destination_patterns(class)
+    }
+
+    /// Whether sources of one class may connect to destinations of another.
+    pub fn judge(&self, source: &SourceClass, destination: &DestinationClass) -> Verdict {
+        let default = if destination.is_outside() { self.defaults.egress } else { self.defaults.mesh };
+        let (mut enforced, mut all) = (None, None);
+        for decisions in self.prepared().rules.ranks(source, destination) {
+            all = all.or(decisions.all());
+            enforced = decisions.enforced;
+            if enforced.is_some() {
+                break;
+            }
+        }
+        let action = enforced.map_or(default, |(action, _)| action);
+        let dry_run = all.filter(|(other, _)| *other != action).map(|(_, rule)| rule);
+        Verdict { action, rule: enforced.map(|(_, rule)| rule), dry_run }
+    }
+
+    fn prepared(&self) -> &Prepared {
+        self.prepared.get_or_init(|| {
+            let mut services = HashMap::<NodeName, BTreeMap<u16, ServiceName>>::new();
+            for service in self.services.values() {
+                for node in &service.hosts {
+                    let ports = services.entry(node.clone()).or_default();
+                    ports.entry(service.port).or_insert_with(|| service.name.clone());
+                }
+            }
+            Arc::new(Prepared { rules: Index::new(self.rules.values().map(AsRef::as_ref)), services })
+        })
+    }
+}
+
+impl PartialEq for Policy {
+    fn eq(&self, other: &Self) -> bool {
+        self.defaults == other.defaults && self.rules == other.rules && self.services == other.services
+    }
+}
+
+impl Eq for Policy {}

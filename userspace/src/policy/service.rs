@@ -1,0 +1,63 @@
+//! Services that an administrator has named.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use super::Network;
+use crate::identity::{NodeName, ServiceName};
+
+/// What happens to connections that come to a service outside of the mesh.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Everything is only counted: nothing is encrypted, nothing refused.
+    Observe,
+    /// They are let in, in clear, and reported.
+    #[default]
+    Permissive,
+    /// They are refused.
+    Strict,
+}
+
+/// A name for a port of some hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// The name.
+    pub name: ServiceName,
+    /// The hosts that may serve it: these and no others get certificates in its name.
+    pub hosts: BTreeSet<NodeName>,
+    /// Its port, the same on every host.
+    pub port: u16,
+    /// `None` for the mesh's default.
+    pub mode: Option<Mode>,
+    /// Addresses outside the mesh that are let in, in clear, even when the mode is strict.
+    pub exceptions: BTreeSet<Network>,
+}
+
+/// Not a mode.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a mode: use observe, permissive or strict")]
+pub struct ModeError(String);
+
+impl FromStr for Mode {
+    type Err = ModeError;
+
+    fn from_str(text: &str) -> Result<Self, ModeError> {
+        match text {
+            "observe" => Ok(Self::Observe),
+            "permissive" => Ok(Self::Permissive),
+            "strict" => Ok(Self::Strict),
+            _ => Err(ModeError(crate::identity::excerpt(text))),
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Observe => "observe",
+            Self::Permissive => "permissive",
+            Self::Strict => "strict",
+        })
+    }
+}
