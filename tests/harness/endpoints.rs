@@ -4,7 +4,7 @@ use std::net::{SocketAddr, SocketAddrV4};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, Map, MapData};
-use murmesh_common::{Endpoint, SocketAddress};
+use murmesh_common::{Destination, Endpoint, SocketAddress};
 
 use crate::host::Host;
 
@@ -16,7 +16,8 @@ pub fn add_endpoints(host: &Host, destinations: impl IntoIterator<Item = SocketA
     let source = SocketAddr::new(host.ipv4().into(), 0).into();
     for destination in destinations {
         let key = SocketAddress::from(SocketAddr::V4(destination));
-        map.insert(key, Endpoint { source }, 0).with_context(|| format!("adding {destination}"))?;
+        map.insert(key, Endpoint { source, destination: Destination::OPEN }, 0)
+            .with_context(|| format!("adding {destination}"))?;
     }
     Ok(())
 }

@@ -138,6 +138,11 @@ impl Host {
         inside(self.switch.namespace(), || ip_batch(None, &[format!("link set {} down", self.name())]))
     }
 
+    /// Runs `lines` of ip(8) in this host.
+    pub(crate) fn configure(&self, lines: &[String]) -> Result<()> {
+        ip_batch(Some(&self.record.namespace), lines)
+    }
+
     /// Runs `work` on a thread in this host's network namespace. The thread is in the caller's cgroup, which no
     /// hook of the lab sees.
     pub fn in_namespace<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {

@@ -10,6 +10,7 @@
 
 mod capture;
 mod cgroup;
+mod distance;
 mod endpoints;
 mod entry;
 mod host;
@@ -26,6 +27,7 @@ mod topology;
 mod trace;
 
 pub use capture::Capture;
+pub use distance::Distance;
 pub use endpoints::add_endpoints;
 pub use host::Host;
 pub use interrupt::{on_interrupt, wait_if_interrupted};

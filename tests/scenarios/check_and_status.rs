@@ -134,7 +134,8 @@ fn what_the_reading_commands_print_as_json_has_the_documented_shape() -> Result<
     ensure!(status["spiffe_id"] == "spiffe://murmesh.internal/host/fcc00", "{status}");
     ensure!(status["traffic"]["redirected"].as_u64() >= Some(1) && status["endpoints"] == 1, "{status}");
     ensure!(
-        keys(&status["interception"]) == ["attached", "bpf_dir", "canary_error", "cgroup", "missing"],
+        keys(&status["interception"])
+            == ["attached", "bpf_dir", "canary_error", "cgroup", "map_problems", "missing"],
         "{status}"
     );
     let status = json(server, "status")?;

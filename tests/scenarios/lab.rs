@@ -1,12 +1,13 @@
 //! The lab itself: what every other scenario relies on.
 
 use std::env;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use murmesh_lab::{Host, Lab, Process, Topology};
+use murmesh_lab::{Distance, Host, Lab, Process, Topology};
 
 const SECONDS: Duration = Duration::from_secs(10);
 
@@ -83,6 +84,41 @@ fn a_capture_has_every_packet_up_to_its_end() -> Result<()> {
     assert_eq!(greetings.count(), 20);
     ensure!(trace.packets().iter().all(|packet| packet.uses_port(8000)));
     Ok(())
+}
+
+#[test]
+fn distance_is_a_round_trip_per_connect_over_both_families_until_it_ends() -> Result<()> {
+    const ROUND_TRIP: Duration = Duration::from_millis(200);
+    let lab = Lab::new(Topology { clients: 2, ..Topology::default() })?;
+    let (near, far, server) = (lab.host("fcc00")?, lab.host("fcc01")?, lab.host("fcs00")?);
+    let listeners = server.addresses().map(|address| {
+        let address = SocketAddr::new(address, 8000);
+        Ok((address, server.in_namespace(|| Ok(TcpListener::bind(address)?))?))
+    });
+    let listeners = listeners.into_iter().collect::<Result<Vec<_>>>()?;
+    let distance = Distance::between(far, server, ROUND_TRIP)?;
+    for (address, _) in &listeners {
+        let (apart, together) = (time_of_connect(far, *address)?, time_of_connect(near, *address)?);
+        ensure!(apart >= ROUND_TRIP && apart < ROUND_TRIP * 3 / 2, "{address}: {apart:?}");
+        ensure!(together < ROUND_TRIP, "{address}, from another host: {together:?}");
+    }
+    drop(distance);
+    for (address, _) in &listeners {
+        let together = time_of_connect(far, *address)?;
+        ensure!(together < ROUND_TRIP, "{address}, afterwards: {together:?}");
+    }
+    Ok(())
+}
+
+/// The shortest of some: others have to wait for a busy machine.
+fn time_of_connect(client: &Host, address: SocketAddr) -> Result<Duration> {
+    let connect = |_| {
+        let begin = Instant::now();
+        TcpStream::connect(address)?;
+        Ok(begin.elapsed())
+    };
+    let times = client.in_namespace(|| (0..5).map(connect).collect::<Result<Vec<_>>>())?;
+    times.into_iter().min().context("five connects have a shortest")
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod agent_stop;
 mod bench;
 mod bulk;
 mod check_and_status;
+mod distance;
 mod drain;
 mod exemptions;
 mod fail_closed;

@@ -19,3 +19,4 @@ pub mod server;
 pub mod socket;
 pub mod store;
 pub mod tunnel;
+pub mod workload;

@@ -3,7 +3,6 @@
 use std::env;
 
 use anyhow::{Context as _, Result};
-use murmesh_lab::is_root;
 
 use crate::shell::{self, cargo, find_program, progress};
 use crate::{bench, setup, test};
@@ -28,10 +27,8 @@ pub fn run() -> Result<()> {
     let flags = ("RUSTDOCFLAGS", "--deny warnings");
     shell::run(cargo().args(["doc", "--workspace", "--no-deps", "--locked"]).env(flags.0, flags.1))?;
     check_dependencies()?;
-    if is_root() {
-        progress("the benchmark, for its function only");
-        bench::quick()?;
-    }
+    progress("the benchmarks, for their function only");
+    bench::quick()?;
     test::run(&test::Arguments::default())
 }
 

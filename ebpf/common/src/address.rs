@@ -48,6 +48,21 @@ impl SocketAddress {
         self.ip[0] == 0 && self.ip[1] == 0 && self.ip[3] == 0 && (self.ip[2] == 0 || self.ip[2] == MAPPED)
     }
 
+    /// Where no other host can be: loopback, and the unspecified address, which `connect` takes for it.
+    #[inline(always)]
+    pub const fn is_on_this_host(&self) -> bool {
+        self.is_loopback() || self.is_unspecified()
+    }
+
+    /// 127.0.0.1 or ::1, whichever is of the family, with the same port.
+    #[inline(always)]
+    pub const fn canonical_loopback(&self) -> Self {
+        match self.as_v4() {
+            Some(_) => Self::from_v4(u32::from_ne_bytes([127, 0, 0, 1]), self.port),
+            None => Self::from_v6([0, 0, 0, 1_u32.to_be()], self.port),
+        }
+    }
+
     /// The IPv4 address in network byte order, if this is one.
     #[inline(always)]
     pub const fn as_v4(&self) -> Option<u32> {

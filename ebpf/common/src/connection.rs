@@ -1,15 +1,18 @@
-use crate::SocketAddress;
+use crate::{Destination, SocketAddress};
 
-/// Value of the `ENDPOINTS` map, keyed by [`SocketAddress`]: a destination that is reached through the mesh.
+/// Value of the `ENDPOINTS` map, keyed by [`SocketAddress`]: a destination that is reached through the mesh, or a
+/// service of this host.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {
     /// The address from which the plain connection would have been made: what `getsockname` answers on a
     /// redirected socket. Unspecified while no route tells it. Port is unused and zero.
     pub source: SocketAddress,
+    /// What the rules say of it.
+    pub destination: Destination,
 }
 
-const _: () = assert!(size_of::<Endpoint>() == 20);
+const _: () = assert!(size_of::<Endpoint>() == 40);
 
 /// Which end of an intercepted connection a socket is.
 #[repr(u32)]

@@ -15,9 +15,13 @@ pub enum Counter {
     EventLost = 4,
     /// Connections to mesh endpoints refused because no agent listens.
     RefusedWithoutAgent = 5,
+    /// Connections and datagrams that the rules forbade.
+    Denied = 6,
+    /// Events about verdicts that did not fit into the ring buffer.
+    VerdictEventLost = 7,
 }
 
 impl Counter {
     /// Entries of the `COUNTERS` array.
-    pub const COUNT: usize = 6;
+    pub const COUNT: usize = 8;
 }

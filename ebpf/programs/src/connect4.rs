@@ -1,5 +1,5 @@
-//! `cgroup/connect4`: a TCP connect to a mesh endpoint goes to the agent's outbound listener; on any error it is
-//! refused with `EPERM`, and everything else passes untouched.
+//! `cgroup/connect4`: what the rules forbid fails with `EPERM`; a TCP connect to a mesh endpoint goes to the agent's
+//! outbound listener, and is refused with `EPERM` on any error; everything else passes untouched.
 //!
 //! Since Linux 4.17; socket storage in it since 5.8.
 
@@ -17,6 +17,7 @@ pub fn murmesh_connect4(context: SockAddrContext) -> i32 {
     let destination = call.v4();
     match intercept(&call, destination) {
         Outcome::Allow => 1,
+        Outcome::Deny => 0,
         Outcome::Refuse => {
             warn!(
                 &context,

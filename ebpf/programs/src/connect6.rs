@@ -1,5 +1,5 @@
-//! `cgroup/connect6`: a TCP connect to a mesh endpoint goes to the agent's outbound listener; on any error it is
-//! refused with `EPERM`, and everything else passes untouched.
+//! `cgroup/connect6`: what the rules forbid fails with `EPERM`; a TCP connect to a mesh endpoint goes to the agent's
+//! outbound listener, and is refused with `EPERM` on any error; everything else passes untouched.
 //!
 //! Since Linux 4.17; socket storage in it since 5.8.
 
@@ -21,6 +21,7 @@ pub fn murmesh_connect6(context: SockAddrContext) -> i32 {
     let destination = call.v6();
     match intercept(&call, destination) {
         Outcome::Allow => 1,
+        Outcome::Deny => 0,
         Outcome::Refuse => {
             warn!(&context, "connect to port {} over IPv6 refused", u16::from_be(destination.port));
             0

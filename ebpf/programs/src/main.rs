@@ -1,5 +1,5 @@
-//! Murmesh's kernel half: programs on cgroup sockets that redirect connections to the agent and let both ends
-//! see the addresses of the plain connection. One hook per file; this file lists them.
+//! Murmesh's kernel half: programs on cgroup sockets that refuse what the rules forbid, redirect connections to the
+//! agent and let both ends see the addresses of the plain connection. One hook per file; this file lists them.
 #![no_std]
 #![no_main]
 
@@ -11,6 +11,7 @@ mod getpeername6;
 mod getsockname4;
 mod getsockname6;
 mod intercept;
+mod knowledge;
 mod maps;
 mod names;
 mod sockops;

@@ -2,11 +2,12 @@
 
 use aya_ebpf::{
     Global,
-    btf_maps::{HashMap, PerCpuArray, RingBuf, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
 };
 use murmesh_common::{
-    ConnectionRecord, Counter, Endpoint, HandshakeKey, ListenerEvent, Settings, SocketAddress,
+    ConnectionRecord, Counter, Destination, EgressKey, Endpoint, HandshakeKey, ListenerEvent, PolicyState,
+    Settings, SocketAddress, SourceClass, Verdict, VerdictEvent, VerdictKey, WorkloadEntry,
 };
 
 /// Overridden by the agent before loading.
@@ -14,9 +15,30 @@ use murmesh_common::{
 static SETTINGS: Global<Settings> =
     Global::new(Settings { netns_cookie: 0, mark: 0, outbound_port: 0, padding: 0 });
 
-/// Destinations reached through the mesh: exact address and port. The agent sets the size.
+/// Destinations reached through the mesh, and services of this host: exact address and port. The agent sets the size
+/// of this and of the next four.
 #[btf_map]
 pub static ENDPOINTS: HashMap<SocketAddress, Endpoint, 65536> = HashMap::new();
+
+/// Who the processes of a cgroup are, by its id. One that is not in here is not known yet.
+#[btf_map]
+pub static WORKLOADS: HashMap<u64, WorkloadEntry, 16384> = HashMap::new();
+
+/// Classes of users of whom rules speak, by user id.
+#[btf_map]
+pub static USERS: HashMap<u32, SourceClass, 16384> = HashMap::new();
+
+/// What the rules say of some sources and a destination, where it is not what they say of all others.
+#[btf_map]
+pub static VERDICTS: HashMap<VerdictKey, Verdict, 65536> = HashMap::new();
+
+/// What the rules say of destinations outside the mesh.
+#[btf_map]
+pub static EGRESS: LpmTrie<EgressKey, Destination, 65536> = LpmTrie::new();
+
+/// What there are rules for.
+#[btf_map]
+static POLICY: Array<PolicyState, 1> = Array::new();
 
 /// What is known of an intercepted connection, on each of its sockets. Gone with the socket: nothing to evict.
 #[btf_map]
@@ -30,12 +52,21 @@ pub static HANDSHAKES: HashMap<HandshakeKey, ConnectionRecord, 65536> = HashMap:
 #[btf_map]
 pub static EVENTS: RingBuf<ListenerEvent, 65536> = RingBuf::new();
 
+/// Verdicts that somebody may want to see; read by the agent.
+#[btf_map]
+pub static VERDICT_EVENTS: RingBuf<VerdictEvent, 262144> = RingBuf::new();
+
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
 
 #[inline(always)]
 pub fn settings() -> Settings {
     SETTINGS.load()
+}
+
+#[inline(always)]
+pub fn policy() -> PolicyState {
+    POLICY.get(0).copied().unwrap_or_default()
 }
 
 #[inline(always)]
@@ -52,5 +83,13 @@ pub fn count(counter: Counter) {
 pub fn emit(event: ListenerEvent) {
     if EVENTS.output(event, 0).is_err() {
         count(Counter::EventLost);
+    }
+}
+
+/// Tells the agent about a verdict. A full buffer is counted: it keeps nobody from connecting, or from being refused.
+#[inline(always)]
+pub fn report(event: &VerdictEvent) {
+    if VERDICT_EVENTS.output(*event, 0).is_err() {
+        count(Counter::VerdictEventLost);
     }
 }

@@ -8,8 +8,9 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use tracing::info;
 
 use crate::{
-    bpf::{self, BpfError, EndpointMap, Hook, KernelHalf, LoadOptions, Pins},
+    bpf::{self, BpfError, Hook, KernelHalf, LoadOptions, Pins, PolicyMaps},
     cgroup,
+    policy::compile::Room,
 };
 
 /// How connections are intercepted.
@@ -23,8 +24,8 @@ pub struct InterceptionOptions {
     pub mark: u32,
     /// Loopback port that connections are redirected to.
     pub outbound_port: u16,
-    /// Size of the endpoint map; 40 bytes of kernel memory and some overhead each.
-    pub max_endpoints: u32,
+    /// Sizes of the maps.
+    pub room: Room,
 }
 
 /// The attached kernel half.
@@ -58,7 +59,7 @@ impl Interception {
             padding: 0,
         };
         let pins = Pins::new(&options.bpf_dir);
-        let load = LoadOptions { pins: pins.clone(), settings, max_endpoints: options.max_endpoints };
+        let load = LoadOptions { pins: pins.clone(), settings, room: options.room };
         let mut half = KernelHalf::load(&load).map_err(explain)?;
         // Whatever may fail comes before attaching, so that nothing is left half-way.
         let log = bpf::forward_log(&mut half)?;
@@ -76,12 +77,12 @@ impl Interception {
         Ok(self.half.detach()?)
     }
 
-    /// The endpoint map, once.
+    /// The maps that say who may connect to what, and what is redirected; once.
     ///
     /// # Errors
-    /// It is taken already.
-    pub fn take_endpoints(&mut self) -> anyhow::Result<EndpointMap> {
-        Ok(self.half.take_endpoints()?)
+    /// They are taken already.
+    pub fn take_policy(&mut self) -> anyhow::Result<PolicyMaps> {
+        Ok(self.half.take_policy()?)
     }
 
     /// Listeners that open and close, once.

@@ -7,7 +7,7 @@ use murmesh_common::Counter as KernelCounter;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::{AgentOptions, Interception, InterceptionOptions, canary};
+use super::{AgentOptions, Interception, InterceptionOptions, canary, enforce::Problems};
 use crate::{
     api::{unix_seconds, v1},
     bpf::{Counters, HOOKS, Hook, Pins, attached_hooks},
@@ -34,6 +34,7 @@ struct Kernel {
     options: InterceptionOptions,
     pins: Pins,
     hooks: Vec<(Hook, u32)>,
+    problems: Problems,
 }
 
 impl AgentLocal {
@@ -43,11 +44,13 @@ impl AgentLocal {
         control: &Control,
         shared: &Arc<Shared>,
         interception: Option<&Interception>,
+        problems: Problems,
     ) -> Self {
         let kernel = interception.map(|interception| Kernel {
             options: interception.options().clone(),
             pins: interception.pins().clone(),
             hooks: interception.hooks().to_vec(),
+            problems,
         });
         Self {
             role: options.capture.role(),
@@ -75,6 +78,7 @@ impl Kernel {
             attached: names(true),
             missing: names(false),
             canary_error: error.or_else(|| canary::probe().err()).unwrap_or_default(),
+            map_problems: self.problems.load().to_vec(),
         }
     }
 

@@ -3,6 +3,7 @@
 
 pub mod canary;
 mod discover;
+mod enforce;
 mod interception;
 mod local;
 mod publish;
@@ -31,8 +32,10 @@ use crate::{
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
     proxy::{BoundWorkers, CurrentIdentity, Listen, Origin, Shared, Workers},
+    workload,
 };
 use discover::{Discovery, Served};
+use enforce::{Enforcement, Problems};
 use publish::Publisher;
 
 /// What an agent or a sidecar is started with.
@@ -185,14 +188,18 @@ fn start(
     })?;
 
     let (served_sender, served) = watch::channel(Served::default());
+    let problems = Problems::default();
     let publisher = Publisher {
         shared: shared.clone(),
         exempt: options.exempt.clone(),
-        endpoints: interception.as_mut().map(|interception| interception.take_endpoints()).transpose()?,
+        enforcement: interception
+            .as_mut()
+            .map(|interception| enforcement(interception, &problems))
+            .transpose()?,
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
     };
     let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
-    let local = local::AgentLocal::new(options, control, shared, interception.as_deref());
+    let local = local::AgentLocal::new(options, control, shared, interception.as_deref(), problems);
 
     let mut tasks = JoinSet::new();
     let discovery = Discovery { exempt: options.exempt.clone(), tunnel_port: options.tunnel_port };
@@ -203,6 +210,13 @@ fn start(
     tasks.spawn(async move { Ok(served.await?) });
     tasks.spawn(announce_ready(control.catalog.clone()));
     Ok(Running { workers, discovery, tasks })
+}
+
+/// Follows this host's workloads from here on.
+fn enforcement(interception: &mut Interception, problems: &Problems) -> anyhow::Result<Enforcement> {
+    let options = interception.options();
+    let (room, workloads) = (options.room, workload::watch(&options.cgroup)?);
+    Ok(Enforcement::new(interception.take_policy()?, room, workloads, problems.clone()))
 }
 
 /// What runs between start and stop.

@@ -1,4 +1,4 @@
-//! Turns catalog and discovery into what the data path reads: routes, local services and the endpoint map.
+//! Turns catalog and discovery into what the data path reads: routes, local services and the kernel half's maps.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,14 +13,17 @@ use tokio::{
     sync::watch,
     time::{Interval, MissedTickBehavior, interval},
 };
-use tracing::{debug, error};
+use tracing::debug;
 
-use super::{canary::CANARIES, discover::Served};
+use super::{
+    discover::Served,
+    enforce::{Enforcement, Known},
+};
 use crate::{
-    bpf::EndpointMap,
     catalog::Catalog,
     discovery::ExemptPorts,
     identity::{Identity, NodeName},
+    policy::Policy,
     proxy::{Here, LocalServices, Routes, Shared},
     socket,
 };
@@ -71,8 +74,8 @@ pub struct Publisher {
     pub shared: Arc<Shared>,
     /// Ports that are never meshed, whoever reports them.
     pub exempt: ExemptPorts,
-    /// The kernel half's map, if there is one.
-    pub endpoints: Option<EndpointMap>,
+    /// The kernel half's maps, if there is one.
+    pub enforcement: Option<Enforcement>,
     /// A sidecar's destination, and where workers read it.
     pub upstream: Option<(Upstream, Arc<ArcSwapOption<SocketAddr>>)>,
 }
@@ -99,47 +102,48 @@ impl Publisher {
                 exempt: &self.exempt,
             };
             let routes = Routes::new(&known, &here, source_for);
-            self.shared.services.store(Arc::new(local_services(&known, serving, node)));
-            self.publish_routes(routes);
+            self.shared.services.store(Arc::new(local_services(&known, &serving, node)));
+            self.publish_routes(node, &serving, routes);
             if let Some((wanted, upstream)) = &self.upstream {
                 upstream.store(wanted.resolve(&known).map(Arc::new));
             }
             tokio::select! {
                 changed = catalog.changed() => changed?,
                 changed = served.changed() => changed?,
-                () = self.routes_change(&mut ticks) => debug!("this host's routes to others changed"),
+                changed = workloads_change(&mut self.enforcement) => changed?,
+                () = routes_change(&self.shared, &mut ticks) => debug!("this host's routes to others changed"),
             }
         }
     }
 
-    /// The kernel tells nobody without a socket for it, and asking it is one system call or two per host.
-    async fn routes_change(&self, ticks: &mut Interval) {
-        loop {
-            ticks.tick().await;
-            if !self.shared.routes.load().has_sources(source_for) {
-                return;
+    /// Workers must have a route before the kernel redirects to it, and until it does not any more.
+    fn publish_routes(&mut self, node: &NodeName, serving: &Served, routes: Routes) {
+        let routes = Arc::new(routes);
+        let take_over = || self.shared.routes.store(routes.clone());
+        match &mut self.enforcement {
+            None => take_over(),
+            Some(enforcement) => {
+                let policy = &Policy::default();
+                enforcement.enforce(&Known { policy, node, serving, routes: &routes }, take_over);
             }
         }
     }
+}
 
-    /// Workers must have a route before the kernel redirects to it, and until it does not any more. Before the first
-    /// catalog nothing is removed: what an agent that was killed redirected is refused meanwhile.
-    fn publish_routes(&mut self, routes: Routes) {
-        let mut wanted = routes.sources();
-        wanted.extend(CANARIES.map(|canary| (canary, canary.ip())));
-        let Some(endpoints) = &mut self.endpoints else {
-            return self.shared.routes.store(Arc::new(routes));
-        };
-        let is_known = routes.revision() > 0;
-        let removed = if is_known { endpoints.remove_others(&wanted) } else { Ok(()) };
-        self.shared.routes.store(Arc::new(routes));
-        match removed.and_then(|()| endpoints.add(&wanted)) {
-            Ok(()) => debug!(endpoints = endpoints.len(), "endpoint map updated"),
-            Err(error) => error!(
-                wanted = wanted.len(),
-                present = endpoints.len(),
-                "the endpoint map is not complete, connections to what is missing are NOT encrypted: {error}; raise --max-endpoints if it is full"
-            ),
+/// Never, without a kernel half.
+async fn workloads_change(enforcement: &mut Option<Enforcement>) -> anyhow::Result<()> {
+    match enforcement {
+        Some(enforcement) => Ok(enforcement.workloads_change().await?),
+        None => std::future::pending().await,
+    }
+}
+
+/// The kernel tells nobody without a socket for it, and asking it is one system call or two per host.
+async fn routes_change(shared: &Shared, ticks: &mut Interval) {
+    loop {
+        ticks.tick().await;
+        if !shared.routes.load().has_sources(source_for) {
+            return;
         }
     }
 }
@@ -149,14 +153,14 @@ fn source_for(destination: SocketAddr) -> Option<IpAddr> {
     socket::source_for(destination).ok()
 }
 
-fn local_services(catalog: &Catalog, served: Served, own: &NodeName) -> LocalServices {
+fn local_services(catalog: &Catalog, served: &Served, own: &NodeName) -> LocalServices {
     let peers: HashMap<NodeName, HashSet<IpAddr>> = catalog
         .hosts
         .values()
         .filter(|host| host.node != *own)
         .map(|host| (host.node.clone(), host.report.addresses.iter().copied().collect()))
         .collect();
-    LocalServices { addresses: served.addresses, listeners: served.listeners, peers }
+    LocalServices { addresses: served.addresses.clone(), listeners: served.listeners.clone(), peers }
 }
 
 #[cfg(test)]

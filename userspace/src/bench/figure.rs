@@ -28,6 +28,8 @@ pub enum Figure {
     FortuneMedian,
     /// Connect to end of a fortune, 99th percentile.
     FortuneTail,
+    /// Connect to end of a fortune between hosts with a round trip of 20 ms, median. `cargo xtask bench` measures it.
+    FortuneDistant,
     /// Whole fortunes per second, 32 workers.
     ConnectionRate,
     /// CPU time that the proxies take per connection.
@@ -71,9 +73,10 @@ pub enum Unit {
 
 impl Figure {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::FortuneMedian,
         Self::FortuneTail,
+        Self::FortuneDistant,
         Self::ConnectionRate,
         Self::ConnectionCpu,
         Self::EchoMedian,
@@ -93,6 +96,7 @@ impl Figure {
         match self {
             Self::FortuneMedian => "fortune, connect to end, p50",
             Self::FortuneTail => "fortune, connect to end, p99",
+            Self::FortuneDistant => "fortune, 20 ms round trip, p50",
             Self::ConnectionRate => "new connections, 32 workers",
             Self::ConnectionCpu => "proxies' CPU per connection",
             Self::EchoMedian => "echo 64 B, 1 connection, p50",
@@ -113,6 +117,7 @@ impl Figure {
         match self {
             Self::FortuneMedian
             | Self::FortuneTail
+            | Self::FortuneDistant
             | Self::ConnectionCpu
             | Self::EchoMedian
             | Self::EchoTail

@@ -1,18 +1,21 @@
 //! The kernel half, seen from the agent: loading, attaching and pinning it, and its maps.
 
 mod attached;
-mod endpoints;
 mod events;
+mod mirror;
 mod pins;
+mod policy;
 mod programs;
 mod records;
+mod verdicts;
 
 pub use attached::attached_hooks;
-pub use endpoints::EndpointMap;
 pub use events::{forward_log, listener_events};
 pub use pins::Pins;
+pub use policy::PolicyMaps;
 pub use programs::{Counters, HOOKS, Hook, KernelHalf, LoadOptions};
 pub use records::Records;
+pub use verdicts::{KernelVerdict, Reason, verdict_events};
 
 use std::{io, path::PathBuf};
 

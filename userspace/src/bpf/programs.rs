@@ -4,16 +4,20 @@ use std::{fs::File, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{HashMap, Map, MapData, PerCpuArray},
+    maps::{Map, MapData, PerCpuArray},
     programs::{
         CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps,
         links::{FdLink, LinkError},
     },
 };
-use murmesh_common::{Counter, Endpoint, Settings, SocketAddress};
+use murmesh_common::{Counter, Settings};
 use tracing::{Level, level_filters::LevelFilter};
 
-use super::{BpfError, EndpointMap, Pins};
+use super::{
+    BpfError, Pins,
+    policy::{POLICY_MAPS, PolicyMaps},
+};
+use crate::policy::compile::Room;
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("MURMESH_PROGRAMS"));
 
@@ -39,6 +43,9 @@ pub const HOOKS: [Hook; 7] = [
     Hook { name: "connect6", program: "murmesh_connect6", attach_type: 11 },
 ];
 
+/// Maps that are pinned beside those of the policy.
+const OTHER_MAPS: [&str; 5] = ["CONNECTIONS", "HANDSHAKES", "EVENTS", "VERDICT_EVENTS", "COUNTERS"];
+
 /// What the kernel half is told when it is loaded.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
@@ -46,8 +53,8 @@ pub struct LoadOptions {
     pub pins: Pins,
     /// Constants of the programs.
     pub settings: Settings,
-    /// Size of the endpoint map.
-    pub max_endpoints: u32,
+    /// Sizes of the maps.
+    pub room: Room,
 }
 
 /// The loaded programs. Dropping this leaves them attached: they are pinned.
@@ -75,8 +82,9 @@ impl KernelHalf {
         let cgroup =
             File::open(cgroup).map_err(|error| BpfError::Cgroup { path: cgroup.to_owned(), error })?;
         let earlier = self.pins.prepare()?;
-        // The map is full before it is pinned, so that a start that is cut short loses nothing either.
-        let attached = self.inherit_endpoints(&earlier).and_then(|()| self.pin_maps());
+        // A start that is cut short between the two loses nothing either: what was put aside counts until every hook
+        // is on.
+        let attached = self.pin_maps().and_then(|()| self.inherit(&earlier));
         if let Err(error) = attached.and_then(|()| self.attach_all(&cgroup)) {
             self.pins.take_back(&earlier)?;
             return Err(error);
@@ -97,12 +105,12 @@ impl KernelHalf {
         &self.attached
     }
 
-    /// The endpoint map.
+    /// The maps that say who may connect to what, and what is redirected.
     ///
     /// # Errors
-    /// It is taken already.
-    pub fn take_endpoints(&mut self) -> Result<EndpointMap, BpfError> {
-        EndpointMap::new(self.take("ENDPOINTS")?)
+    /// They are taken already.
+    pub fn take_policy(&mut self) -> Result<PolicyMaps, BpfError> {
+        PolicyMaps::new(|name| self.take(name))
     }
 
     /// A map, to be owned by the caller.
@@ -120,27 +128,18 @@ impl KernelHalf {
         &mut self.ebpf
     }
 
-    /// What an agent that was killed redirected stays redirected until the catalog says otherwise: without this,
+    /// What an agent that was killed redirected and refused stays so until the catalog says otherwise: without this,
     /// connections would go in clear from here on until a server answers.
-    fn inherit_endpoints(&mut self, earlier: &Pins) -> Result<(), BpfError> {
-        const NAME: &str = "ENDPOINTS";
-        if !earlier.map(NAME).exists() {
+    fn inherit(&mut self, earlier: &Pins) -> Result<(), BpfError> {
+        if !POLICY_MAPS.iter().all(|name| earlier.map(name).exists()) {
             return Ok(());
         }
-        let theirs: HashMap<MapData, SocketAddress, Endpoint> =
-            HashMap::try_from(open_pinned(earlier, NAME)?).map_err(BpfError::map(NAME))?;
-        let Some(ours) = self.ebpf.map_mut(NAME) else { return Ok(()) };
-        let mut ours: HashMap<&mut MapData, SocketAddress, Endpoint> =
-            HashMap::try_from(ours).map_err(BpfError::map(NAME))?;
-        for entry in theirs.iter() {
-            let (destination, endpoint) = entry.map_err(BpfError::map(NAME))?;
-            ours.insert(destination, endpoint, 0).map_err(BpfError::map(NAME))?;
-        }
-        Ok(())
+        let theirs = PolicyMaps::new(|name| open_pinned(earlier, name))?;
+        PolicyMaps::new(|name| open_pinned(&self.pins, name))?.update(theirs.present())
     }
 
     fn pin_maps(&self) -> Result<(), BpfError> {
-        for name in ["ENDPOINTS", "CONNECTIONS", "HANDSHAKES", "EVENTS", "COUNTERS"] {
+        for name in POLICY_MAPS.into_iter().chain(OTHER_MAPS) {
             let path = self.pins.map(name);
             let map = self.ebpf.map(name).ok_or_else(|| {
                 BpfError::system("a map of the kernel half")(std::io::Error::other(format!(
@@ -189,11 +188,18 @@ fn as_fd_link(link: Result<FdLink, LinkError>) -> Result<FdLink, ProgramError> {
     link.map_err(|error| ProgramError::IOError(std::io::Error::other(error)))
 }
 
+/// While rules change, what is new of these three is written before what is old is removed: the maps have room for both.
 fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
+    let room = &options.room;
+    let entries = |room: usize| u32::try_from(room.max(1)).unwrap_or(u32::MAX);
     Ok(EbpfLoader::new()
         .override_global("SETTINGS", &options.settings, true)
         .override_global(aya_log::LEVEL, &log_level(), true)
-        .map_max_entries("ENDPOINTS", options.max_endpoints)
+        .map_max_entries("ENDPOINTS", entries(room.endpoints))
+        .map_max_entries("WORKLOADS", entries(room.workloads))
+        .map_max_entries("USERS", entries(2 * room.users))
+        .map_max_entries("VERDICTS", entries(2 * room.verdicts))
+        .map_max_entries("EGRESS", entries(2 * room.egress))
         .load(OBJECT)?)
 }
 

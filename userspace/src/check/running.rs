@@ -39,6 +39,10 @@ pub async fn check(options: &CheckOptions) -> Vec<Finding> {
             "" => Finding::fine(GROUP, "canary of the agent", "went through the hooks to the agent and back"),
             error => Finding::failed(GROUP, "canary of the agent", error, "restart the agent"),
         });
+        findings.extend(interception.map_problems.iter().map(|problem| {
+            let hint = "until then some connections are refused that the rules allow";
+            Finding::failed(GROUP, "maps of the kernel half", problem.clone(), hint)
+        }));
     }
     if !status.contested_addresses.is_empty() {
         findings.push(Finding::warning(

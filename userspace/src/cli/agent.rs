@@ -2,7 +2,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::Args;
+use clap::{Args, builder::RangedI64ValueParser};
 
 use super::daemon::{self, DaemonOptions, KernelOptions};
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     cgroup,
     discovery::ExemptPorts,
     identity::{JoinToken, NodeName},
+    policy::compile::Room,
 };
 
 /// Arguments of `murmesh agent`.
@@ -28,9 +29,45 @@ pub struct AgentArgs {
     /// Mark (SO_MARK) of the agent's own sockets; change it if routing rules of this host use the same.
     #[arg(long, default_value_t = DEFAULT_MARK, value_name = "NUMBER")]
     mark: u32,
-    /// Services that the kernel half has room for, in the whole mesh.
-    #[arg(long, default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(16..=16_777_216), value_name = "NUMBER")]
+    #[command(flatten)]
+    room: RoomOptions,
+}
+
+/// What the kernel half has room for. Where something does not fit, `status` and `check` say so, and connections that
+/// it is about are refused. Kernel memory is taken at the start for as many as are given, unless said otherwise.
+#[derive(Debug, Args)]
+struct RoomOptions {
+    /// Services in the whole mesh, 130 bytes each.
+    #[arg(long, default_value_t = 65_536, value_parser = room(16), value_name = "NUMBER")]
     max_endpoints: u32,
+    /// Verdicts that hold for some of this host's workloads and some services, 180 bytes each.
+    #[arg(long, default_value_t = 32_768, value_parser = room(0), value_name = "NUMBER")]
+    max_verdicts: u32,
+    /// Networks outside the mesh that rules name, for each port that they name; 200 bytes for each that there is.
+    #[arg(long, default_value_t = 65_536, value_parser = room(4), value_name = "NUMBER")]
+    max_egress: u32,
+    /// cgroups, 80 bytes each.
+    #[arg(long, default_value_t = 16_384, value_parser = room(16), value_name = "NUMBER")]
+    max_workloads: u32,
+    /// Users that rules name, 160 bytes each.
+    #[arg(long, default_value_t = 1024, value_parser = room(0), value_name = "NUMBER")]
+    max_users: u32,
+}
+
+fn room(least: i64) -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(least..=16_777_216)
+}
+
+impl RoomOptions {
+    fn room(&self) -> Room {
+        Room {
+            endpoints: self.max_endpoints as usize,
+            verdicts: self.max_verdicts as usize,
+            egress: self.max_egress as usize,
+            workloads: self.max_workloads as usize,
+            users: self.max_users as usize,
+        }
+    }
 }
 
 /// What an agent and a sidecar have in common.
@@ -81,7 +118,7 @@ impl MemberOptions {
 /// When the agent cannot start.
 pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
     daemon::start_log(arguments.daemon.log_format)?;
-    let AgentArgs { daemon, kernel, member, outbound_port, mark, max_endpoints } = arguments;
+    let AgentArgs { daemon, kernel, member, outbound_port, mark, room } = arguments;
     anyhow::ensure!(mark != 0, "--mark 0 is what every socket has: choose another number");
     let cgroup = match kernel.cgroup {
         // Resolved, because it is compared with where processes are.
@@ -94,7 +131,7 @@ pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
         bpf_dir: kernel.bpf_dir,
         mark,
         outbound_port,
-        max_endpoints,
+        room: room.room(),
     });
     run_until_stopped(member.agent_options(daemon, capture, &[outbound_port])?)
 }

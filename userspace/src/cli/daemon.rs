@@ -12,7 +12,7 @@ use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use super::RunDirectory;
-use crate::identity::NodeName;
+use crate::{identity::NodeName, proxy::access_log};
 
 /// Options of every daemon.
 #[derive(Debug, Clone, Args)]
@@ -72,6 +72,10 @@ pub fn start_log(format: LogFormat) -> anyhow::Result<()> {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
+    access_log::start(match format {
+        LogFormat::Text => access_log::Form::Text,
+        LogFormat::Json => access_log::Form::Json,
+    });
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! `murmesh status`. JSON: `{healthy, problems, role, node, version, trust_domain, spiffe_id,
 //! certificate_expires_at, catalog_revision, endpoints, contested_addresses, servers, connected_server,
-//! interception, traffic}`. `interception` is `{cgroup, bpf_dir, attached, missing, canary_error}` and
+//! interception, traffic}`. `interception` is `{cgroup, bpf_dir, attached, missing, canary_error, map_problems}` and
 //! `traffic` has the counters of the running agent; both are null where they do not apply.
 
 use std::fmt::Write;
@@ -48,6 +48,7 @@ struct Interception<'a> {
     attached: &'a [String],
     missing: &'a [String],
     canary_error: Option<&'a str>,
+    map_problems: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -117,6 +118,7 @@ fn interception_problems(interception: &v1::Interception) -> Vec<String> {
     if !interception.canary_error.is_empty() {
         problems.push(format!("a test connection was not intercepted: {}", interception.canary_error));
     }
+    problems.extend(interception.map_problems.iter().cloned());
     problems
 }
 
@@ -201,6 +203,7 @@ impl<'a> Status<'a> {
                 attached: &found.attached,
                 missing: &found.missing,
                 canary_error: some(&found.canary_error),
+                map_problems: &found.map_problems,
             }),
             traffic: status.traffic.as_ref().map(Traffic::from),
         }
@@ -267,6 +270,7 @@ mod tests {
         let broken = v1::Interception {
             missing: vec!["connect4".to_owned()],
             canary_error: "refused".to_owned(),
+            map_problems: Vec::new(),
             ..v1::Interception::default()
         };
         assert_eq!(one(v1::StatusResponse { interception: Some(broken), ..agent() }), 2);

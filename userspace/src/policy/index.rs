@@ -85,6 +85,22 @@ impl Index {
         DestinationClass { outside: matches!(destination, Destination::Outside(_)), covering }
     }
 
+    /// The patterns of rules that cover the sources of a class.
+    pub fn source_patterns<'a>(
+        &'a self,
+        class: &'a SourceClass,
+    ) -> impl Iterator<Item = &'a IdentityPattern> {
+        self.sources.named(&class.0)
+    }
+
+    /// The patterns of rules that cover the destinations of a class.
+    pub fn destination_patterns<'a>(
+        &'a self,
+        class: &'a DestinationClass,
+    ) -> impl Iterator<Item = &'a DestinationPattern> {
+        self.destinations.named(&class.covering)
+    }
+
     /// The decisions of the most specific pairs of patterns first, those of equal rank together.
     pub fn ranks(
         &self,
@@ -164,24 +180,36 @@ fn with_any<T: Copy>(value: Option<T>) -> impl Iterator<Item = Option<T>> {
 
 /// Patterns with a number each.
 #[derive(Debug)]
-struct Numbered<P>(HashMap<P, u32>);
+struct Numbered<P> {
+    numbers: HashMap<P, u32>,
+    patterns: Vec<P>,
+}
 
 impl<P> Default for Numbered<P> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self { numbers: HashMap::new(), patterns: Vec::new() }
     }
 }
 
 impl<P: Clone + Eq + Hash> Numbered<P> {
     fn add(&mut self, pattern: &P) -> u32 {
-        let next = self.0.len() as u32;
-        *self.0.entry(pattern.clone()).or_insert(next)
+        if let Some(number) = self.numbers.get(pattern) {
+            return *number;
+        }
+        let next = self.patterns.len() as u32;
+        self.patterns.push(pattern.clone());
+        self.numbers.insert(pattern.clone(), next);
+        next
+    }
+
+    fn named<'a>(&'a self, covering: &'a [Covering]) -> impl Iterator<Item = &'a P> {
+        covering.iter().map(|covering| &self.patterns[covering.pattern as usize])
     }
 
     /// Those of `patterns` that are known, the most specific first.
     fn covering(&self, patterns: impl Iterator<Item = P>, specificity: impl Fn(&P) -> u16) -> Vec<Covering> {
         let known = patterns.filter_map(|pattern| {
-            let number = *self.0.get(&pattern)?;
+            let number = *self.numbers.get(&pattern)?;
             Some(Covering { specificity: specificity(&pattern), pattern: number })
         });
         let mut covering: Vec<_> = known.collect();

@@ -15,6 +15,7 @@
 //! comes before `allow`. Where no rule speaks the default decides. Rules about the mesh say nothing about addresses
 //! outside of it, and the other way round.
 
+pub mod compile;
 mod index;
 mod network;
 mod parse;
@@ -151,6 +152,22 @@ impl Policy {
     /// network, any port and any protocol: then only what covers all of it counts.
     pub fn destination_class(&self, destination: &Destination) -> DestinationClass {
         self.prepared().rules.destination_class(destination)
+    }
+
+    /// The patterns of rules that cover the sources of a class.
+    pub(crate) fn source_patterns<'a>(
+        &'a self,
+        class: &'a SourceClass,
+    ) -> impl Iterator<Item = &'a IdentityPattern> {
+        self.prepared().rules.source_patterns(class)
+    }
+
+    /// The patterns of rules that cover the destinations of a class.
+    pub(crate) fn destination_patterns<'a>(
+        &'a self,
+        class: &'a DestinationClass,
+    ) -> impl Iterator<Item = &'a DestinationPattern> {
+        self.prepared().rules.destination_patterns(class)
     }
 
     /// Whether sources of one class may connect to destinations of another.

@@ -7,13 +7,13 @@ use proptest::prelude::*;
 
 use super::*;
 
-const NODES: [&str; 2] = ["fcc00", "fcs00"];
-const WORKLOADS: [&str; 2] = ["nginx.service", "user-root"];
-const SERVICES: [&str; 2] = ["fortune", "web"];
-const PORTS: [u16; 2] = [80, 8181];
+pub(super) const NODES: [&str; 2] = ["fcc00", "fcs00"];
+pub(super) const WORKLOADS: [&str; 2] = ["nginx.service", "user-root"];
+pub(super) const SERVICES: [&str; 2] = ["fortune", "web"];
+pub(super) const PORTS: [u16; 2] = [80, 8181];
 const NETWORKS: [&str; 6] =
     ["0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/24", "10.0.0.1/32", "::/0", "2001:db8::/32"];
-const ADDRESSES: [&str; 4] = ["10.0.0.1", "10.9.9.9", "192.0.2.1", "2001:db8::1"];
+pub(super) const ADDRESSES: [&str; 4] = ["10.0.0.1", "10.9.9.9", "192.0.2.1", "2001:db8::1"];
 
 /// Whether the pattern with this text, `*`, `host/NODE/WORKLOAD` or `service/NAME`, is about `party`.
 fn covers(pattern: &str, party: &Party) -> bool {
@@ -119,7 +119,7 @@ fn action() -> impl Strategy<Value = Action> {
     prop::sample::select(vec![Action::Allow, Action::Deny])
 }
 
-fn policy() -> impl Strategy<Value = Policy> {
+pub(super) fn policy() -> impl Strategy<Value = Policy> {
     let rule = (action(), identity(), destination_pattern(), prop::bool::weighted(0.2));
     (prop::collection::vec(rule, 0..24), action(), action()).prop_map(|(rules, mesh, egress)| {
         let mut policy =
@@ -209,7 +209,7 @@ fn decisive(rules: &[&str]) -> Option<u32> {
     policy.verdict(&source, &destination).rule.map(RuleId::number)
 }
 
-fn service(name: &str, node: &str, port: u16) -> Service {
+pub(super) fn service(name: &str, node: &str, port: u16) -> Service {
     Service {
         name: name.parse().unwrap(),
         hosts: BTreeSet::from([node.parse().unwrap()]),

@@ -1,11 +1,10 @@
 //! The access log: one line when a stream opens and one when it ends, whatever ends it.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
-
-use tracing::info;
+use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Instant};
 
 use super::{
     Shared,
+    access_log::{self, Close, Line},
     relay::{RelayError, Totals},
     traffic::Counter,
 };
@@ -21,7 +20,8 @@ pub enum Direction {
 }
 
 impl Direction {
-    const fn name(self) -> &'static str {
+    /// As the log has it.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Outbound => "outbound",
             Self::Inbound => "inbound",
@@ -44,7 +44,7 @@ pub struct AccessRecord {
     direction: Direction,
     client: SocketAddr,
     destination: SocketAddr,
-    peer: SpiffeId,
+    peer: Arc<SpiffeId>,
     caller: Option<Caller>,
     opened: Instant,
     totals: Totals,
@@ -59,24 +59,22 @@ impl AccessRecord {
         direction: Direction,
         client: SocketAddr,
         destination: SocketAddr,
-        peer: SpiffeId,
+        peer: Arc<SpiffeId>,
         caller: Option<Caller>,
     ) -> Self {
-        info!(
-            target: "access",
-            direction = direction.name(),
-            %client,
-            %destination,
-            %peer,
-            pid = caller.map(|caller| caller.pid),
-            uid = caller.map(|caller| caller.uid),
-            "open"
-        );
         shared.traffic.add(Counter::StreamsTotal, 1);
         shared.traffic.add(Counter::StreamsActive, 1);
         let opened = Instant::now();
         let totals = Totals::default();
-        Self { shared, direction, client, destination, peer, caller, opened, totals, result: None }
+        let record =
+            Self { shared, direction, client, destination, peer, caller, opened, totals, result: None };
+        record.log(None);
+        record
+    }
+
+    fn log(&self, close: Option<Close<'_>>) {
+        let Self { direction, client, destination, ref peer, caller, .. } = *self;
+        access_log::add(&Line { direction, client, destination, peer, caller, close });
     }
 
     /// Takes note of how the relay ended.
@@ -97,27 +95,16 @@ impl Drop for AccessRecord {
         traffic.subtract(Counter::StreamsActive, 1);
         traffic.add(Counter::BytesSent, self.totals.sent);
         traffic.add(Counter::BytesReceived, self.totals.received);
-        let reason = match self.result.take() {
-            Some(Ok(())) => "ended".to_owned(),
-            Some(Err(reason)) => reason,
-            None => "cut off by the agent, which stopped or failed".to_owned(),
+        let reason: Cow<'_, str> = match self.result.take() {
+            Some(Ok(())) => "ended".into(),
+            Some(Err(reason)) => reason.into(),
+            None => "cut off by the agent, which stopped or failed".into(),
         };
         if reason != "ended" {
             traffic.add(Counter::StreamsFailed, 1);
         }
-        info!(
-            target: "access",
-            direction = self.direction.name(),
-            client = %self.client,
-            destination = %self.destination,
-            peer = %self.peer,
-            pid = self.caller.map(|caller| caller.pid),
-            uid = self.caller.map(|caller| caller.uid),
-            sent = self.totals.sent,
-            received = self.totals.received,
-            duration_us = self.opened.elapsed().as_micros() as u64,
-            reason,
-            "close"
-        );
+        let Totals { sent, received } = self.totals;
+        let duration_us = self.opened.elapsed().as_micros();
+        self.log(Some(Close { sent, received, duration_us, reason: &reason }));
     }
 }

@@ -5,6 +5,7 @@
 
 mod accept;
 pub mod access;
+pub mod access_log;
 mod inbound;
 mod origin;
 mod outbound;

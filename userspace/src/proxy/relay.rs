@@ -75,8 +75,9 @@ pub async fn relay(
         (relay.totals, relay.outgoing, result)
     };
     if let Err(RelayError::Application(_) | RelayError::Reset(_) | RelayError::Refused(_)) = &result {
-        // A tunnel that does not come to rest in time is not idle, which is all that the caller asks.
-        let _ = timeout(RESET_TIMEOUT, reset(tunnel, outgoing)).await;
+        // A tunnel that does not come to rest in time is not idle, which is all that the caller asks. Streams that end
+        // cleanly have no room for this in their tasks.
+        let _ = Box::pin(timeout(RESET_TIMEOUT, reset(tunnel, outgoing))).await;
     }
     if result.is_err() && !tunnel.is_idle() {
         // The end of the connection would wait behind data that the other side does not take.
@@ -142,6 +143,9 @@ impl<'a> Relay<'a> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
         if self.watch.is_due() {
             self.unacknowledged = !socket::check(self.tunnel.socket()).map_err(TunnelError::from)?;
+            if self.outgoing.is_none() {
+                self.outgoing = self.tunnel.held()?;
+            }
         }
         let sent = self.poll_send(context)?;
         let received = self.poll_receive(context)?;
@@ -175,6 +179,7 @@ impl<'a> Relay<'a> {
             self.outgoing = Some(match payload.map_err(RelayError::Application)? {
                 Some(payload) => {
                     self.totals.sent += payload.length() as u64;
+                    self.sent_end = payload.is_last();
                     self.tunnel.seal(payload)?
                 }
                 None => {

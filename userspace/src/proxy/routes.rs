@@ -63,7 +63,7 @@ impl Routes {
             }
             let address = SocketAddr::new(destination.ip(), host.report.tunnel_port);
             let route = routes.peers.entry(address).or_insert_with(|| {
-                let id = SpiffeId::host(here.trust_domain.clone(), host.node.clone());
+                let id = SpiffeId::host(here.trust_domain.clone(), host.node.clone()).into();
                 let source = source_for(address).unwrap_or_else(|| unspecified(address));
                 Route { peer: Arc::new(Peer { id, address }), source }
             });
@@ -92,9 +92,9 @@ impl Routes {
         self.destinations.is_empty()
     }
 
-    /// Destinations, each with the address from which this host dials it: what the kernel half needs.
-    pub fn sources(&self) -> HashMap<SocketAddr, IpAddr> {
-        self.destinations.iter().map(|(destination, route)| (*destination, route.source)).collect()
+    /// Every destination and its route.
+    pub fn iter(&self) -> impl Iterator<Item = (SocketAddr, &Route)> {
+        self.destinations.iter().map(|(destination, route)| (*destination, route))
     }
 
     /// Whether `source_for` still answers what the routes were made with.
@@ -181,7 +181,7 @@ mod tests {
     }
 
     fn destinations(routes: &Routes) -> BTreeSet<String> {
-        routes.sources().keys().map(ToString::to_string).collect()
+        routes.iter().map(|(destination, _)| destination.to_string()).collect()
     }
 
     #[test]

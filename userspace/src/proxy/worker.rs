@@ -20,7 +20,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Origin, Shared, accept::accept, inbound, outbound, pool::Pool, traffic::Counter, watchdog::Watchdog,
+    Origin, Shared, accept::accept, access_log, inbound, outbound, pool::Pool, traffic::Counter,
+    watchdog::Watchdog,
 };
 use crate::socket;
 
@@ -228,9 +229,10 @@ fn run(
     stop: CancellationToken,
     drain_timeout: Duration,
 ) -> io::Result<()> {
-    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
-    // Dropping the runtime drops what still runs, which resets its connections.
-    runtime.block_on(async move {
+    let mut runtime = Builder::new_current_thread();
+    runtime.enable_all().on_thread_park(access_log::flush);
+    let runtime = runtime.build_local(LocalOptions::default())?;
+    let ended = runtime.block_on(async move {
         let pool = Rc::new(Pool::new(shared.clone()));
         let worker = Rc::new(Worker {
             shared,
@@ -257,7 +259,11 @@ fn run(
         // Ending in time is wished for; what has not ended is cut.
         let _ = timeout(drain_timeout, drained(&worker.shared)).await;
         Ok(())
-    })
+    });
+    // What still runs is dropped, which resets its connections and is the last to be logged.
+    drop(runtime);
+    access_log::flush();
+    ended
 }
 
 /// Looks after tunnels at rest until `stop`.

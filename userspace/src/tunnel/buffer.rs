@@ -3,7 +3,10 @@
 
 use std::cell::RefCell;
 
-use super::tls::{MAX_PLAINTEXT, OVERHEAD};
+use super::{
+    frame::HEADER_LENGTH,
+    tls::{KEY_UPDATE_MESSAGE, MAX_PLAINTEXT, OVERHEAD},
+};
 
 /// Bytes of a full TLS record.
 pub(super) const RECORD: usize = MAX_PLAINTEXT + OVERHEAD;
@@ -12,10 +15,17 @@ pub(super) const RECORD: usize = MAX_PLAINTEXT + OVERHEAD;
 /// buffers of busy connections do not fit into the processor's cache.
 pub(super) const RECORDS: usize = 8;
 
-/// Room in front of the records for a key update.
-pub(super) const PREFIX: usize = super::tls::KEY_UPDATE_MESSAGE.len() + OVERHEAD;
+/// A record with a key update.
+pub(super) const KEY_UPDATE: usize = KEY_UPDATE_MESSAGE.len() + OVERHEAD;
 
-const SIZE: usize = PREFIX + RECORDS * RECORD;
+/// A record with a frame that is only a header, as ACCEPTED and END are.
+pub(super) const BARE_FRAME: usize = HEADER_LENGTH + OVERHEAD;
+
+/// Room in front of the records for a key update and ACCEPTED.
+pub(super) const PREFIX: usize = KEY_UPDATE + BARE_FRAME;
+
+/// Room behind them for END.
+const SIZE: usize = PREFIX + RECORDS * RECORD + BARE_FRAME;
 
 /// Buffers that a thread keeps for reuse, 128 KiB each; more are given back to the allocator.
 const KEPT: usize = 32;

@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     io::{self, IoSlice},
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::SystemTime,
 };
 
@@ -13,10 +13,10 @@ use tokio::{io::AsyncWrite, net::TcpStream};
 use super::{
     frame::{Frame, FrameError, Phase, Side, StreamState},
     incoming::{Incoming, Item},
-    outgoing::{Outgoing, Payload},
+    outgoing::{Before, Outgoing, Payload},
     tls::{Established, RecordError, Session},
 };
-use crate::identity::PeerIdentity;
+use crate::{identity::PeerIdentity, socket};
 
 /// Why a tunnel cannot be used any more.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,8 @@ pub struct Tunnel {
     side: Side,
     peer: PeerIdentity,
     state: StreamState,
+    /// ACCEPTED is part of the state, and goes in front of what is sent next.
+    holds_accepted: bool,
     /// Records are on their way into the connection. If whoever sends them gives up, it stays so: the other side
     /// could open nothing that is sealed after them.
     sending: bool,
@@ -64,7 +66,16 @@ impl Tunnel {
     pub(super) fn new(stream: TcpStream, established: Established, side: Side, peer: PeerIdentity) -> Self {
         let incoming = Incoming::new(&established);
         let session = established.session;
-        Self { stream, session, incoming, side, peer, state: StreamState::new(), sending: false }
+        Self {
+            stream,
+            session,
+            incoming,
+            side,
+            peer,
+            state: StreamState::new(),
+            holds_accepted: false,
+            sending: false,
+        }
     }
 
     /// Sends a control frame.
@@ -99,15 +110,37 @@ impl Tunnel {
         Ok(())
     }
 
+    /// Accepts the stream. ACCEPTED travels with the first frame that follows it, or by itself when
+    /// [`Self::held`] is sent: the opener does not wait for it.
+    ///
+    /// # Errors
+    /// It was not asked for.
+    pub fn accept(&mut self) -> Result<(), TunnelError> {
+        self.state.control(self.side, &Frame::Accepted)?;
+        self.holds_accepted = true;
+        Ok(())
+    }
+
+    /// Seals what was held back, if anything was.
+    ///
+    /// # Errors
+    /// The key is unusable.
+    pub fn held(&mut self) -> Result<Option<Outgoing>, TunnelError> {
+        if !self.holds_accepted {
+            return Ok(None);
+        }
+        let before = self.begin();
+        Ok(Some(Outgoing::nothing(&mut self.session, before)?))
+    }
+
     /// Seals a control frame that is sent next, and takes note of the state that it leads to.
     ///
     /// # Errors
     /// The frame may not be sent now.
     pub fn control(&mut self, frame: &Frame) -> Result<Outgoing, TunnelError> {
         self.state.control(self.side, frame)?;
-        self.sending = true;
-        let update_key = self.incoming.take_key_update_request();
-        Ok(Outgoing::control(frame, &mut self.session, update_key)?)
+        let before = self.begin();
+        Ok(Outgoing::control(frame, &mut self.session, before)?)
     }
 
     /// Seals bytes of the stream that are sent next.
@@ -115,9 +148,19 @@ impl Tunnel {
     /// # Errors
     /// The key is unusable.
     pub fn seal(&mut self, payload: Payload) -> Result<Outgoing, TunnelError> {
+        if payload.is_last() {
+            self.state.control(self.side, &Frame::End)?;
+        }
+        let before = self.begin();
+        Ok(payload.seal(&mut self.session, before)?)
+    }
+
+    fn begin(&mut self) -> Before {
         self.sending = true;
-        let update_key = self.incoming.take_key_update_request();
-        Ok(payload.seal(&mut self.session, update_key)?)
+        Before {
+            key_update: self.incoming.take_key_update_request(),
+            accepted: std::mem::take(&mut self.holds_accepted),
+        }
     }
 
     /// Sends what is left of `outgoing`, until the kernel has all of it.
@@ -193,6 +236,13 @@ impl Tunnel {
     /// Who is at the other end.
     pub fn peer(&self) -> &PeerIdentity {
         &self.peer
+    }
+
+    /// Whether something may have arrived on a tunnel at rest: data, or its end. As far as the runtime has heard,
+    /// without asking the kernel again.
+    pub fn has_news(&self) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        self.stream.poll_read_ready(&mut context).is_ready() && socket::has_input(&self.stream)
     }
 
     /// The TCP connection below.

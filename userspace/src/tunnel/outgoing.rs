@@ -1,18 +1,19 @@
 //! What is sent: bytes of an application are read to where their record will be, sealed there, and sent from there.
 
 use std::{
+    future::Future,
     io::{self, IoSliceMut},
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use tokio::{
-    io::{AsyncRead, ReadBuf},
+    io::{AsyncRead, Interest, ReadBuf},
     net::tcp::ReadHalf,
 };
 
 use super::{
-    buffer::{Buffer, PREFIX, RECORD, RECORDS},
+    buffer::{BARE_FRAME, Buffer, KEY_UPDATE, PREFIX, RECORD, RECORDS},
     frame::{Frame, HEADER_LENGTH, MAX_CONTROL, write_data_header},
     tls::{ContentType, HEADER, KEY_UPDATE_MESSAGE, MAX_PLAINTEXT, OVERHEAD, RecordError, Session},
 };
@@ -24,6 +25,16 @@ const PAYLOAD: usize = MAX_PLAINTEXT - HEADER_LENGTH;
 pub struct Payload {
     buffer: Buffer,
     length: usize,
+    is_last: bool,
+}
+
+/// What else is to be sent, in front of the rest.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Before {
+    /// The other side wants another key to be used towards it.
+    pub key_update: bool,
+    /// ACCEPTED was held back.
+    pub accepted: bool,
 }
 
 /// Sealed records, sent from the front.
@@ -34,25 +45,36 @@ pub struct Outgoing {
 }
 
 impl Payload {
-    /// Reads as much as is there and fits. `None` is the end of the application's sending.
+    /// Reads as much as is there and fits. `None` is the end of the application's sending, unless it came with the
+    /// last bytes.
     pub fn poll_read(
         application: &mut ReadHalf<'_>,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<Option<Self>>> {
-        let mut payload = Self { buffer: Buffer::take(), length: 0 };
+        let mut payload = Self { buffer: Buffer::take(), length: 0, is_last: false };
         let mut slots = payload.buffer[PREFIX..].chunks_exact_mut(RECORD).map(payload_of);
         let mut first = ReadBuf::new(slots.next().unwrap_or_default());
         // This read knows that a buffer filled in part means that there is no more, which saves asking again.
         ready!(Pin::new(&mut *application).poll_read(context, &mut first))?;
         let mut length = first.filled().len();
-        if length == PAYLOAD {
+        let is_closed = (1..PAYLOAD).contains(&length) && is_closed(application, context);
+        if is_closed {
+            match application.try_read(first.initialize_unfilled()) {
+                Ok(0) => payload.is_last = true,
+                Ok(more) => length += more,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // The kernel tells of a reset once; the next read would meet an end.
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        if length == PAYLOAD && !is_closed {
             let mut further: [IoSliceMut<'_>; RECORDS - 1] =
                 std::array::from_fn(|_| IoSliceMut::new(slots.next().unwrap_or_default()));
             match application.try_read_vectored(&mut further) {
                 // The next read meets an end again.
                 Ok(more) => length += more,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // The kernel tells of a reset once; the next read would meet an end.
+                // As above.
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
@@ -65,12 +87,17 @@ impl Payload {
         self.length
     }
 
-    /// Makes DATA frames of them, one in each record.
+    /// Whether the application sends nothing after them.
+    pub fn is_last(&self) -> bool {
+        self.is_last
+    }
+
+    /// Makes DATA frames of them, one in each record, and END if they are the last.
     ///
     /// # Errors
     /// The key is unusable.
-    pub fn seal(mut self, session: &mut Session, update_key: bool) -> Result<Outgoing, RecordError> {
-        let start = begin(&mut self.buffer, session, update_key)?;
+    pub fn seal(mut self, session: &mut Session, before: Before) -> Result<Outgoing, RecordError> {
+        let start = begin(&mut self.buffer, session, before)?;
         let mut end = PREFIX;
         let mut left = self.length;
         for slot in self.buffer[PREFIX..].chunks_exact_mut(RECORD) {
@@ -84,25 +111,32 @@ impl Payload {
             end += record.len();
             left -= length;
         }
+        if self.is_last {
+            end += seal_frame(&Frame::End, &mut self.buffer[end..], session)?;
+        }
         Ok(Outgoing { buffer: self.buffer, start, end })
     }
 }
 
 impl Outgoing {
+    /// Nothing but what goes in front.
+    ///
+    /// # Errors
+    /// The key is unusable.
+    pub fn nothing(session: &mut Session, before: Before) -> Result<Self, RecordError> {
+        let mut buffer = Buffer::take();
+        let start = begin(&mut buffer, session, before)?;
+        Ok(Self { buffer, start, end: PREFIX })
+    }
+
     /// One control frame.
     ///
     /// # Errors
     /// The key is unusable.
-    pub fn control(frame: &Frame, session: &mut Session, update_key: bool) -> Result<Self, RecordError> {
-        let mut buffer = Buffer::take();
-        let start = begin(&mut buffer, session, update_key)?;
-        let mut encoded = [0; MAX_CONTROL];
-        let encoded = frame.encode(&mut encoded);
-        let record = &mut buffer[PREFIX..][..encoded.len() + OVERHEAD];
-        record[HEADER..][..encoded.len()].copy_from_slice(encoded);
-        session.sealer.seal(ContentType::ApplicationData, record)?;
-        let end = PREFIX + record.len();
-        Ok(Self { buffer, start, end })
+    pub fn control(frame: &Frame, session: &mut Session, before: Before) -> Result<Self, RecordError> {
+        let mut outgoing = Self::nothing(session, before)?;
+        outgoing.end += seal_frame(frame, &mut outgoing.buffer[PREFIX..], session)?;
+        Ok(outgoing)
     }
 
     /// What is still to be sent.
@@ -122,17 +156,42 @@ fn payload_of(slot: &mut [u8]) -> &mut [u8] {
     &mut slot[HEADER + HEADER_LENGTH..][..PAYLOAD]
 }
 
-/// Puts a key update in front of the records, if one is due: it is the last record under the old key. Returns where
-/// to begin sending.
-fn begin(buffer: &mut Buffer, session: &mut Session, update_key: bool) -> Result<usize, RecordError> {
-    if !update_key && !session.is_worn() {
-        return Ok(PREFIX);
+/// Whether the application sends no more, as far as the runtime has heard.
+fn is_closed(application: &ReadHalf<'_>, context: &mut Context<'_>) -> bool {
+    let ready = std::pin::pin!(application.ready(Interest::READABLE));
+    matches!(ready.poll(context), Poll::Ready(Ok(ready)) if ready.is_read_closed())
+}
+
+/// Fills the room in front of the records from its end. Returns where to begin sending.
+fn begin(buffer: &mut Buffer, session: &mut Session, before: Before) -> Result<usize, RecordError> {
+    let key_update = before.key_update || session.is_worn();
+    let mut start = PREFIX;
+    if before.accepted {
+        start -= BARE_FRAME;
     }
-    let record = &mut buffer[..PREFIX];
-    record[HEADER..][..KEY_UPDATE_MESSAGE.len()].copy_from_slice(&KEY_UPDATE_MESSAGE);
-    session.sealer.seal(ContentType::Handshake, record)?;
-    session.update_sealer()?;
-    Ok(0)
+    let accepted = start;
+    if key_update {
+        // The last record under the old key.
+        start -= KEY_UPDATE;
+        let record = &mut buffer[start..][..KEY_UPDATE];
+        record[HEADER..][..KEY_UPDATE_MESSAGE.len()].copy_from_slice(&KEY_UPDATE_MESSAGE);
+        session.sealer.seal(ContentType::Handshake, record)?;
+        session.update_sealer()?;
+    }
+    if before.accepted {
+        seal_frame(&Frame::Accepted, &mut buffer[accepted..PREFIX], session)?;
+    }
+    Ok(start)
+}
+
+/// Puts a control frame into a record at the beginning of `space`. Returns the record's length.
+fn seal_frame(frame: &Frame, space: &mut [u8], session: &mut Session) -> Result<usize, RecordError> {
+    let mut encoded = [0; MAX_CONTROL];
+    let encoded = frame.encode(&mut encoded);
+    let record = &mut space[..encoded.len() + OVERHEAD];
+    record[HEADER..][..encoded.len()].copy_from_slice(encoded);
+    session.sealer.seal(ContentType::ApplicationData, record)?;
+    Ok(record.len())
 }
 
 #[cfg(test)]
@@ -140,7 +199,7 @@ mod tests {
     use std::{future::poll_fn, net::Ipv4Addr};
 
     use tokio::{
-        io::{AsyncWriteExt, Interest},
+        io::AsyncWriteExt,
         net::{TcpListener, TcpStream},
     };
 

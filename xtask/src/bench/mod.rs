@@ -7,6 +7,8 @@ mod certificates;
 mod connect;
 mod lane;
 mod limits;
+mod load;
+mod micro;
 mod ours;
 mod peers;
 mod rounds;
@@ -52,6 +54,8 @@ pub struct Arguments {
 enum Action {
     /// Measures what the connect hook adds to `connect`, at 1, 1 000 and 100 000 endpoints.
     Connect,
+    /// Measures single steps by themselves: frames, TLS records, routes, the hooks' decision. Needs no root.
+    Micro(micro::Arguments),
     /// Times connects to an address that fail at once. `bench connect` runs this in its hosts.
     #[command(hide = true)]
     ConnectSamples(connect::Samples),
@@ -61,6 +65,7 @@ enum Action {
 pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.action {
         Some(Action::ConnectSamples(samples)) => return connect::sample(samples),
+        Some(Action::Micro(arguments)) => return micro::run(arguments),
         _ if !is_root() => bail!("the benchmark makes network namespaces, which needs root"),
         Some(Action::Connect) => return connect::run(),
         None => {}
@@ -91,8 +96,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     rounds.measure(&lab, &running)?.show(&lab, directory.as_deref())
 }
 
-/// Sees that everything works.
+/// Sees that everything works, as far as it does without root.
 pub fn quick() -> Result<()> {
+    micro::quick()?;
+    if !is_root() {
+        progress("the benchmark of connections is left out: it makes network namespaces, which needs root");
+        return Ok(());
+    }
     run(&Arguments { quick: true, ..Arguments::default() })
 }
 

@@ -10,12 +10,19 @@ use serde_json::{Value, json};
 
 use super::bars;
 use super::lane::{Lane, Running};
+use super::load::Load;
 use crate::shell::{progress, repository};
 
-/// Loads of `murmesh bench run`. Memory is apart and first: what a busy proxy has taken and keeps, idle connections
-/// would be given from.
-const MEMORY: &str = "memory";
-const LOADS: [&str; 5] = ["fortune", "connections", "echo", "echoes", "bulk"];
+/// Memory is apart and first: what a busy proxy has taken and keeps, idle connections would be given from.
+const MEMORY: Load = Load::Close("memory");
+const LOADS: [Load; 6] = [
+    Load::Close("fortune"),
+    Load::DistantFortune,
+    Load::Close("connections"),
+    Load::Close("echo"),
+    Load::Close("echoes"),
+    Load::Close("bulk"),
+];
 
 /// Loads take their duration up to this many times (four bulk transfers, and what is measured around them).
 const LONGEST: u32 = 6;
@@ -63,17 +70,21 @@ impl Rounds {
         self,
         lab: &Lab,
         lane: &Lane,
-        load: &str,
+        load: Load,
         rounds: u16,
         results: &mut Results,
     ) -> Result<()> {
         let duration = format!("{}ms", self.duration.as_millis());
         let rounds = rounds.to_string();
-        let arguments = ["--loads", load, "--rounds", &rounds, "--duration", &duration, "--output", "json"];
+        let name = load.name();
+        let arguments = ["--loads", name, "--rounds", &rounds, "--duration", &duration, "--output", "json"];
         let within = DEADLINE + self.duration * LONGEST;
+        let _distance = load
+            .distance(lab, lane)
+            .with_context(|| format!("putting the hosts of path {} apart", lane.name))?;
         let output = lane.run(lab.host(&lane.client)?, &arguments.map(str::to_owned), within)?;
         if output.status.success() {
-            return results.keep(&output.stdout);
+            return results.keep(&load.report(output.stdout)?);
         }
         let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         if lane.is_ours() {

@@ -10,15 +10,18 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_netns_cookie, bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_delete},
     programs::SockAddrContext,
 };
-use murmesh_common::{ConnectionRecord, SocketAddress};
+use murmesh_common::{ConnectionRecord, Protocol, SocketAddress};
 
 use super::{storage, store, stored};
 
 const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
+const IPPROTO_UDPLITE: u32 = 136;
 const IPPROTO_MPTCP: u32 = 262;
 
-/// The context of the six `cgroup/{connect,getpeername,getsockname}{4,6}` hooks.
+/// The context of the eight `cgroup/{connect,sendmsg,getpeername,getsockname}{4,6}` hooks.
 pub struct SocketCall<'a>(&'a SockAddrContext);
 
 impl<'a> SocketCall<'a> {
@@ -38,14 +41,18 @@ impl<'a> SocketCall<'a> {
         unsafe { (*self.raw()).__bindgen_anon_1.sk }
     }
 
-    /// TCP, or MPTCP, whose subflows pass these hooks like any TCP socket.
+    /// TCP, or MPTCP, whose subflows pass these hooks like any TCP socket; UDP, or its variant UDP-Lite.
     #[inline(always)]
-    pub fn is_tcp(&self) -> bool {
+    pub fn protocol(&self) -> Option<Protocol> {
         // SAFETY: fields of a valid context.
         let (kind, protocol) = unsafe {
             (read_volatile(&raw const (*self.raw()).type_), read_volatile(&raw const (*self.raw()).protocol))
         };
-        kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP)
+        match (kind, protocol) {
+            (SOCK_STREAM, IPPROTO_TCP | IPPROTO_MPTCP) => Some(Protocol::Tcp),
+            (SOCK_DGRAM, IPPROTO_UDP | IPPROTO_UDPLITE) => Some(Protocol::Udp),
+            _ => None,
+        }
     }
 
     #[inline(always)]

@@ -11,7 +11,8 @@ use core::ptr;
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::generated::{
-        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_sk_storage_get,
+        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+        bpf_ktime_get_boot_ns, bpf_sk_storage_get,
     },
 };
 use murmesh_common::ConnectionRecord;
@@ -21,25 +22,43 @@ pub use event::SocketEvent;
 
 use crate::maps::CONNECTIONS;
 
-/// Who calls `connect(2)`. The hook runs in the caller's own context, so this cannot be another's.
-pub struct Caller {
-    pub pid: u32,
-    pub uid: u32,
-    pub cgroup: u64,
-}
+/// Who calls `connect(2)` or `sendmsg(2)`. The hook runs in the caller's own context, so this cannot be another's.
+pub struct Caller;
 
 impl Caller {
     #[inline(always)]
-    pub fn current() -> Self {
-        // SAFETY: the helpers take no arguments.
-        unsafe {
-            Self {
-                pid: (bpf_get_current_pid_tgid() >> 32) as u32,
-                uid: bpf_get_current_uid_gid() as u32,
-                cgroup: bpf_get_current_cgroup_id(),
-            }
-        }
+    pub fn pid() -> u32 {
+        // SAFETY: the helper takes no arguments.
+        (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
     }
+
+    #[inline(always)]
+    pub fn uid() -> u32 {
+        // SAFETY: the helper takes no arguments.
+        unsafe { bpf_get_current_uid_gid() as u32 }
+    }
+
+    #[inline(always)]
+    pub fn cgroup() -> u64 {
+        // SAFETY: the helper takes no arguments.
+        unsafe { bpf_get_current_cgroup_id() }
+    }
+
+    /// The name of the calling thread.
+    #[inline(always)]
+    pub fn command() -> [u8; 16] {
+        let mut name = [0; 16];
+        // SAFETY: a buffer of the length given. On an error it stays empty.
+        unsafe { bpf_get_current_comm(name.as_mut_ptr().cast(), name.len() as u32) };
+        name
+    }
+}
+
+/// Nanoseconds since boot, time asleep included.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper takes no arguments.
+    unsafe { bpf_ktime_get_boot_ns() }
 }
 
 #[inline(always)]

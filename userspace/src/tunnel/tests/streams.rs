@@ -3,7 +3,7 @@
 use std::{future::poll_fn, task::Poll, time::Duration};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::TcpStream,
 };
 
@@ -126,6 +126,49 @@ async fn a_stream_that_ends_both_ways_leaves_both_ends_idle() {
     opener.drain().await.unwrap();
     acceptor.drain().await.unwrap();
     assert!(acceptor.is_idle() && opener.is_idle());
+}
+
+/// An opener and an acceptor that has accepted its stream and not told yet.
+async fn accepted() -> (Tunnel, Tunnel) {
+    let (mut opener, mut acceptor) = tunnel().await;
+    opener.send(&open()).await.unwrap();
+    acceptor.receive().await.unwrap();
+    acceptor.accept().unwrap();
+    (opener, acceptor)
+}
+
+#[tokio::test]
+async fn accepted_travels_with_the_first_bytes_and_an_end_with_the_last() {
+    let (mut opener, mut acceptor) = accepted().await;
+    let (mut program, mut application) = connection().await;
+    program.write_all(b"fortune").await.unwrap();
+    program.shutdown().await.unwrap();
+    while !application.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+        // The runtime hears of the end when it has nothing else to do.
+        tokio::task::yield_now().await;
+    }
+
+    let (mut reader, _writer) = application.split();
+    let payload = poll_fn(|context| Payload::poll_read(&mut reader, context)).await.unwrap().unwrap();
+    assert!(payload.is_last() && payload.length() == 7);
+    let mut outgoing = acceptor.seal(payload).unwrap();
+    poll_fn(|context| acceptor.poll_send(context, &mut outgoing)).await.unwrap();
+    assert!(!acceptor.may_send() && acceptor.held().unwrap().is_none());
+    assert_eq!(opener.receive().await.unwrap(), Received::Frame(Frame::Accepted));
+    assert_eq!(opener.receive().await.unwrap(), Received::Data);
+    opener.consume(7);
+    assert_eq!(opener.receive().await.unwrap(), Received::Frame(Frame::End));
+}
+
+#[tokio::test]
+async fn accepted_can_be_told_without_bytes_and_only_once() {
+    let (mut opener, mut acceptor) = accepted().await;
+    let mut outgoing = acceptor.held().unwrap().unwrap();
+    poll_fn(|context| acceptor.poll_send(context, &mut outgoing)).await.unwrap();
+    assert_eq!(opener.receive().await.unwrap(), Received::Frame(Frame::Accepted));
+    assert!(acceptor.held().unwrap().is_none());
+    acceptor.send(&Frame::End).await.unwrap();
+    assert_eq!(opener.receive().await.unwrap(), Received::Frame(Frame::End));
 }
 
 /// Sends data until the other end would have to read. Returns what is left of it.

@@ -1,0 +1,149 @@
+//! Keeps the kernel half's maps in step with rules, catalog, workloads and what this host serves.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use murmesh_common::{Destination, Endpoint};
+use tokio::sync::watch;
+use tracing::{debug, error};
+
+use super::{canary::CANARIES, discover::Served};
+use crate::{
+    bpf::{BpfError, PolicyMaps},
+    identity::NodeName,
+    policy::{
+        Policy,
+        compile::{Compiler, Full, Reachable, Room, Tables, View},
+    },
+    proxy::Routes,
+    workload::Workloads,
+};
+
+/// What is wrong with the maps, in words; empty if nothing is. For `status` and `check`.
+pub type Problems = Arc<ArcSwap<Vec<String>>>;
+
+/// The maps, and what they are made of.
+pub struct Enforcement {
+    maps: PolicyMaps,
+    compiler: Compiler,
+    workloads: watch::Receiver<Workloads>,
+    problems: Problems,
+    full: Vec<Full>,
+}
+
+/// What is known, beside this host's workloads.
+pub struct Known<'a> {
+    /// The rules.
+    pub policy: &'a Policy,
+    /// This host's name.
+    pub node: &'a NodeName,
+    /// What it serves, by which addresses.
+    pub serving: &'a Served,
+    /// What it reaches through the mesh.
+    pub routes: &'a Routes,
+}
+
+impl Enforcement {
+    /// Goes on with what is in the maps.
+    pub fn new(
+        maps: PolicyMaps,
+        room: Room,
+        workloads: watch::Receiver<Workloads>,
+        problems: Problems,
+    ) -> Self {
+        let compiler = Compiler::new(room, maps.present());
+        Self { maps, compiler, workloads, problems, full: Vec::new() }
+    }
+
+    /// Waits until workloads have come or gone.
+    ///
+    /// # Errors
+    /// They are not followed any more.
+    pub async fn workloads_change(&mut self) -> Result<(), watch::error::RecvError> {
+        self.workloads.changed().await
+    }
+
+    /// Has workers take over `known.routes` by `take_over` when nothing is redirected any more that they do not have,
+    /// and before anything is that they have new. Before the first catalog nothing is taken away or changed: what an
+    /// agent that was killed redirected or refused stays so meanwhile.
+    pub fn enforce(&mut self, known: &Known<'_>, take_over: impl FnOnce()) {
+        let wanted = if known.routes.revision() > 0 { self.compile(known) } else { self.with_canaries() };
+        let written = self.maps.remove_endpoints(&wanted);
+        take_over();
+        let written = written.and_then(|()| self.maps.update(&wanted));
+        self.tell(&wanted, written);
+    }
+
+    fn with_canaries(&self) -> Tables {
+        let mut tables = self.maps.present().clone();
+        for canary in CANARIES {
+            let source = SocketAddr::new(canary.ip(), 0).into();
+            tables.endpoints.insert(canary.into(), Endpoint { source, destination: Destination::OPEN });
+        }
+        tables
+    }
+
+    fn compile(&mut self, known: &Known<'_>) -> Tables {
+        let workloads = self.workloads.borrow_and_update().clone();
+        let canaries =
+            CANARIES.map(|address| Reachable { address, source: Some(address.ip()), destination: None });
+        let endpoints = canaries.into_iter().chain(elsewhere(known)).chain(here(known)).collect();
+        let (tables, full) = self.compiler.compile(&View {
+            policy: known.policy,
+            node: known.node,
+            cgroups: workloads.cgroups(),
+            users: &workloads.users().named(known.policy, []),
+            listening: &HashMap::new(),
+            endpoints,
+            addresses: &known.serving.addresses,
+        });
+        if full != self.full {
+            full.iter().for_each(|full| error!("{full}"));
+        }
+        self.full = full;
+        tables
+    }
+
+    fn tell(&self, wanted: &Tables, written: Result<(), BpfError>) {
+        let mut problems: Vec<String> = self.full.iter().map(ToString::to_string).collect();
+        match written {
+            Ok(()) => debug!(endpoints = wanted.endpoints.len(), "maps updated"),
+            Err(error) => {
+                error!("what the kernel half enforces is not up to date: {error}");
+                problems.push(format!("what the kernel half enforces is not up to date: {error}"));
+            }
+        }
+        self.problems.store(Arc::new(problems));
+    }
+}
+
+/// What is redirected.
+fn elsewhere(known: &Known<'_>) -> impl Iterator<Item = Reachable> {
+    known.routes.iter().map(|(address, route)| {
+        let node = route.peer.id.node();
+        let destination = node.map(|node| known.policy.destination(node, None, address.port()));
+        Reachable { address, source: Some(route.source), destination }
+    })
+}
+
+/// This host's own services, by every address that leads to them.
+fn here(known: &Known<'_>) -> Vec<Reachable> {
+    let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let mut addresses = BTreeSet::new();
+    for listener in &known.serving.listeners {
+        let (bound, port) = (listener.address.ip(), listener.address.port());
+        let own = known.serving.addresses.iter().filter(|address| listener.accepts(**address)).copied();
+        let any = loopback.into_iter().filter(|_| bound.is_unspecified());
+        addresses.extend(own.chain(any).map(|ip| SocketAddr::new(ip, port)));
+    }
+    let service = |address: SocketAddr| Reachable {
+        address,
+        source: None,
+        destination: Some(known.policy.destination(known.node, None, address.port())),
+    };
+    addresses.into_iter().map(service).collect()
+}

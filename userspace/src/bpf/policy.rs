@@ -1,0 +1,110 @@
+//! The maps that say who may connect to what, and what is redirected.
+
+use std::net::SocketAddr;
+
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData};
+use murmesh_common::{
+    Destination, EgressKey, Endpoint, PolicyState, SocketAddress, SourceClass, Verdict, VerdictKey,
+    WorkloadEntry,
+};
+use nix::libc;
+use tracing::debug;
+
+use super::{BpfError, mirror::Named};
+use crate::policy::compile::{Change, Tables, changes, removals};
+
+/// Names of the maps, as in `ebpf/programs`.
+pub(super) const POLICY_MAPS: [&str; 6] = ["ENDPOINTS", "WORKLOADS", "USERS", "VERDICTS", "EGRESS", "POLICY"];
+
+/// The maps `ENDPOINTS`, `WORKLOADS`, `USERS`, `VERDICTS`, `EGRESS` and `POLICY`, and what is in them.
+pub struct PolicyMaps {
+    endpoints: Named<HashMap<MapData, SocketAddress, Endpoint>>,
+    workloads: Named<HashMap<MapData, u64, WorkloadEntry>>,
+    users: Named<HashMap<MapData, u32, SourceClass>>,
+    verdicts: Named<HashMap<MapData, VerdictKey, Verdict>>,
+    egress: Named<LpmTrie<MapData, EgressKey, Destination>>,
+    state: Named<Array<MapData, PolicyState>>,
+    present: Tables,
+}
+
+impl PolicyMaps {
+    /// From wherever `map` finds each.
+    pub(super) fn new(mut map: impl FnMut(&'static str) -> Result<Map, BpfError>) -> Result<Self, BpfError> {
+        let [endpoints, workloads, users, verdicts, egress, state] = POLICY_MAPS;
+        let mut maps = Self {
+            endpoints: Named::new(endpoints, map(endpoints)?)?,
+            workloads: Named::new(workloads, map(workloads)?)?,
+            users: Named::new(users, map(users)?)?,
+            verdicts: Named::new(verdicts, map(verdicts)?)?,
+            egress: Named::new(egress, map(egress)?)?,
+            state: Named::new(state, map(state)?)?,
+            present: Tables::default(),
+        };
+        maps.present = Tables {
+            state: maps.state.map().get(&0, 0).map_err(BpfError::map(state))?,
+            endpoints: maps.endpoints.entries()?,
+            workloads: maps.workloads.entries()?,
+            users: maps.users.entries()?,
+            verdicts: maps.verdicts.entries()?,
+            egress: maps.egress.entries()?,
+        };
+        Ok(maps)
+    }
+
+    /// What is in them.
+    pub fn present(&self) -> &Tables {
+        &self.present
+    }
+
+    /// Destinations that are known by their exact address.
+    pub fn endpoints(&self) -> impl Iterator<Item = SocketAddr> {
+        self.present.endpoints.keys().map(|address| SocketAddr::from(*address))
+    }
+
+    /// Takes away the endpoints that are not in `wanted`.
+    ///
+    /// # Errors
+    /// The kernel does not remove an entry; those before it are removed.
+    pub fn remove_endpoints(&mut self, wanted: &Tables) -> Result<(), BpfError> {
+        self.write(removals(&self.present, wanted))
+    }
+
+    /// Makes everything be as in `wanted`, and never lets anything through meanwhile that neither the rules from
+    /// before nor those from after let through.
+    ///
+    /// # Errors
+    /// The kernel does not take an entry; those before it are written, and the others with the next call.
+    pub fn update(&mut self, wanted: &Tables) -> Result<(), BpfError> {
+        self.write(changes(&self.present, wanted))
+    }
+
+    fn write(&mut self, changes: Vec<Change>) -> Result<(), BpfError> {
+        if !changes.is_empty() {
+            debug!(changes = changes.len(), "writing maps");
+        }
+        for change in changes {
+            match change {
+                Change::Endpoint(address, endpoint) => self.endpoints.write(address, endpoint)?,
+                Change::Workload(cgroup, entry) => self.workloads.write(cgroup, entry)?,
+                Change::User(uid, class) => self.users.write(uid, class)?,
+                Change::Verdict(key, verdict) => self.verdicts.write(key, verdict)?,
+                Change::Egress(entry, destination) => self.egress.write(entry, destination)?,
+                Change::State(state) => {
+                    self.state.map().set(0, state, 0).map_err(BpfError::map("POLICY"))?;
+                }
+                Change::Wait => wait_for_programs(),
+            }
+            self.present.apply(change);
+        }
+        Ok(())
+    }
+}
+
+/// Until every program that runs now has ended: the hooks are RCU read-side critical sections, and this command of
+/// membarrier(2) waits for one grace period. Milliseconds. Kernels with `nohz_full` CPUs refuse it, and there the
+/// time that the system calls around it take must do.
+fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: takes plain numbers, and touches no memory of ours.
+    let _ = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+}

@@ -1,0 +1,211 @@
+//! Follows the cgroups of this host as they come and go.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    os::{
+        fd::{AsFd, AsRawFd, RawFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{debug, warn};
+
+use super::{WorkloadError, Workloads, owner};
+use crate::limited_log::LimitedLog;
+
+/// A host may have thousands of them.
+static UNWATCHED: LimitedLog = LimitedLog::new();
+
+/// How often everything is looked at again, which repairs whatever an event missed.
+const SCAN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The cgroups at `root` and below, kept up to date until every receiver is dropped.
+///
+/// # Errors
+/// The directory cannot be read, or the kernel has no inotify instance left.
+pub fn watch(root: &Path) -> Result<watch::Receiver<Workloads>, WorkloadError> {
+    let failed = |error: std::io::Error| WorkloadError { path: root.to_owned(), error };
+    let mut tree = Tree::new(root).map_err(|errno| failed(errno.into()))?;
+    tree.scan();
+    let empty = Workloads { root: root.to_owned(), cgroups: Arc::default(), users: Arc::default() };
+    let (sender, receiver) = watch::channel(empty);
+    tree.publish(&sender);
+    // SAFETY: the inotify instance owns its descriptor and keeps it until it is dropped, after the registration.
+    let inotify =
+        unsafe { AsyncFd::register_with_interest(Readable(tree.inotify.clone()), Interest::READABLE) };
+    let inotify = inotify.map_err(|error| failed(error.into()))?;
+    tokio::spawn(follow(tree, inotify, sender));
+    Ok(receiver)
+}
+
+async fn follow(mut tree: Tree, inotify: AsyncFd<Readable>, sender: watch::Sender<Workloads>) {
+    let mut ticks = interval(SCAN_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = sender.closed() => return,
+            _ = ticks.tick() => {
+                sender.borrow().users.forget();
+                tree.scan();
+            }
+            readable = inotify.readable() => {
+                let Ok(mut readable) = readable else { return };
+                match tree.inotify.read_events() {
+                    Ok(events) => events.into_iter().for_each(|event| tree.take(event)),
+                    Err(Errno::EAGAIN) => readable.clear_ready(),
+                    Err(errno) => {
+                        warn!("cgroups that come and go are noticed late: {errno}");
+                        readable.clear_ready();
+                    }
+                }
+            }
+        }
+        tree.publish(&sender);
+    }
+}
+
+/// What is known of the tree.
+struct Tree {
+    root: PathBuf,
+    inotify: Arc<Inotify>,
+    watched: HashMap<WatchDescriptor, PathBuf>,
+    ids: BTreeMap<PathBuf, u64>,
+    is_changed: bool,
+}
+
+impl Tree {
+    fn new(root: &Path) -> nix::Result<Self> {
+        let inotify = Arc::new(Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?);
+        let (watched, ids) = (HashMap::new(), BTreeMap::new());
+        Ok(Self { root: root.to_owned(), inotify, watched, ids, is_changed: true })
+    }
+
+    /// Looks at everything.
+    fn scan(&mut self) {
+        let found = self.add(self.root.clone());
+        let gone: Vec<_> = self.ids.keys().filter(|path| !found.contains(*path)).cloned().collect();
+        gone.iter().for_each(|path| self.remove(path));
+    }
+
+    /// Adds a directory and all that is below. Each is watched before it is looked into, so that nothing in it is
+    /// missed; to watch one that is watched already changes nothing.
+    fn add(&mut self, path: PathBuf) -> BTreeSet<PathBuf> {
+        let (mut found, mut directories) = (BTreeSet::new(), vec![path]);
+        while let Some(directory) = directories.pop() {
+            self.watch(&directory);
+            let Ok(metadata) = fs::metadata(&directory) else { continue };
+            if self.ids.insert(directory.clone(), metadata.ino()) != Some(metadata.ino()) {
+                self.is_changed = true;
+                debug!(cgroup = %directory.display(), id = metadata.ino(), "new cgroup");
+            }
+            let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+            let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            directories.extend(below.map(|entry| entry.path()));
+            found.insert(directory);
+        }
+        found
+    }
+
+    fn watch(&mut self, directory: &Path) {
+        let flags = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_ONLYDIR;
+        match self.inotify.add_watch(directory, flags) {
+            Ok(descriptor) => _ = self.watched.insert(descriptor, directory.to_owned()),
+            Err(Errno::ENOENT) => {}
+            Err(errno) => {
+                if let Some(withheld) = UNWATCHED.permit() {
+                    let cgroup = directory.display();
+                    warn!(
+                        %cgroup,
+                        withheld,
+                        "not watched, new cgroups in it are noticed late: {errno}; raise fs.inotify.max_user_watches if no space is left"
+                    );
+                }
+            }
+        }
+    }
+
+    fn remove(&mut self, path: &Path) {
+        if self.ids.remove(path).is_some() {
+            self.is_changed = true;
+        }
+    }
+
+    fn take(&mut self, event: InotifyEvent) {
+        if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+            return self.scan();
+        }
+        if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+            self.watched.remove(&event.wd);
+            return;
+        }
+        let (Some(directory), Some(name)) = (self.watched.get(&event.wd), event.name) else { return };
+        let path = directory.join(name);
+        if !event.mask.contains(AddWatchFlags::IN_ISDIR) {
+            return;
+        }
+        if event.mask.contains(AddWatchFlags::IN_CREATE) {
+            self.add(path);
+        } else {
+            self.remove(&path);
+        }
+    }
+
+    fn publish(&mut self, sender: &watch::Sender<Workloads>) {
+        if !std::mem::take(&mut self.is_changed) {
+            return;
+        }
+        let owners = self.ids.iter().filter_map(|(path, id)| Some((*id, owner::of(&self.root, path)?)));
+        let cgroups = Arc::new(owners.collect());
+        sender.send_modify(|workloads| workloads.cgroups = cgroups);
+    }
+}
+
+/// The same inotify instance, to be waited for.
+struct Readable(Arc<Inotify>);
+
+impl AsRawFd for Readable {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::WorkloadName;
+
+    #[tokio::test]
+    async fn directories_that_come_and_go_are_followed_however_deep() {
+        let root = tempfile::tempdir().expect("a directory");
+        let mut workloads = watch(root.path()).expect("watched");
+        let unit = root.path().join("a.slice/b.slice/nginx.service");
+        fs::create_dir_all(unit.join("worker")).expect("made");
+        let id = |path: &Path| fs::metadata(path).expect("there").ino();
+        let (unit_id, worker) = (id(&unit), id(&unit.join("worker")));
+        let known = workloads
+            .wait_for(|now| now.cgroups.contains_key(&unit_id) && now.cgroups.contains_key(&worker))
+            .await
+            .expect("followed")
+            .clone();
+        let nginx = WorkloadName::of_unit("nginx.service").ok();
+        assert_eq!((known.of(unit_id, 0), known.of(worker, 0)), (nginx.clone(), nginx));
+        fs::remove_dir_all(&unit).expect("removed");
+        workloads.wait_for(|now| !now.cgroups.contains_key(&unit_id)).await.expect("followed");
+        fs::create_dir(&unit).expect("made again");
+        let again = id(&unit);
+        workloads.wait_for(|now| now.cgroups.contains_key(&again)).await.expect("followed");
+    }
+}
