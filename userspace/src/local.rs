@@ -14,13 +14,14 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
 use tracing::warn;
 
 use crate::api::MAX_RESPONSE_BYTES;
+use crate::api::v1::administration_client::AdministrationClient;
 use crate::api::v1::local_client::LocalClient;
-use crate::api::v1::local_server::{Local, LocalServer};
 
 /// Socket of a server in its run directory.
 pub const SERVER_SOCKET: &str = "server.sock";
@@ -90,16 +91,12 @@ impl LocalSocket {
     ///
     /// # Errors
     /// When the listener fails for good.
-    pub async fn serve<L: Local>(
-        self,
-        service: LocalServer<L>,
-        shutdown: CancellationToken,
-    ) -> Result<(), LocalError> {
+    pub async fn serve(self, routes: Routes, shutdown: CancellationToken) -> Result<(), LocalError> {
         let Self { listener, file: _file } = self;
         let callers =
             UnixListenerStream::new(listener).filter(|caller| caller.as_ref().is_ok_and(is_allowed));
         Server::builder()
-            .add_service(service)
+            .add_routes(routes)
             .serve_with_incoming_shutdown(callers, shutdown.cancelled_owned())
             .await?;
         Ok(())
@@ -126,6 +123,19 @@ pub async fn connect(
     sockets: &[&str],
     what: &'static str,
 ) -> Result<LocalClient<Channel>, LocalError> {
+    let channel = channel(run_dir, sockets, what).await?;
+    Ok(LocalClient::new(channel).max_decoding_message_size(MAX_RESPONSE_BYTES))
+}
+
+/// Connects to the server in `run_dir`, to change what only a server may.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_to_server(run_dir: &Path) -> Result<AdministrationClient<Channel>, LocalError> {
+    Ok(AdministrationClient::new(channel(run_dir, &[SERVER_SOCKET], "murmesh server").await?))
+}
+
+async fn channel(run_dir: &Path, sockets: &[&str], what: &'static str) -> Result<Channel, LocalError> {
     for socket in sockets {
         let path = run_dir.join(socket);
         match UnixStream::connect(&path).await {
@@ -136,8 +146,7 @@ pub async fn connect(
                     async move { stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
                 });
                 let endpoint = Endpoint::from_static("http://local.murmesh");
-                let channel = endpoint.connect_with_connector(connector).await?;
-                return Ok(LocalClient::new(channel).max_decoding_message_size(MAX_RESPONSE_BYTES));
+                return Ok(endpoint.connect_with_connector(connector).await?);
             }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 return Err(LocalError::Denied(path));

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use clap_complete::Shell;
 use murmesh::cli::{self, Cli, Command};
+use murmesh::policy::Action;
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()).map(|cli| run(cli.command)) {
@@ -31,6 +32,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(arguments) => cli::status::run(arguments),
         Command::Members(arguments) => cli::members::run(arguments),
         Command::Services(arguments) => cli::services::run(arguments),
+        Command::Allow(arguments) => cli::rule::run(Action::Allow, arguments),
+        Command::Deny(arguments) => cli::rule::run(Action::Deny, arguments),
+        Command::Policy(command) => cli::policy::run(command),
+        Command::Service(command) => cli::service::run(command),
         Command::Check(arguments) => cli::check::run(arguments),
         Command::Bench(command) => cli::bench::run(command),
         Command::Completions { shell } => completions(shell),

@@ -58,7 +58,7 @@ fn lookup_of_stranger(bencher: Bencher<'_, '_>, endpoints: u32) {
 
 fn catalog(endpoints: u32) -> Catalog {
     let hosts = (0..endpoints / LISTENERS).map(host).map(|host| (host.node.clone(), Arc::new(host)));
-    Catalog { revision: 1, hosts: hosts.collect() }
+    Catalog { revision: 1, hosts: hosts.collect(), ..Catalog::default() }
 }
 
 fn host(number: u32) -> Host {

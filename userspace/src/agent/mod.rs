@@ -17,6 +17,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tracing::{info, warn};
 
 pub use interception::{Interception, InterceptionOptions};
@@ -205,7 +206,7 @@ fn start(
     let discovery = tokio::spawn(discovery.run(events, served_sender, control.report.clone()));
     tasks.spawn(publisher.run(control.identity.clone(), control.catalog.clone(), served));
     tasks.spawn(follow_identity(control.identity.clone(), shared.clone()));
-    let served = socket.serve(LocalServer::new(local), shutdown.clone());
+    let served = socket.serve(Routes::new(LocalServer::new(local)), shutdown.clone());
     tasks.spawn(async move { Ok(served.await?) });
     tasks.spawn(announce_ready(control.catalog.clone()));
     Ok(Running { workers, discovery, tasks })

@@ -23,7 +23,6 @@ use crate::{
     catalog::Catalog,
     discovery::ExemptPorts,
     identity::{Identity, NodeName},
-    policy::Policy,
     proxy::{Here, LocalServices, Routes, Shared},
     socket,
 };
@@ -123,7 +122,7 @@ impl Publisher {
         match &mut self.enforcement {
             None => take_over(),
             Some(enforcement) => {
-                let (policy, exempt) = (&Policy::default(), &self.exempt);
+                let (policy, exempt) = (&*catalog.policy, &self.exempt);
                 let mesh = catalog.hosts.values().flat_map(|host| host.report.addresses.iter().copied());
                 let (mesh, routes) = (&mesh.collect(), &*routes);
                 enforcement.enforce(&Known { policy, node, serving, routes, mesh, exempt }, take_over);

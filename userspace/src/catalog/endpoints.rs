@@ -64,7 +64,8 @@ mod tests {
     }
 
     fn catalog(hosts: impl IntoIterator<Item = Arc<Host>>) -> Catalog {
-        Catalog { revision: 1, hosts: hosts.into_iter().map(|host| (host.node.clone(), host)).collect() }
+        let hosts = hosts.into_iter().map(|host| (host.node.clone(), host)).collect();
+        Catalog { revision: 1, hosts, ..Catalog::default() }
     }
 
     fn addresses(catalog: &Catalog) -> Vec<String> {

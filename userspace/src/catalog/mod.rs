@@ -1,4 +1,5 @@
-//! What an agent knows of the mesh: its hosts, what they listen on, and which addresses lead to them.
+//! What an agent knows of the mesh: its hosts, what they listen on, which addresses lead to them, and who may reach
+//! what.
 
 mod endpoints;
 mod limits;
@@ -13,6 +14,7 @@ pub use endpoints::Endpoint;
 pub use wire::WireError;
 
 use crate::identity::NodeName;
+use crate::policy::Policy;
 
 /// All hosts of the mesh at one revision. Cheap to clone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub struct Catalog {
     pub revision: u64,
     /// Every host that has joined.
     pub hosts: BTreeMap<NodeName, Arc<Host>>,
+    /// Who may reach what.
+    pub policy: Arc<Policy>,
 }
 
 /// One host as the server knows it.

@@ -7,6 +7,7 @@ use super::limits::{MAX_ADDRESSES, MAX_LISTENERS, at_most};
 use super::{Catalog, Host, Listener, Report};
 use crate::api::{time_from_unix, unix_seconds, v1};
 use crate::identity::NameError;
+use crate::policy::{InvalidMessage, Policy};
 
 const MAX_VERSION_BYTES: usize = 64;
 
@@ -35,6 +36,9 @@ pub enum WireError {
         /// How many may come.
         limit: usize,
     },
+    /// A part of the policy.
+    #[error(transparent)]
+    Policy(#[from] InvalidMessage),
     /// An event without content.
     #[error("a catalog event is empty; the server may be newer than this agent")]
     EmptyEvent,
@@ -51,7 +55,9 @@ impl Catalog {
             Event::Snapshot(snapshot) => {
                 let hosts = snapshot.hosts.into_iter().map(Host::try_from);
                 let hosts = hosts.map(|host| host.map(|host| (host.node.clone(), Arc::new(host))));
-                self.hosts = hosts.collect::<Result<_, _>>()?;
+                let hosts = hosts.collect::<Result<_, _>>()?;
+                self.policy = Arc::new(Policy::try_from(snapshot.policy.unwrap_or_default())?);
+                self.hosts = hosts;
             }
             Event::Host(host) => {
                 let host = Host::try_from(host)?;
@@ -60,6 +66,7 @@ impl Catalog {
             Event::HostRemoved(node) => {
                 self.hosts.remove(&node.parse()?);
             }
+            change => Arc::make_mut(&mut self.policy).apply(change)?,
         }
         self.revision = event.revision;
         Ok(())
@@ -68,7 +75,8 @@ impl Catalog {
 
 impl From<&Catalog> for v1::Snapshot {
     fn from(catalog: &Catalog) -> Self {
-        Self { hosts: catalog.hosts.values().map(|host| v1::Host::from(host.as_ref())).collect() }
+        let hosts = catalog.hosts.values().map(|host| v1::Host::from(host.as_ref())).collect();
+        Self { hosts, policy: Some((&*catalog.policy).into()) }
     }
 }
 
@@ -227,7 +235,7 @@ mod tests {
         let host = |node: &str| v1::Host { node: node.to_owned(), ..Default::default() };
         let event = |hosts| v1::CatalogEvent {
             revision: 5,
-            event: Some(v1::catalog_event::Event::Snapshot(v1::Snapshot { hosts })),
+            event: Some(v1::catalog_event::Event::Snapshot(v1::Snapshot { hosts, policy: None })),
         };
         let mut catalog = Catalog::default();
         catalog.apply(event(vec![host("a")])).unwrap();

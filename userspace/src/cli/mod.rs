@@ -7,7 +7,10 @@ mod config;
 pub mod daemon;
 pub mod members;
 pub mod output;
+pub mod policy;
+pub mod rule;
 pub mod server;
+pub mod service;
 pub mod services;
 pub mod sidecar;
 pub mod status;
@@ -54,6 +57,16 @@ pub enum Command {
     Members(members::MembersArgs),
     /// List every listener of every host, and whether the mesh carries connections to it.
     Services(services::ServicesArgs),
+    /// Let a source connect to a destination (on the server's host).
+    Allow(rule::RuleArgs),
+    /// Forbid a source to connect to a destination (on the server's host).
+    Deny(rule::RuleArgs),
+    /// List, delete and try out rules, and set what holds where there is none.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Name services and set their mode (on the server's host).
+    #[command(subcommand)]
+    Service(service::ServiceCommand),
     /// Find out whether this host can run an agent, and whether a running one works.
     Check(check::CheckArgs),
     /// Measure what connections cost: plain TCP, the mesh, and other ways, side by side.

@@ -9,7 +9,7 @@ use clap::Args;
 use super::daemon::{self, DaemonOptions};
 use crate::identity::token::ServerAddress;
 use crate::identity::{NodeName, TrustDomain};
-use crate::server::{self, ServerOptions};
+use crate::server::{self, DEFAULT_MAX_RULES, ServerOptions};
 
 const SHORTEST_LIFETIME: Duration = Duration::from_secs(10);
 const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -35,6 +35,9 @@ pub struct ServerArgs {
     /// Name of this server in its identity [default: the host name].
     #[arg(long, value_name = "NAME")]
     node: Option<NodeName>,
+    /// How many rules the mesh may have.
+    #[arg(long, default_value_t = DEFAULT_MAX_RULES, value_name = "NUMBER")]
+    max_rules: usize,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -51,6 +54,7 @@ pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
         trust_domain: arguments.trust_domain,
         certificate_lifetime: arguments.certificate_lifetime,
         node: daemon::node_name(arguments.node)?,
+        max_rules: arguments.max_rules,
     };
     daemon::block_on(async {
         server::run(options, daemon::stop_on_signal()?).await?;

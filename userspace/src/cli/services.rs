@@ -99,7 +99,7 @@ mod tests {
         };
         let node: crate::identity::NodeName = "a".parse().unwrap();
         let host = Arc::new(Host { node: node.clone(), report, last_seen: None, connected: true });
-        let services = services(&Catalog { revision: 1, hosts: [(node, host)].into() });
+        let services = services(&Catalog { hosts: [(node, host)].into(), ..Catalog::default() });
         assert_eq!(services[0].endpoints, ["10.0.0.1:80", "[fd00::1]:80"]);
         assert_eq!((services[1].reachable, services[1].port), (false, 81));
     }

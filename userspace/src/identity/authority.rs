@@ -150,7 +150,7 @@ mod tests {
         let request = VerifiedRequest::parse(&key.certificate_request().unwrap()).unwrap();
         let id = SpiffeId::host(domain(), "fcs00".parse().unwrap());
         let leaf = authority.sign(&request, &id, DEFAULT_LIFETIME).unwrap();
-        assert_eq!(peer_identity(std::slice::from_ref(&leaf)).unwrap().id, id);
+        assert_eq!(peer_identity(std::slice::from_ref(&leaf)).unwrap().id, id.into());
         let identity = Identity::new(&key, vec![leaf], vec![authority.root().clone()]).unwrap();
         let now = SystemTime::now();
         assert!(identity.not_before < now - Duration::from_secs(290));

@@ -12,6 +12,7 @@ pub mod tls;
 pub mod token;
 mod verify;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -127,8 +128,8 @@ impl Identity {
 /// What a verified certificate says about the other side of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerIdentity {
-    /// Who it is.
-    pub id: SpiffeId,
+    /// Who it is. Shared by all that happens on one connection.
+    pub id: Arc<SpiffeId>,
     /// Until when its certificate is valid: nothing may be accepted from it later.
     pub not_after: SystemTime,
 }
@@ -139,7 +140,8 @@ pub struct PeerIdentity {
 /// When the chain is empty or its leaf does not bear exactly one SPIFFE id of ours.
 pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, IdentityError> {
     let certificate = parse_certificate(chain.first().ok_or(IdentityError::NoCertificate)?)?;
-    Ok(PeerIdentity { id: spiffe_id(&certificate)?, not_after: unix_time(certificate.validity().not_after) })
+    let id = Arc::new(spiffe_id(&certificate)?);
+    Ok(PeerIdentity { id, not_after: unix_time(certificate.validity().not_after) })
 }
 
 fn parse_certificate<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {

@@ -221,8 +221,8 @@ mod tests {
         assert_eq!(client.alpn_protocol(), Some(PROTOCOL.as_bytes()));
         assert_eq!(client.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
         assert_eq!(server.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
-        assert_eq!(peer_identity(server.peer_certificates().unwrap()).unwrap().id, one.id);
-        assert_eq!(peer_identity(client.peer_certificates().unwrap()).unwrap().id, two.id);
+        assert_eq!(peer_identity(server.peer_certificates().unwrap()).unwrap().id, one.id.into());
+        assert_eq!(peer_identity(client.peer_certificates().unwrap()).unwrap().id, two.id.into());
     }
 
     #[test]

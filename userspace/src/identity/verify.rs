@@ -85,7 +85,8 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         self.verify_chain(end_entity, intermediates, now)?;
-        if self.expected.admits(&certified_id(end_entity)?) {
+        let id = certified_id(end_entity)?;
+        if self.expected.admits(&id) {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(CertificateError::NotValidForName.into())
@@ -183,7 +184,7 @@ impl ClientCertVerifier for HostVerifier {
     }
 }
 
-fn certified_id(certificate: &CertificateDer<'_>) -> Result<SpiffeId, Error> {
+fn certified_id(certificate: &CertificateDer<'_>) -> Result<Arc<SpiffeId>, Error> {
     peer_identity(std::slice::from_ref(certificate))
         .map(|peer| peer.id)
         .map_err(|_| CertificateError::NotValidForName.into())

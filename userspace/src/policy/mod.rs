@@ -25,6 +25,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod verdict;
+mod wire;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
@@ -33,9 +34,10 @@ pub use index::{DestinationClass, SourceClass};
 pub use network::{Network, Protocol};
 pub use parse::{Names, PatternError};
 pub use pattern::{Component, DestinationPattern, IdentityPattern, Outside};
-pub use rule::{Action, Rule, RuleId, RuleIdError};
+pub use rule::{Action, ActionError, Rule, RuleId, RuleIdError};
 pub use service::{Mode, ModeError, Service};
 pub use verdict::{Destination, Party, Verdict};
+pub use wire::InvalidMessage;
 
 use crate::identity::{NodeName, ServiceName, WorkloadName};
 use index::Index;
@@ -95,6 +97,13 @@ impl Policy {
     /// The rules, in order of their numbers.
     pub fn rules(&self) -> &BTreeMap<RuleId, Arc<Rule>> {
         &self.rules
+    }
+
+    /// The rules, in the order in which they are tried.
+    pub fn rules_in_order(&self) -> Vec<&Rule> {
+        let mut rules: Vec<_> = self.rules.values().map(AsRef::as_ref).collect();
+        rules.sort_by_key(|rule| rule.order());
+        rules
     }
 
     /// The named services.

@@ -47,6 +47,15 @@ pub struct Rule {
     pub dry_run: bool,
 }
 
+impl Rule {
+    /// Rules with less come first.
+    pub(super) fn order(&self) -> impl Ord + use<> {
+        use std::cmp::Reverse;
+        let (source, destination) = (self.source.specificity(), self.destination.specificity());
+        (Reverse(source), Reverse(destination), self.action, self.id)
+    }
+}
+
 /// Not the number of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not the number of a rule; `murmesh policy list` shows them")]
@@ -57,6 +66,23 @@ impl FromStr for RuleId {
 
     fn from_str(text: &str) -> Result<Self, RuleIdError> {
         text.parse().map(Self).map_err(|_| RuleIdError(crate::identity::excerpt(text)))
+    }
+}
+
+/// Neither allow nor deny.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is neither allow nor deny")]
+pub struct ActionError(String);
+
+impl FromStr for Action {
+    type Err = ActionError;
+
+    fn from_str(text: &str) -> Result<Self, ActionError> {
+        match text {
+            "allow" => Ok(Self::Allow),
+            "deny" => Ok(Self::Deny),
+            _ => Err(ActionError(crate::identity::excerpt(text))),
+        }
     }
 }
 

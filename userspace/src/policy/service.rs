@@ -52,6 +52,20 @@ impl FromStr for Mode {
     }
 }
 
+impl fmt::Display for Service {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |texts: Vec<String>| texts.join(", ");
+        let hosts = list(self.hosts.iter().map(ToString::to_string).collect());
+        let mode = self.mode.map_or("default mode".to_owned(), |mode| mode.to_string());
+        write!(formatter, "{}: port {} of {hosts}, {mode}", self.name, self.port)?;
+        if self.exceptions.is_empty() {
+            return Ok(());
+        }
+        let exceptions = list(self.exceptions.iter().map(ToString::to_string).collect());
+        write!(formatter, " except for {exceptions}")
+    }
+}
+
 impl fmt::Display for Mode {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {

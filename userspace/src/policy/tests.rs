@@ -193,7 +193,7 @@ fn written(rules: &[&str]) -> Policy {
     for (number, text) in (1..).zip(rules) {
         let mut words = text.split(' ');
         let mut word = || words.next().unwrap();
-        let action = if word() == "deny" { Action::Deny } else { Action::Allow };
+        let action = word().parse().unwrap();
         let (source, destination) = (word().parse().unwrap(), word().parse().unwrap());
         let id = RuleId::new(number).unwrap();
         policy.put_rule(Rule { id, action, source, destination, dry_run: false });

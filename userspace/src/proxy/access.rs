@@ -44,7 +44,7 @@ pub struct AccessRecord {
     direction: Direction,
     client: SocketAddr,
     destination: SocketAddr,
-    peer: SpiffeId,
+    peer: Arc<SpiffeId>,
     caller: Option<Caller>,
     opened: Instant,
     totals: Totals,
@@ -59,7 +59,7 @@ impl AccessRecord {
         direction: Direction,
         client: SocketAddr,
         destination: SocketAddr,
-        peer: SpiffeId,
+        peer: Arc<SpiffeId>,
         caller: Option<Caller>,
     ) -> Self {
         shared.traffic.add(Counter::StreamsTotal, 1);

@@ -40,7 +40,8 @@ static NOT_A_TUNNEL: LimitedLog = LimitedLog::new();
 
 /// Serves one connection to the tunnel port.
 pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) {
-    let mut tunnel = match handshake(&worker, connection).await {
+    // What a handshake needs is given back after it, and tunnels are many.
+    let mut tunnel = match Box::pin(handshake(&worker, connection)).await {
         Ok(tunnel) => tunnel,
         Err(error) => {
             worker.shared.traffic.add(Counter::HandshakesRefused, 1);
@@ -60,7 +61,7 @@ pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) 
 
 /// TLS with any host of the mesh. Bounded in time, and in number once a whole ClientHello is here: those beyond the
 /// limit wait in order for a permit, within the same time. Whoever says nothing takes no permit from those who do.
-async fn handshake(worker: &Worker, connection: TcpStream) -> io::Result<Tunnel> {
+async fn handshake(worker: &Worker, connection: TcpStream) -> io::Result<Box<Tunnel>> {
     let config = worker.shared.identity.load().acceptor.clone();
     answer(connection, config, worker.handshakes.acquire()).await
 }

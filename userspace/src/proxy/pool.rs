@@ -29,7 +29,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Peer {
     /// Who it must be.
-    pub id: SpiffeId,
+    pub id: Arc<SpiffeId>,
     /// Where it accepts tunnels.
     pub address: SocketAddr,
 }
@@ -51,7 +51,7 @@ struct Entry {
 }
 
 struct Idle {
-    tunnel: Tunnel,
+    tunnel: Box<Tunnel>,
     since: Instant,
     generation: u64,
 }
@@ -59,7 +59,7 @@ struct Idle {
 /// A tunnel in use, with what it takes to put it back.
 pub struct Lease {
     /// The tunnel.
-    pub tunnel: Tunnel,
+    pub tunnel: Box<Tunnel>,
     /// It was at rest in the pool, where it may have died unnoticed.
     pub recycled: bool,
     generation: u64,
@@ -93,7 +93,8 @@ impl Pool {
         let (generation, config) =
             self.config(peer).map_err(|error| DialError::Identity(peer.address, error))?;
         self.shared.traffic.add(Counter::TunnelHandshakes, 1);
-        let tunnel = dial(peer.address, config, self.shared.mark).await?;
+        // Streams that need no handshake have no room for one in their tasks.
+        let tunnel = Box::pin(dial(peer.address, config, self.shared.mark)).await?;
         Ok(Lease { tunnel, recycled: false, generation })
     }
 

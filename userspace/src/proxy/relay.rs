@@ -75,8 +75,9 @@ pub async fn relay(
         (relay.totals, relay.outgoing, result)
     };
     if let Err(RelayError::Application(_) | RelayError::Reset(_) | RelayError::Refused(_)) = &result {
-        // A tunnel that does not come to rest in time is not idle, which is all that the caller asks.
-        let _ = timeout(RESET_TIMEOUT, reset(tunnel, outgoing)).await;
+        // A tunnel that does not come to rest in time is not idle, which is all that the caller asks. Streams that end
+        // cleanly have no room for this in their tasks.
+        let _ = Box::pin(timeout(RESET_TIMEOUT, reset(tunnel, outgoing))).await;
     }
     if result.is_err() && !tunnel.is_idle() {
         // The end of the connection would wait behind data that the other side does not take.

@@ -63,7 +63,7 @@ impl Routes {
             }
             let address = SocketAddr::new(destination.ip(), host.report.tunnel_port);
             let route = routes.peers.entry(address).or_insert_with(|| {
-                let id = SpiffeId::host(here.trust_domain.clone(), host.node.clone());
+                let id = SpiffeId::host(here.trust_domain.clone(), host.node.clone()).into();
                 let source = source_for(address).unwrap_or_else(|| unspecified(address));
                 Route { peer: Arc::new(Peer { id, address }), source }
             });
@@ -177,7 +177,7 @@ mod tests {
         let (here, mesh) = ("here".parse().expect("a name"), "mesh.test".parse().expect("a name"));
         let exempt = ExemptPorts::default();
         let here = Here { node: &here, trust_domain: &mesh, addresses: &own, exempt: &exempt };
-        Routes::new(&Catalog { revision: 1, hosts }, &here, source_for)
+        Routes::new(&Catalog { revision: 1, hosts, ..Catalog::default() }, &here, source_for)
     }
 
     fn destinations(routes: &Routes) -> BTreeSet<String> {

@@ -1,42 +1,49 @@
-//! The catalog as every watching agent gets it: one snapshot, then each change as it happens.
+//! Catalog and policy as every watching agent gets them: one snapshot, then each change as it happens.
 //!
 //! Durable state comes from the store's own sequence of changes. Which hosts are connected is known only
 //! here and now, and is put on top. A watcher that falls behind gets a new snapshot: memory stays bounded.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use prost::Message;
-use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::registry::{HOSTS, Registry};
+use super::records::{DEFAULTS, HOSTS, RULES, SERVICES};
+use super::registry::Registry;
+use super::view::{DamagedRecord, View};
 use crate::api::v1::catalog_event::Event;
 use crate::api::{unix_seconds, v1};
 use crate::identity::NodeName;
-use crate::store::{Change, Entry, Store, StoreError};
+use crate::store::{Change, Store, StoreError};
 
 /// Changes kept for watchers that read slowly.
 const BACKLOG: usize = 256;
+/// How long a change may take from the store to the watchers.
+const LAG: Duration = Duration::from_secs(5);
 
-/// The catalog and everybody who watches it.
+/// Why there is nothing to feed.
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    /// The database fails.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A record of the policy is damaged.
+    #[error(transparent)]
+    Damaged(#[from] DamagedRecord),
+}
+
+/// Catalog, policy, and everybody who watches them.
 pub struct Feed {
     store: Arc<dyn Store>,
     registry: Arc<Registry>,
     view: Mutex<View>,
     events: broadcast::Sender<v1::CatalogEvent>,
+    /// The revision up to which watchers have been told.
+    told: watch::Sender<u64>,
     departed: mpsc::UnboundedSender<NodeName>,
     departures: AsyncMutex<mpsc::UnboundedReceiver<NodeName>>,
-}
-
-#[derive(Default)]
-struct View {
-    revision: u64,
-    hosts: BTreeMap<String, v1::Host>,
-    /// Watch streams of each host; two for a moment when one replaces another.
-    connections: HashMap<String, usize>,
 }
 
 /// One host's watch. The host counts as connected while it exists.
@@ -51,11 +58,12 @@ impl Feed {
     /// A feed of the catalog that the store holds.
     ///
     /// # Errors
-    /// When the store fails.
-    pub async fn load(store: Arc<dyn Store>, registry: Arc<Registry>) -> Result<Self, StoreError> {
+    /// When the store fails or a record of the policy is damaged.
+    pub async fn load(store: Arc<dyn Store>, registry: Arc<Registry>) -> Result<Self, FeedError> {
         let (departed, departures) = mpsc::unbounded_channel();
         let (view, events) = (Mutex::default(), broadcast::Sender::new(BACKLOG));
-        let feed = Self { store, registry, view, events, departed, departures: AsyncMutex::new(departures) };
+        let (told, departures) = (watch::Sender::new(0), AsyncMutex::new(departures));
+        let feed = Self { store, registry, view, events, told, departed, departures };
         feed.reload().await?;
         Ok(feed)
     }
@@ -104,7 +112,7 @@ impl Feed {
 
     /// The catalog now.
     pub fn snapshot(&self) -> v1::Snapshot {
-        v1::Snapshot { hosts: self.view().hosts.values().cloned().collect() }
+        self.view().snapshot()
     }
 
     /// The revision of the catalog now.
@@ -112,15 +120,34 @@ impl Feed {
         self.view().revision
     }
 
-    async fn reload(&self) -> Result<(), StoreError> {
-        let (revision, entries) = self.store.list(HOSTS).await?;
-        let mut view = self.view();
-        view.revision = revision;
-        view.hosts.clear();
-        for Entry { key, value, .. } in entries {
-            view.put(&key, &value);
+    /// What `read` finds in the view.
+    pub fn read<T>(&self, read: impl FnOnce(&View) -> T) -> T {
+        read(&self.view())
+    }
+
+    /// Waits until watchers have been told of everything up to `revision`; false when that takes too long.
+    pub async fn reached(&self, revision: u64) -> bool {
+        let mut told = self.told.subscribe();
+        let reached = told.wait_for(|told| *told >= revision);
+        matches!(tokio::time::timeout(LAG, reached).await, Ok(Ok(_)))
+    }
+
+    async fn reload(&self) -> Result<(), FeedError> {
+        // The lists are of one revision each. Watching begins at the first: what is in a later one already is only
+        // said again.
+        let (revision, mut entries) = self.store.list(HOSTS).await?;
+        for prefix in [RULES, SERVICES, DEFAULTS] {
+            entries.extend(self.store.list(prefix).await?.1);
         }
-        self.publish(view.snapshot());
+        let mut fresh = View { revision, ..View::default() };
+        let mut view = self.view();
+        fresh.connections = view.connections.clone();
+        for entry in entries {
+            fresh.put(&entry.key, &entry.value)?;
+        }
+        *view = fresh;
+        self.publish(snapshot(&view));
+        self.told.send_replace(revision);
         Ok(())
     }
 
@@ -129,13 +156,17 @@ impl Feed {
         view.revision = revision;
         for change in changes {
             let event = match change {
-                Change::Put(key, value) => view.put(key, value).map(Event::Host),
-                Change::Delete(key) => view.remove(key).map(Event::HostRemoved),
+                Change::Put(key, value) => view.put(key, value).unwrap_or_else(|error| {
+                    error!(%error, "agents keep what they have of it");
+                    None
+                }),
+                Change::Delete(key) => view.remove(key),
             };
             if let Some(event) = event {
                 self.publish(v1::CatalogEvent { revision, event: Some(event) });
             }
         }
+        self.told.send_replace(revision);
     }
 
     fn leave(&self, node: &NodeName) {
@@ -183,7 +214,7 @@ impl Subscription {
         let view = self.feed.view();
         // What was published before this snapshot is in it.
         self.events = self.feed.events.subscribe();
-        view.snapshot()
+        snapshot(&view)
     }
 }
 
@@ -193,32 +224,15 @@ impl Drop for Subscription {
     }
 }
 
-impl View {
-    fn snapshot(&self) -> v1::CatalogEvent {
-        let hosts = self.hosts.values().cloned().collect();
-        v1::CatalogEvent { revision: self.revision, event: Some(Event::Snapshot(v1::Snapshot { hosts })) }
-    }
-
-    /// Takes a stored record, if it is one of a host.
-    fn put(&mut self, key: &str, value: &[u8]) -> Option<v1::Host> {
-        let node = key.strip_prefix(HOSTS)?;
-        let mut host = v1::Host::decode(value)
-            .inspect_err(|error| error!(key, %error, "a record of the catalog is damaged and left out"))
-            .ok()?;
-        host.connected = self.connections.contains_key(node);
-        self.hosts.insert(node.to_owned(), host.clone());
-        Some(host)
-    }
-
-    fn remove(&mut self, key: &str) -> Option<String> {
-        let node = key.strip_prefix(HOSTS)?;
-        self.hosts.remove(node).map(|host| host.node)
-    }
+fn snapshot(view: &View) -> v1::CatalogEvent {
+    v1::CatalogEvent { revision: view.revision, event: Some(Event::Snapshot(view.snapshot())) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prost::Message;
+
     use crate::catalog::Catalog;
     use crate::store::EmbeddedStore;
 

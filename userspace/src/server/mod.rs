@@ -2,13 +2,17 @@
 
 mod addresses;
 mod admin;
+mod administration;
 mod credentials;
 mod feed;
 mod listener;
 mod mesh;
+mod policy;
+mod records;
 mod registry;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -22,10 +26,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server as GrpcServer;
 use tracing::info;
 
 use crate::api::MAX_REQUEST_BYTES;
+use crate::api::v1::administration_server::AdministrationServer;
 use crate::api::v1::local_server::LocalServer;
 use crate::api::v1::mesh_server::MeshServer;
 use crate::identity::token::{ServerAddress, ServerAddressError};
@@ -33,9 +39,12 @@ use crate::identity::{IdentityError, NodeName, SpiffeId, TrustDomain};
 use crate::local::{LocalError, LocalSocket, SERVER_SOCKET};
 use crate::store::{EmbeddedStore, Store, StoreError};
 use admin::AdminService;
+use administration::AdministrationService;
 use credentials::Credentials;
-use feed::Feed;
+use feed::{Feed, FeedError};
 use mesh::MeshService;
+pub use policy::DEFAULT_MAX_RULES;
+use policy::PolicyRecords;
 use registry::{Registry, RegistryError};
 
 /// Where agents find a server unless told otherwise.
@@ -66,6 +75,8 @@ pub struct ServerOptions {
     pub certificate_lifetime: Duration,
     /// The name in the server's own identity.
     pub node: NodeName,
+    /// How many rules the mesh may have.
+    pub max_rules: usize,
 }
 
 /// Why a server cannot run.
@@ -85,6 +96,9 @@ pub enum ServerError {
     /// A record in the database fails.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// Catalog or policy cannot be read.
+    #[error(transparent)]
+    Feed(#[from] FeedError),
     /// The authority or a certificate fails.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -128,6 +142,7 @@ pub struct Server {
     registry: Arc<Registry>,
     feed: Arc<Feed>,
     servers: Vec<ServerAddress>,
+    administration: AdministrationService,
 }
 
 /// Runs a server until `shutdown`.
@@ -156,9 +171,16 @@ impl Server {
         let credentials = Arc::new(Credentials::new(authority, id, options.certificate_lifetime)?);
         let listeners = listener::bind(&options.listen)?;
         let servers = listener::advertised(options.advertise, &listeners)?;
-        let feed = Arc::new(Feed::load(store, registry.clone()).await?);
+        let feed = Arc::new(Feed::load(store.clone(), registry.clone()).await?);
+        let policy = PolicyRecords {
+            store,
+            feed: feed.clone(),
+            trust_domain: credentials.authority().trust_domain().clone(),
+            max_rules: options.max_rules,
+        };
+        let administration = AdministrationService { policy };
         let socket = LocalSocket::bind(&options.run_dir, SERVER_SOCKET)?;
-        Ok(Self { listeners, socket, credentials, registry, feed, servers })
+        Ok(Self { listeners, socket, credentials, registry, feed, servers, administration })
     }
 
     /// The addresses that it listens on.
@@ -195,7 +217,9 @@ impl Server {
             feed: self.feed,
             servers: self.servers,
         };
-        let local = self.socket.serve(LocalServer::new(admin), shutdown.clone());
+        let routes =
+            Routes::new(LocalServer::new(admin)).add_service(AdministrationServer::new(self.administration));
+        let local = self.socket.serve(routes, shutdown.clone());
         let serving = GrpcServer::builder()
             .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))

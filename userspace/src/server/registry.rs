@@ -1,7 +1,7 @@
 //! What the server has on record: its authority, join tokens, hosts and their reports.
 //!
 //! Keys of the store: `authority`, `tokens/HASH`, `nodes/NODE` (the key of each host), `hosts/NODE` (its
-//! catalog entry) and [`addresses/IP`](super::addresses). Secrets of tokens are kept as SHA-256 only.
+//! catalog entry), [`addresses/IP`](super::addresses) and [those of the policy](super::records). Secrets of tokens are kept as SHA-256 only.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,18 +10,16 @@ use std::time::{Duration, SystemTime};
 use data_encoding::{BASE64, HEXLOWER};
 use prost::Message;
 use rustls_pki_types::CertificateDer;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Claims, ToldContests};
+use super::records::{HOSTS, decode, put, read};
 use crate::api::{unix_seconds, v1};
 use crate::catalog::Report;
 use crate::identity::token::sha256;
 use crate::identity::{Authority, IdentityError, JoinToken, NameError, NodeName, TrustDomain};
 use crate::store::{Change, Condition, Entry, Outcome, Store, StoreError, Transaction};
 
-/// Prefix of the catalog's entries.
-pub const HOSTS: &str = "hosts/";
 const AUTHORITY: &str = "authority";
 const TOKENS: &str = "tokens/";
 const NODES: &str = "nodes/";
@@ -112,7 +110,7 @@ impl Registry {
     /// When the record is damaged or the store fails.
     pub async fn authority(&self, trust_domain: Option<&TrustDomain>) -> Result<Authority, RegistryError> {
         loop {
-            if let Some((_, stored)) = self.read::<StoredAuthority>(AUTHORITY).await? {
+            if let Some((_, stored)) = read::<StoredAuthority>(&*self.store, AUTHORITY).await? {
                 return stored.open();
             }
             let trust_domain = match trust_domain {
@@ -160,7 +158,7 @@ impl Registry {
         caller: &StoredNode,
     ) -> Result<Outcome, RegistryError> {
         let token_key = token_key(secret);
-        let token = self.read::<StoredToken>(&token_key).await?;
+        let token = read::<StoredToken>(&*self.store, &token_key).await?;
         let (entry, token) = token.ok_or(RegistryError::UnknownToken)?;
         match token.used_by {
             Some(user) if user == *caller => return Ok(Outcome::Applied(entry.revision)),
@@ -174,7 +172,7 @@ impl Registry {
         let mut conditions = vec![Condition::Unchanged(token_key.clone(), entry.revision)];
         let mut changes = vec![put(&token_key, &used)?];
         let node_key = format!("{NODES}{node}");
-        match self.read::<StoredNode>(&node_key).await? {
+        match read::<StoredNode>(&*self.store, &node_key).await? {
             Some((_, known)) if known != *caller => return Err(RegistryError::NodeTaken(node.clone())),
             Some((entry, _)) => conditions.push(Condition::Unchanged(node_key, entry.revision)),
             None => {
@@ -191,7 +189,7 @@ impl Registry {
     /// # Errors
     /// A refusal, or a failure of the store.
     pub async fn authorise_renewal(&self, node: &NodeName, public_key: &[u8]) -> Result<(), RegistryError> {
-        match self.read::<StoredNode>(&format!("{NODES}{node}")).await? {
+        match read::<StoredNode>(&*self.store, &format!("{NODES}{node}")).await? {
             Some((_, known)) if known.key == key_hash(public_key) => Ok(()),
             Some(_) => Err(RegistryError::NodeTaken(node.clone())),
             None => Err(RegistryError::NotJoined(node.clone())),
@@ -242,12 +240,6 @@ impl Registry {
         let host = host.map_err(|_| RegistryError::Damaged(entry.key.clone()))?;
         Ok((entry, host))
     }
-
-    async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(Entry, T)>, RegistryError> {
-        let Some(entry) = self.store.get(key).await? else { return Ok(None) };
-        let value = decode(&entry)?;
-        Ok(Some((entry, value)))
-    }
 }
 
 impl StoredAuthority {
@@ -279,13 +271,4 @@ fn put_host(node: &NodeName, report: Option<v1::HostReport>) -> Change {
     let last_seen = unix_seconds(SystemTime::now());
     let host = v1::Host { node: node.to_string(), report, last_seen, connected: false };
     Change::Put(format!("{HOSTS}{node}"), host.encode_to_vec())
-}
-
-fn put(key: &str, record: &impl Serialize) -> Result<Change, RegistryError> {
-    let value = serde_json::to_vec(record).map_err(|_| RegistryError::Damaged(key.to_owned()))?;
-    Ok(Change::Put(key.to_owned(), value))
-}
-
-fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, RegistryError> {
-    serde_json::from_slice(&entry.value).map_err(|_| RegistryError::Damaged(entry.key.clone()))
 }

@@ -40,14 +40,14 @@ pub async fn dial(
     address: SocketAddr,
     config: Arc<ClientConfig>,
     mark: Option<u32>,
-) -> Result<Tunnel, DialError> {
+) -> Result<Box<Tunnel>, DialError> {
     let mut stream = connect(address, mark).await.map_err(|error| DialError::Connect(address, error))?;
     // The verifier compares SPIFFE ids and no server name is sent, so the name is only a form to fill in.
     let name = ServerName::IpAddress(address.ip().into());
     let established = within(HANDSHAKE_TIMEOUT, tls::connect(&mut stream, config, name)).await;
     let established = established.map_err(|error| DialError::Handshake(address, error))?;
     let peer = peer_identity(&established.chain).map_err(|error| DialError::Identity(address, error))?;
-    Ok(Tunnel::new(stream, established, Side::Opener, peer))
+    Ok(Box::new(Tunnel::new(stream, established, Side::Opener, peer)))
 }
 
 /// Answers the agent that has connected by `stream`; `config` decides who it may be. `permit` is waited for, within
@@ -59,11 +59,11 @@ pub async fn answer<Permit>(
     mut stream: TcpStream,
     config: Arc<ServerConfig>,
     permit: impl Future<Output = Permit>,
-) -> io::Result<Tunnel> {
+) -> io::Result<Box<Tunnel>> {
     socket::tune_tunnel(&stream)?;
     let established = within(HANDSHAKE_TIMEOUT, tls::accept(&mut stream, config, permit)).await?;
     let peer = peer_identity(&established.chain).map_err(io::Error::other)?;
-    Ok(Tunnel::new(stream, established, Side::Acceptor, peer))
+    Ok(Box::new(Tunnel::new(stream, established, Side::Acceptor, peer)))
 }
 
 async fn connect(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {

@@ -121,7 +121,7 @@ impl Incoming {
     /// Bytes of the stream that are not consumed, in order.
     pub fn data(&self) -> impl Iterator<Item = IoSlice<'_>> {
         let bytes: &[u8] = self.buffer.as_deref().unwrap_or_default();
-        self.pieces.iter().map(move |piece| IoSlice::new(&bytes[piece.clone()]))
+        self.pieces.iter().map(move |piece| IoSlice::new(&bytes[piece]))
     }
 
     /// Drops bytes from the front of [`Self::data`].
@@ -186,28 +186,29 @@ impl Incoming {
     }
 }
 
-/// A short queue of ranges.
+/// A short queue of ranges. Idle tunnels are many, so that it is small.
 #[derive(Default)]
 struct Pieces {
-    ranges: [Range<usize>; MAX_PIECES],
-    begin: usize,
-    end: usize,
+    ranges: [Range<u32>; MAX_PIECES],
+    begin: u8,
+    end: u8,
 }
 
 impl Pieces {
+    /// Of a buffer, whose length is far below what a `u32` holds.
     fn push(&mut self, range: Range<usize>) {
         if self.is_empty() {
             (self.begin, self.end) = (0, 0);
         }
-        self.ranges[self.end] = range;
+        self.ranges[usize::from(self.end)] = range.start as u32..range.end as u32;
         self.end += 1;
     }
 
     fn consume(&mut self, mut length: usize) {
         while length > 0 {
-            let front = &mut self.ranges[self.begin];
+            let front = &mut self.ranges[usize::from(self.begin)];
             let step = length.min(front.len());
-            front.start += step;
+            front.start += step as u32;
             length -= step;
             if front.start == front.end {
                 self.begin += 1;
@@ -215,12 +216,13 @@ impl Pieces {
         }
     }
 
-    fn iter(&self) -> std::slice::Iter<'_, Range<usize>> {
-        self.ranges[self.begin..self.end].iter()
+    fn iter(&self) -> impl Iterator<Item = Range<usize>> {
+        let ranges = &self.ranges[usize::from(self.begin)..usize::from(self.end)];
+        ranges.iter().map(|range| range.start as usize..range.end as usize)
     }
 
     fn is_full(&self) -> bool {
-        !self.is_empty() && self.end == MAX_PIECES
+        !self.is_empty() && usize::from(self.end) == MAX_PIECES
     }
 
     fn is_empty(&self) -> bool {

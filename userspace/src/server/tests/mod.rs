@@ -2,8 +2,10 @@
 
 mod addresses;
 mod catalog;
+mod identities;
 mod join;
 mod lifecycle;
+mod policy;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -40,6 +42,7 @@ fn options(directory: &Path) -> ServerOptions {
         trust_domain: Some("mesh.test".parse().unwrap()),
         certificate_lifetime: Duration::from_secs(3600),
         node: "murmesh00".parse().unwrap(),
+        max_rules: super::DEFAULT_MAX_RULES,
     }
 }
 

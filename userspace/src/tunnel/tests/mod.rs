@@ -40,7 +40,7 @@ async fn tunnel() -> (Tunnel, Tunnel) {
         answer(stream, tls::tunnel_server(&service).unwrap(), ready(())).await
     };
     let (opener, acceptor) = tokio::join!(dial(address, config, None), accepted);
-    (opener.unwrap(), acceptor.unwrap())
+    (*opener.unwrap(), *acceptor.unwrap())
 }
 
 fn open() -> Frame {

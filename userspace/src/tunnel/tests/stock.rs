@@ -40,7 +40,7 @@ pub async fn tunnel(side: Side) -> (Tunnel, TlsStream<TcpStream>) {
         Side::Opener => {
             let accepted = async { TlsAcceptor::from(at_service).accept(accepted.await).await };
             let (ours, stock) = tokio::join!(dial(address, to_service, None), accepted);
-            (ours.unwrap(), stock.unwrap().into())
+            (*ours.unwrap(), stock.unwrap().into())
         }
         Side::Acceptor => {
             let connected = async {
@@ -49,7 +49,7 @@ pub async fn tunnel(side: Side) -> (Tunnel, TlsStream<TcpStream>) {
             };
             let accepted = async { answer(accepted.await, at_service, ready(())).await };
             let (ours, stock) = tokio::join!(accepted, connected);
-            (ours.unwrap(), stock.unwrap().into())
+            (*ours.unwrap(), stock.unwrap().into())
         }
     }
 }

@@ -1,0 +1,251 @@
+//! Between the policy's types and what travels in the API and lies in the store. Everything is validated here.
+
+use super::{Action, Defaults, Mode, Network, PatternError, Policy, Rule, RuleId, Service};
+use crate::api::v1;
+use crate::api::v1::catalog_event::Event;
+use crate::identity::NameError;
+
+/// What was wrong with a message of the policy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidMessage {
+    /// A name that is not one.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A pattern or network that is not one.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// A rule without a number.
+    #[error("a rule has no number")]
+    RuleId,
+    /// Neither allow nor deny.
+    #[error("{0} is no action that this version knows; the server may be newer")]
+    Action(i32),
+    /// Not a mode.
+    #[error("{0} is no mode that this version knows; the server may be newer")]
+    Mode(i32),
+    /// Not a port number.
+    #[error("{0} is not a port number")]
+    Port(u32),
+}
+
+impl Policy {
+    /// Takes one change of the server's watch stream. Events about hosts change nothing.
+    ///
+    /// # Errors
+    /// When any part of it is invalid; the policy is then unchanged.
+    pub fn apply(&mut self, event: Event) -> Result<(), InvalidMessage> {
+        match event {
+            Event::Defaults(defaults) => self.defaults = defaults.try_into()?,
+            Event::Rule(rule) => self.put_rule(rule.try_into()?),
+            Event::RuleRemoved(number) => {
+                self.remove_rule(RuleId::new(number).ok_or(InvalidMessage::RuleId)?);
+            }
+            Event::Service(service) => self.put_service(service.try_into()?),
+            Event::ServiceRemoved(name) => self.remove_service(&name.parse()?),
+            Event::Snapshot(_) | Event::Host(_) | Event::HostRemoved(_) => {}
+        }
+        Ok(())
+    }
+}
+
+impl From<&Policy> for v1::Policy {
+    fn from(policy: &Policy) -> Self {
+        Self {
+            defaults: Some(policy.defaults.into()),
+            rules: policy.rules().values().map(|rule| rule.as_ref().into()).collect(),
+            services: policy.services().values().map(|service| service.as_ref().into()).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::Policy> for Policy {
+    type Error = InvalidMessage;
+
+    fn try_from(message: v1::Policy) -> Result<Self, InvalidMessage> {
+        let mut policy = Self::default();
+        let defaults = message.defaults.map(Event::Defaults).into_iter();
+        let rules = message.rules.into_iter().map(Event::Rule);
+        let services = message.services.into_iter().map(Event::Service);
+        defaults.chain(rules).chain(services).try_for_each(|event| policy.apply(event))?;
+        Ok(policy)
+    }
+}
+
+impl From<Defaults> for v1::Defaults {
+    fn from(defaults: Defaults) -> Self {
+        Self {
+            mesh: v1::Action::from(defaults.mesh).into(),
+            egress: v1::Action::from(defaults.egress).into(),
+            mode: v1::Mode::from(defaults.mode).into(),
+        }
+    }
+}
+
+impl TryFrom<v1::Defaults> for Defaults {
+    type Error = InvalidMessage;
+
+    fn try_from(message: v1::Defaults) -> Result<Self, InvalidMessage> {
+        Ok(Self {
+            mesh: action(message.mesh)?.unwrap_or_default(),
+            egress: action(message.egress)?.unwrap_or_default(),
+            mode: mode(message.mode)?.unwrap_or_default(),
+        })
+    }
+}
+
+impl From<&Rule> for v1::Rule {
+    fn from(rule: &Rule) -> Self {
+        Self {
+            id: rule.id.number(),
+            action: v1::Action::from(rule.action).into(),
+            source: rule.source.to_string(),
+            destination: rule.destination.to_string(),
+            dry_run: rule.dry_run,
+        }
+    }
+}
+
+impl TryFrom<v1::Rule> for Rule {
+    type Error = InvalidMessage;
+
+    fn try_from(message: v1::Rule) -> Result<Self, InvalidMessage> {
+        Ok(Self {
+            id: RuleId::new(message.id).ok_or(InvalidMessage::RuleId)?,
+            action: action(message.action)?.ok_or(InvalidMessage::Action(message.action))?,
+            source: message.source.parse()?,
+            destination: message.destination.parse()?,
+            dry_run: message.dry_run,
+        })
+    }
+}
+
+impl From<&Service> for v1::Service {
+    fn from(service: &Service) -> Self {
+        Self {
+            name: service.name.to_string(),
+            hosts: service.hosts.iter().map(ToString::to_string).collect(),
+            port: service.port.into(),
+            mode: service.mode.map_or(v1::Mode::Unspecified, v1::Mode::from).into(),
+            exceptions: service.exceptions.iter().map(Network::to_string).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::Service> for Service {
+    type Error = InvalidMessage;
+
+    fn try_from(message: v1::Service) -> Result<Self, InvalidMessage> {
+        let port = u16::try_from(message.port).ok().filter(|port| *port != 0);
+        Ok(Self {
+            name: message.name.parse()?,
+            hosts: message.hosts.iter().map(|node| node.parse()).collect::<Result<_, _>>()?,
+            port: port.ok_or(InvalidMessage::Port(message.port))?,
+            mode: mode(message.mode)?,
+            exceptions: message.exceptions.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<Action> for v1::Action {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::Allow => Self::Allow,
+            Action::Deny => Self::Deny,
+        }
+    }
+}
+
+impl From<Mode> for v1::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Observe => Self::Observe,
+            Mode::Permissive => Self::Permissive,
+            Mode::Strict => Self::Strict,
+        }
+    }
+}
+
+fn action(number: i32) -> Result<Option<Action>, InvalidMessage> {
+    match v1::Action::try_from(number) {
+        Ok(v1::Action::Unspecified) => Ok(None),
+        Ok(v1::Action::Allow) => Ok(Some(Action::Allow)),
+        Ok(v1::Action::Deny) => Ok(Some(Action::Deny)),
+        Err(_) => Err(InvalidMessage::Action(number)),
+    }
+}
+
+fn mode(number: i32) -> Result<Option<Mode>, InvalidMessage> {
+    match v1::Mode::try_from(number) {
+        Ok(v1::Mode::Unspecified) => Ok(None),
+        Ok(v1::Mode::Observe) => Ok(Some(Mode::Observe)),
+        Ok(v1::Mode::Permissive) => Ok(Some(Mode::Permissive)),
+        Ok(v1::Mode::Strict) => Ok(Some(Mode::Strict)),
+        Err(_) => Err(InvalidMessage::Mode(number)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule() -> v1::Rule {
+        v1::Rule {
+            id: 7,
+            action: v1::Action::Deny.into(),
+            source: "host/fcc00/*".to_owned(),
+            destination: "service/web:80".to_owned(),
+            dry_run: true,
+        }
+    }
+
+    fn service() -> v1::Service {
+        v1::Service {
+            name: "web".to_owned(),
+            hosts: vec!["a".to_owned(), "b".to_owned()],
+            port: 80,
+            mode: v1::Mode::Strict.into(),
+            exceptions: vec!["192.0.2.0/24".to_owned()],
+        }
+    }
+
+    #[test]
+    fn a_policy_is_the_same_after_the_wire() {
+        let sent = v1::Policy {
+            defaults: Some(v1::Defaults {
+                mesh: v1::Action::Deny.into(),
+                egress: v1::Action::Allow.into(),
+                mode: v1::Mode::Strict.into(),
+            }),
+            rules: vec![rule()],
+            services: vec![service()],
+        };
+        assert_eq!(v1::Policy::from(&Policy::try_from(sent.clone()).unwrap()), sent);
+        let empty = Policy::try_from(v1::Policy::default()).unwrap();
+        assert_eq!(
+            empty.defaults,
+            Defaults { mesh: Action::Allow, egress: Action::Allow, mode: Mode::Permissive }
+        );
+    }
+
+    #[test]
+    fn a_rule_that_is_not_understood_is_refused_and_never_left_out() {
+        for wrong in [
+            v1::Rule { id: 0, ..rule() },
+            v1::Rule { action: 0, ..rule() },
+            v1::Rule { action: 3, ..rule() },
+            v1::Rule { source: "fcc00".to_owned(), ..rule() },
+            v1::Rule { destination: "10.0.0.1/8".to_owned(), ..rule() },
+        ] {
+            let rules = vec![rule(), wrong.clone()];
+            assert!(Policy::try_from(v1::Policy { rules, ..v1::Policy::default() }).is_err(), "{wrong:?}");
+        }
+        for wrong in [
+            v1::Service { port: 0, ..service() },
+            v1::Service { port: 65_616, ..service() },
+            v1::Service { mode: 9, ..service() },
+            v1::Service { name: "*".to_owned(), ..service() },
+        ] {
+            assert!(Service::try_from(wrong.clone()).is_err(), "{wrong:?}");
+        }
+    }
+}

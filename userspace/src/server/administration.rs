@@ -1,0 +1,90 @@
+//! What only an administrator of the server may change. Every change is logged with who made it.
+
+use tonic::{Request, Response, Status};
+use tracing::{error, info};
+
+use super::policy::{PolicyChangeError, PolicyRecords};
+use super::registry::RegistryError;
+use crate::api::v1;
+use crate::api::v1::administration_server::Administration;
+use crate::local::caller;
+use crate::policy::Defaults;
+
+/// Serves the `Administration` interface.
+pub struct AdministrationService {
+    pub policy: PolicyRecords,
+}
+
+#[tonic::async_trait]
+impl Administration for AdministrationService {
+    async fn add_rule(&self, request: Request<v1::AddRuleRequest>) -> Result<Response<v1::Rule>, Status> {
+        let caller = caller(&request);
+        let rule = self.policy.add_rule(request.get_ref()).await.map_err(refusal)?;
+        info!(%caller, id = %rule.id, %rule, dry_run = rule.dry_run, "rule added");
+        Ok(Response::new((&rule).into()))
+    }
+
+    async fn delete_rule(
+        &self,
+        request: Request<v1::DeleteRuleRequest>,
+    ) -> Result<Response<v1::Rule>, Status> {
+        let caller = caller(&request);
+        let rule = self.policy.delete_rule(request.get_ref().id).await.map_err(refusal)?;
+        info!(%caller, id = %rule.id, %rule, dry_run = rule.dry_run, "rule deleted");
+        Ok(Response::new((&rule).into()))
+    }
+
+    async fn set_defaults(
+        &self,
+        request: Request<v1::SetDefaultsRequest>,
+    ) -> Result<Response<v1::Defaults>, Status> {
+        let caller = caller(&request);
+        let defaults = self.policy.set_defaults(request.get_ref()).await.map_err(refusal)?;
+        let Defaults { mesh, egress, mode } = defaults;
+        info!(%caller, %mesh, %egress, %mode, "defaults of the policy set");
+        Ok(Response::new(defaults.into()))
+    }
+
+    async fn set_service(
+        &self,
+        request: Request<v1::SetServiceRequest>,
+    ) -> Result<Response<v1::Service>, Status> {
+        let caller = caller(&request);
+        let service = self.policy.set_service(request.get_ref()).await.map_err(refusal)?;
+        info!(%caller, %service, "service set");
+        Ok(Response::new((&service).into()))
+    }
+
+    async fn remove_service(
+        &self,
+        request: Request<v1::RemoveServiceRequest>,
+    ) -> Result<Response<v1::Service>, Status> {
+        let caller = caller(&request);
+        let service = self.policy.remove_service(&request.get_ref().name).await.map_err(refusal)?;
+        info!(%caller, %service, "service removed");
+        Ok(Response::new((&service).into()))
+    }
+}
+
+fn refusal(error: PolicyChangeError) -> Status {
+    use PolicyChangeError as Refused;
+    let message = error.to_string();
+    match error {
+        Refused::Pattern(_) | Refused::Name(_) | Refused::Message(_) | Refused::Incomplete(_) => {
+            Status::invalid_argument(message)
+        }
+        Refused::UnknownRule(_) | Refused::UnknownService(_) | Refused::UnknownHost(_) => {
+            Status::not_found(message)
+        }
+        Refused::TooMany { .. } | Refused::NoNumber => Status::resource_exhausted(message),
+        Refused::PortTaken { .. } | Refused::InUse { .. } => Status::failed_precondition(message),
+        Refused::Behind | Refused::Registry(RegistryError::Store(_)) => {
+            error!(error = message, "the policy could not be changed");
+            Status::unavailable(message)
+        }
+        Refused::Registry(_) => {
+            error!(error = message, "the policy could not be changed");
+            Status::internal(message)
+        }
+    }
+}

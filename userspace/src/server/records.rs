@@ -1,0 +1,44 @@
+//! How records are kept: the keys of the store that more than one module knows, and their forms.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::registry::RegistryError;
+use crate::store::{Change, Entry, Store};
+
+/// Prefix of the catalog's entries, by node: `v1::Host`.
+pub const HOSTS: &str = "hosts/";
+/// Prefix of the rules, by number: `v1::Rule`.
+pub const RULES: &str = "rules/";
+/// Prefix of the named services, by name: `v1::Service`.
+pub const SERVICES: &str = "services/";
+/// What holds where no rule speaks: `v1::Defaults`.
+pub const DEFAULTS: &str = "settings/policy";
+
+/// Reads a record that is kept as JSON.
+///
+/// # Errors
+/// When the store fails or the record is damaged.
+pub async fn read<T: DeserializeOwned>(
+    store: &dyn Store,
+    key: &str,
+) -> Result<Option<(Entry, T)>, RegistryError> {
+    let Some(entry) = store.get(key).await? else { return Ok(None) };
+    let value = decode(&entry)?;
+    Ok(Some((entry, value)))
+}
+
+/// The change that keeps a record as JSON.
+///
+/// # Errors
+/// When it has no form in JSON.
+pub fn put(key: &str, record: &impl Serialize) -> Result<Change, RegistryError> {
+    let value = serde_json::to_vec(record).map_err(|_| RegistryError::Damaged(key.to_owned()))?;
+    Ok(Change::Put(key.to_owned(), value))
+}
+
+/// # Errors
+/// When the record is damaged.
+pub fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, RegistryError> {
+    serde_json::from_slice(&entry.value).map_err(|_| RegistryError::Damaged(entry.key.clone()))
+}

@@ -1,0 +1,96 @@
+//! What a server knows of the mesh now, as its store and its watchers tell.
+
+use std::collections::{BTreeMap, HashMap};
+
+use prost::Message;
+use tracing::error;
+
+use super::records::{DEFAULTS, HOSTS, RULES, SERVICES};
+use crate::api::v1;
+use crate::api::v1::catalog_event::Event;
+use crate::identity::TrustDomain;
+use crate::policy::{Names, Policy, RuleId};
+
+/// A record of the policy that is not understood. It is not left out: that could open what it closes.
+#[derive(Debug, thiserror::Error)]
+#[error("the record {key} in the server's database is damaged: {reason}")]
+pub struct DamagedRecord {
+    key: String,
+    reason: String,
+}
+
+#[derive(Default)]
+pub struct View {
+    pub revision: u64,
+    pub hosts: BTreeMap<String, v1::Host>,
+    pub policy: Policy,
+    /// Watch streams of each host; two for a moment when one replaces another.
+    pub connections: HashMap<String, usize>,
+}
+
+impl View {
+    pub fn snapshot(&self) -> v1::Snapshot {
+        v1::Snapshot { hosts: self.hosts.values().cloned().collect(), policy: Some((&self.policy).into()) }
+    }
+
+    /// What plain names stand for.
+    pub fn names(&self, trust_domain: &TrustDomain) -> Names {
+        Names {
+            trust_domain: trust_domain.clone(),
+            hosts: self.hosts.keys().filter_map(|node| node.parse().ok()).collect(),
+            services: self.policy.services().keys().cloned().collect(),
+        }
+    }
+
+    /// Takes a stored record; `None` if it is of no concern to watchers.
+    ///
+    /// # Errors
+    /// When a record of the policy is damaged. One of a host is left out, with an error in the log.
+    pub fn put(&mut self, key: &str, value: &[u8]) -> Result<Option<Event>, DamagedRecord> {
+        if let Some(node) = key.strip_prefix(HOSTS) {
+            return Ok(self.put_host(node, value).map(Event::Host));
+        }
+        let event = if key == DEFAULTS {
+            decoded(value).map(Event::Defaults)
+        } else if key.starts_with(RULES) {
+            decoded(value).map(Event::Rule)
+        } else if key.starts_with(SERVICES) {
+            decoded(value).map(Event::Service)
+        } else {
+            return Ok(None);
+        };
+        let applied = event.and_then(|event| {
+            self.policy.apply(event.clone()).map_err(|error| error.to_string())?;
+            Ok(Some(event))
+        });
+        applied.map_err(|reason| DamagedRecord { key: key.to_owned(), reason })
+    }
+
+    /// Takes the end of a record; `None` if it is of no concern to watchers.
+    pub fn remove(&mut self, key: &str) -> Option<Event> {
+        if let Some(node) = key.strip_prefix(HOSTS) {
+            return self.hosts.remove(node).map(|host| Event::HostRemoved(host.node));
+        }
+        if let Some(number) = key.strip_prefix(RULES) {
+            let id: RuleId = number.parse().ok()?;
+            self.policy.remove_rule(id);
+            return Some(Event::RuleRemoved(id.number()));
+        }
+        let name = key.strip_prefix(SERVICES)?.parse().ok()?;
+        self.policy.remove_service(&name);
+        Some(Event::ServiceRemoved(name.to_string()))
+    }
+
+    fn put_host(&mut self, node: &str, value: &[u8]) -> Option<v1::Host> {
+        let mut host = v1::Host::decode(value)
+            .inspect_err(|error| error!(node, %error, "a record of the catalog is damaged and left out"))
+            .ok()?;
+        host.connected = self.connections.contains_key(node);
+        self.hosts.insert(node.to_owned(), host.clone());
+        Some(host)
+    }
+}
+
+fn decoded<M: Message + Default>(value: &[u8]) -> Result<M, String> {
+    M::decode(value).map_err(|error| error.to_string())
+}
