@@ -14,6 +14,7 @@ use tracing::{debug, error};
 use super::{canary::CANARIES, discover::Served};
 use crate::{
     bpf::{BpfError, PolicyMaps},
+    discovery::ExemptPorts,
     identity::NodeName,
     policy::{
         Policy,
@@ -45,6 +46,10 @@ pub struct Known<'a> {
     pub serving: &'a Served,
     /// What it reaches through the mesh.
     pub routes: &'a Routes,
+    /// Addresses of the mesh's hosts.
+    pub mesh: &'a BTreeSet<IpAddr>,
+    /// Ports that are never meshed.
+    pub exempt: &'a ExemptPorts,
 }
 
 impl Enforcement {
@@ -100,6 +105,8 @@ impl Enforcement {
             listening: &HashMap::new(),
             endpoints,
             addresses: &known.serving.addresses,
+            mesh: known.mesh,
+            exempt: known.exempt,
         });
         if full != self.full {
             full.iter().for_each(|full| error!("{full}"));
