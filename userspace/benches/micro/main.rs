@@ -1,7 +1,8 @@
-//! What single steps cost that need no socket: frames, TLS records, routes, rules. `cargo xtask bench micro` runs them.
+//! What single steps cost that need no socket: frames, TLS records, routes, verdicts. `cargo xtask bench micro` runs them.
 
 mod frames;
 mod policy;
+mod verdicts;
 // Compiled from its source: it is no part of the library's interface.
 #[path = "../../src/tunnel/tls/record.rs"]
 #[expect(dead_code, reason = "the handshake, which uses the rest, is not compiled here")]

@@ -1,4 +1,4 @@
-//! Rules: a verdict, and the entries of the kernel half's maps, which an agent makes again at each change.
+//! Rules as the entries of the kernel half's maps, which an agent makes again at each change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -17,15 +17,6 @@ const PORTS: u32 = 10;
 
 /// Workloads of this host; the rules are about a tenth of them.
 const WORKLOADS: u64 = 100;
-
-#[divan::bench(args = [1_000, 10_000])]
-fn verdict_of_rules(bencher: Bencher<'_, '_>, rules: u32) {
-    let policy = policy(rules);
-    let source = policy.source(&name("here"), Some(unit(3)), []);
-    let destination = policy.destination(&name("host-7"), None, 8007);
-    policy.verdict(&source, &destination);
-    bencher.bench(|| policy.verdict(black_box(&source), black_box(&destination)));
-}
 
 #[divan::bench(args = SIZES, sample_count = 10)]
 fn entries_for_kernel(bencher: Bencher<'_, '_>, (endpoints, rules): (u32, u32)) {
