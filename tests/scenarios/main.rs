@@ -23,6 +23,7 @@ mod reset;
 mod server_first;
 mod server_loss;
 mod service_lifecycle;
+mod service_side;
 mod side_by_side;
 mod sidecar;
 mod slow_reader;

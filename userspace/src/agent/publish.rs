@@ -24,7 +24,7 @@ use crate::{
     discovery::ExemptPorts,
     identity::{Identity, NodeName},
     policy::Policy,
-    proxy::{Here, LocalServices, Routes, Shared},
+    proxy::{Here, LocalServices, Routes, Rules, Shared},
     socket,
 };
 
@@ -102,8 +102,10 @@ impl Publisher {
                 exempt: &self.exempt,
             };
             let routes = Routes::new(&known, &here, source_for);
-            self.shared.services.store(Arc::new(local_services(&known, &serving, node)));
+            let services = Arc::new(local_services(&known, &serving, node));
+            self.shared.services.store(services.clone());
             self.publish_routes(node, &known.policy, &serving, routes);
+            self.shared.rules.store(Arc::new(Rules::new(known.clone(), services, node.clone())));
             if let Some((wanted, upstream)) = &self.upstream {
                 upstream.store(wanted.resolve(&known).map(Arc::new));
             }

@@ -11,14 +11,16 @@ use tokio::{net::TcpStream, time::timeout};
 use tracing::{debug, info};
 
 use super::{
-    access::{AccessRecord, Direction},
+    access::{AccessRecord, Direction, Parties},
     relay::relay,
+    rules::{ALLOWED, forbidden_by},
     traffic::Counter,
     worker::Worker,
 };
 use crate::{
     identity::PeerIdentity,
     limited_log::LimitedLog,
+    policy::{Action, Verdict},
     socket,
     tunnel::{
         Received, Tunnel, TunnelError, answer,
@@ -90,10 +92,15 @@ async fn stream(
 ) -> Result<(), TunnelError> {
     let Open { destination, client } = open;
     let id = tunnel.peer().id.clone();
+    let authorised = authorise(worker, tunnel.peer(), from, &open);
+    let verdict = authorised.unwrap_or(ALLOWED);
+    let parties = Parties { local: None, peer: id };
+    let shared = worker.shared.clone();
     let mut access =
-        AccessRecord::open(worker.shared.clone(), Direction::Inbound, client, destination, id, None);
-    let dialled = match authorise(worker, tunnel.peer(), from, &open) {
-        Ok(()) => dial(worker, &open).await,
+        AccessRecord::open(shared, Direction::Inbound, client, destination, parties, None, verdict);
+    let dialled = match authorised {
+        Ok(Verdict { action: Action::Allow, .. }) => dial(worker, &open).await,
+        Ok(Verdict { rule, .. }) => Err((RefusalReason::Denied, forbidden_by(rule))),
         Err(reason) => Err((reason, "not allowed".to_owned())),
     };
     let mut service = match dialled {
@@ -113,13 +120,13 @@ async fn stream(
 }
 
 /// The caller is known from its certificate; it may reach services of this host, for clients of its own, unless this
-/// agent is stopping.
+/// agent is stopping. Returns what the rules say of it.
 fn authorise(
     worker: &Worker,
     caller: &PeerIdentity,
     from: SocketAddr,
     open: &Open,
-) -> Result<(), RefusalReason> {
+) -> Result<Verdict, RefusalReason> {
     if worker.stop.is_cancelled() {
         return Err(RefusalReason::Draining);
     }
@@ -131,7 +138,9 @@ fn authorise(
     if !caller.id.node().is_some_and(speaks) {
         return Err(RefusalReason::SourceNotAllowed);
     }
-    Ok(())
+    let own = worker.shared.identity.load();
+    let judged = own.id.node().and_then(|own| worker.judge.judge(&caller.id, own, open.destination));
+    judged.ok_or(RefusalReason::SourceNotAllowed)
 }
 
 /// Dials the service at the address that the client dialled. It is an address of this host, so this goes over the

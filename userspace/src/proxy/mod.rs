@@ -6,27 +6,35 @@
 mod accept;
 pub mod access;
 pub mod access_log;
+mod callers;
 mod inbound;
+mod judge;
 mod origin;
 mod outbound;
 mod pool;
 pub mod relay;
 mod routes;
+mod rules;
 pub mod traffic;
 pub mod watchdog;
 mod worker;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
+use tokio::sync::watch;
 
 pub use origin::Origin;
 pub use pool::Peer;
 pub use routes::{Here, LocalServices, Route, Routes};
+pub use rules::Rules;
 pub use worker::{BoundWorkers, Listen, Workers};
 
-use crate::identity::{Identity, IdentityError, tls};
+use crate::{
+    identity::{Identity, IdentityError, SpiffeId, tls},
+    workload::Workloads,
+};
 use traffic::Traffic;
 
 /// What all workers read.
@@ -35,6 +43,10 @@ pub struct Shared {
     pub routes: ArcSwap<Routes>,
     /// What may be reached on this host.
     pub services: ArcSwap<LocalServices>,
+    /// Who may reach what.
+    pub rules: ArcSwap<Rules>,
+    /// Who this host's processes are, once they are followed; a sidecar does not tell them apart.
+    pub workloads: OnceLock<watch::Receiver<Workloads>>,
     /// Who this host is.
     pub identity: ArcSwap<CurrentIdentity>,
     /// What is counted.
@@ -47,6 +59,8 @@ pub struct Shared {
 pub struct CurrentIdentity {
     /// The identity.
     pub identity: Arc<Identity>,
+    /// Its id, to be shared.
+    pub id: Arc<SpiffeId>,
     /// Counts renewals: tunnels of an earlier one are not used for new streams.
     pub generation: u64,
     /// For accepting tunnels.
@@ -60,7 +74,7 @@ impl CurrentIdentity {
     /// It is unusable for TLS.
     pub fn new(identity: Arc<Identity>, generation: u64) -> Result<Self, IdentityError> {
         let acceptor = tls::tunnel_server(&identity)?;
-        Ok(Self { identity, generation, acceptor })
+        Ok(Self { id: Arc::new(identity.id.clone()), identity, generation, acceptor })
     }
 }
 
@@ -70,6 +84,8 @@ impl Shared {
         Self {
             routes: ArcSwap::default(),
             services: ArcSwap::default(),
+            rules: ArcSwap::default(),
+            workloads: OnceLock::new(),
             identity: ArcSwap::from_pointee(identity),
             traffic: Traffic::default(),
             mark,

@@ -10,15 +10,19 @@ use tokio::net::TcpStream;
 use tracing::warn;
 
 use super::{
-    access::{AccessRecord, Direction},
+    access::{AccessRecord, Direction, Parties},
+    origin::Original,
     pool::{Lease, Peer},
     relay::{self, RelayError, relay},
     routes::Route,
+    rules::forbidden_by,
     worker::Worker,
 };
 use crate::{
     agent::canary,
+    identity::SpiffeId,
     limited_log::LimitedLog,
+    policy::{Action, Verdict},
     socket,
     tunnel::{
         TunnelError,
@@ -28,6 +32,9 @@ use crate::{
 
 /// Anybody on this host can connect to what the hooks redirect.
 static NO_ROUTE: LimitedLog = LimitedLog::new();
+
+/// Processes end, and their cgroups with them.
+static NOBODY: LimitedLog = LimitedLog::new();
 
 /// Serves one connection. Whatever returns early drops `application`, which resets it: sockets of the outbound
 /// listener do so until a clean end.
@@ -39,9 +46,21 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
     }
     let Some(route) = route(&worker, destination) else { return };
     let client = original.client.unwrap_or_else(|| SocketAddr::new(source(&route), peer.port()));
-    let (shared, id) = (worker.shared.clone(), route.peer.id.clone());
-    let mut access =
-        AccessRecord::open(shared, Direction::Outbound, client, destination, id, original.caller);
+    let Some((local, verdict)) = judge(&worker, &route, &original) else { return };
+    let parties = Parties { local: Some(local), peer: route.peer.id.clone() };
+    let shared = worker.shared.clone();
+    let mut access = AccessRecord::open(
+        shared,
+        Direction::Outbound,
+        client,
+        destination,
+        parties,
+        original.caller,
+        verdict,
+    );
+    if verdict.action == Action::Deny {
+        return access.failed(format!("refused: {}", forbidden_by(verdict.rule)));
+    }
     let open = Frame::Open(Open { destination, client });
     match carry(&worker, &mut application, &route.peer, &open).await {
         Ok((totals, result)) => {
@@ -70,6 +89,24 @@ fn route(worker: &Worker, destination: SocketAddr) -> Option<Route> {
         warn!(%destination, withheld, "reset: {why}");
     }
     route
+}
+
+/// Who connects, and what the rules say of it: the kernel half has let it through if it knew the caller. `None`, and
+/// logged, if nobody knows.
+fn judge(worker: &Worker, route: &Route, original: &Original) -> Option<(Arc<SpiffeId>, Verdict)> {
+    let node = route.peer.id.node()?;
+    let local = worker.callers.identity(original.caller);
+    let judged = local.and_then(|local| {
+        let verdict = worker.judge.judge(&local, node, original.destination)?;
+        Some((local, verdict))
+    });
+    if judged.is_none()
+        && let Some(withheld) = NOBODY.permit()
+    {
+        let destination = original.destination;
+        warn!(%destination, caller = ?original.caller, withheld, "reset: the cgroup of the caller is gone");
+    }
+    judged
 }
 
 /// The address from which this host dials a destination. Where the snapshot has none a route may have come since;

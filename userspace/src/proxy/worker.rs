@@ -20,8 +20,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Origin, Shared, accept::accept, access_log, inbound, outbound, pool::Pool, traffic::Counter,
-    watchdog::Watchdog,
+    Origin, Shared, accept::accept, access_log, callers::Callers, inbound, judge::Judge, outbound,
+    pool::Pool, traffic::Counter, watchdog::Watchdog,
 };
 use crate::socket;
 
@@ -75,6 +75,10 @@ pub struct Worker {
     pub pool: Rc<Pool>,
     /// Permits for handshakes.
     pub handshakes: Semaphore,
+    /// What tells who connects.
+    pub callers: Callers,
+    /// What tells who may.
+    pub judge: Judge,
     /// What looks at the tunnels of its streams.
     pub watchdog: Watchdog,
     /// Cancelled when no new streams are taken any more.
@@ -235,6 +239,8 @@ fn run(
     let ended = runtime.block_on(async move {
         let pool = Rc::new(Pool::new(shared.clone()));
         let worker = Rc::new(Worker {
+            callers: Callers::new(shared.clone()),
+            judge: Judge::new(shared.clone()),
             shared,
             origin,
             pool,
@@ -272,7 +278,10 @@ async fn sweep(worker: &Worker, stop: &CancellationToken) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => worker.pool.sweep(),
+            _ = ticks.tick() => {
+                worker.pool.sweep();
+                worker.callers.forget();
+            }
             () = stop.cancelled() => return,
         }
     }
