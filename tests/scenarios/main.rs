@@ -17,6 +17,7 @@ mod join;
 mod lab;
 mod local;
 mod neighbours;
+mod policy;
 mod records;
 mod refused;
 mod reset;

@@ -48,6 +48,15 @@ impl SocketAddress {
         self.ip[0] == 0 && self.ip[1] == 0 && self.ip[3] == 0 && (self.ip[2] == 0 || self.ip[2] == MAPPED)
     }
 
+    /// Whether both have the same IP address.
+    #[inline(always)]
+    pub const fn ip_equals(&self, other: &Self) -> bool {
+        self.ip[0] == other.ip[0]
+            && self.ip[1] == other.ip[1]
+            && self.ip[2] == other.ip[2]
+            && self.ip[3] == other.ip[3]
+    }
+
     /// Where no other host can be: loopback, and the unspecified address, which `connect` takes for it.
     #[inline(always)]
     pub const fn is_on_this_host(&self) -> bool {

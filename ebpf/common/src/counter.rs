@@ -19,9 +19,17 @@ pub enum Counter {
     Denied = 6,
     /// Events about verdicts that did not fit into the ring buffer.
     VerdictEventLost = 7,
+    /// Connections from other hosts that services of this one got through the mesh.
+    Served = 8,
+    /// Connections in clear from hosts of the mesh that services of this one got.
+    PlaintextFromMesh = 9,
+    /// Connections in clear from elsewhere that services of this host got.
+    PlaintextFromOutside = 10,
+    /// Connections in clear that were refused on their way to services of this host.
+    PlaintextRefused = 11,
 }
 
 impl Counter {
     /// Entries of the `COUNTERS` array.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 12;
 }

@@ -1,11 +1,12 @@
 //! The only interface between Murmesh's kernel half and its agent: the types that cross in maps, and the
-//! decision that the `connect` and `sendmsg` hooks take.
+//! decisions that the hooks take.
 //!
 //! Every type is `#[repr(C)]` with explicit padding, a size assertion and a stated byte order. Nothing here
 //! touches a kernel, so all of it is tested on the host.
 #![cfg_attr(not(test), no_std)]
 
 mod address;
+mod arrival;
 mod connection;
 mod counter;
 mod decide;
@@ -14,12 +15,13 @@ mod policy;
 mod verdict_event;
 
 pub use address::SocketAddress;
+pub use arrival::{Arrival, Owner, PortMode, Sender, Surroundings, admits, plaintext};
 pub use connection::{ConnectionRecord, Endpoint, HandshakeKey, Role};
 pub use counter::Counter;
 pub use decide::{Action, Attempt, Decision, Knowledge, Settings, decide, decide_datagram};
 pub use event::{ListenerChange, ListenerEvent};
 pub use policy::{
-    CLASS_CHANGES, Destination, EgressKey, NO_ROOM, PolicyState, Protocol, RuleNumber, SourceClass,
+    CLASS_CHANGES, Destination, NO_ROOM, NetworkKey, PolicyState, Protocol, RuleNumber, SourceClass,
     UNKNOWN_SOURCE, Verdict, VerdictKey, WorkloadEntry,
 };
 pub use verdict_event::{VerdictEvent, VerdictKind};

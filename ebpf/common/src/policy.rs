@@ -90,9 +90,11 @@ pub struct PolicyState {
     pub egress: u32,
     /// Not 0: services of this host are in `ENDPOINTS` by their loopback addresses, too.
     pub loopback: u32,
+    /// A [`PortMode`](crate::PortMode) as a number, of this host's ports that are not in `PORTS`.
+    pub mode: u32,
 }
 
-const _: () = assert!(size_of::<PolicyState>() == 8);
+const _: () = assert!(size_of::<PolicyState>() == 12);
 
 /// Protocols of which egress rules speak, by their IP protocol numbers.
 #[repr(u8)]
@@ -104,13 +106,14 @@ pub enum Protocol {
     Udp = 17,
 }
 
-/// Data of the `EGRESS` trie's keys: an exact port (or 0, for any), protocol and version, then a prefix of the address.
+/// Data of the keys of the tries `EGRESS` and `EXCEPTIONS`: an exact port (or 0, for any), protocol and version, then a prefix of the address.
 ///
 /// The kernel finds the longest prefix: it compares the bits in the order of the fields.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EgressKey {
-    /// Network byte order; 0 stands for every port that has no entry of its own for the address.
+pub struct NetworkKey {
+    /// Network byte order. In `EGRESS` 0 stands for every port that has no entry of its own for the address; in
+    /// `EXCEPTIONS` it is that of this host's service.
     pub port: u16,
     /// A [`Protocol`] as a number.
     pub protocol: u8,
@@ -120,19 +123,19 @@ pub struct EgressKey {
     pub ip: [u32; 4],
 }
 
-const _: () = assert!(size_of::<EgressKey>() == 20);
+const _: () = assert!(size_of::<NetworkKey>() == 20);
 
-impl EgressKey {
+impl NetworkKey {
     /// Bits before the address.
     pub const EXACT_BITS: u32 = 32;
     /// Bits of a whole key.
     pub const BITS: u32 = Self::EXACT_BITS + 128;
 
-    /// For a destination; its port as given, in network byte order.
+    /// For an address; the port as given, in network byte order.
     #[inline(always)]
-    pub const fn new(destination: &SocketAddress, port: u16, protocol: Protocol) -> Self {
-        let version = if destination.as_v4().is_some() { 4 } else { 6 };
-        Self { port, protocol: protocol as u8, version, ip: destination.ip }
+    pub const fn new(address: &SocketAddress, port: u16, protocol: Protocol) -> Self {
+        let version = if address.as_v4().is_some() { 4 } else { 6 };
+        Self { port, protocol: protocol as u8, version, ip: address.ip }
     }
 }
 
@@ -149,5 +152,5 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::PolicyState {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for super::EgressKey {}
+    unsafe impl aya::Pod for super::NetworkKey {}
 }

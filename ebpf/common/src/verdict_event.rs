@@ -8,6 +8,10 @@ pub enum VerdictKind {
     Denied = 1,
     /// It was let through, and a rule that only reports would have refused it.
     DryRun = 2,
+    /// A connection in clear from another host to a service of this one was refused.
+    PlaintextRefused = 3,
+    /// A connection in clear from another host to a service of this one was let in.
+    Plaintext = 4,
 }
 
 impl VerdictKind {
@@ -15,6 +19,8 @@ impl VerdictKind {
         match number {
             1 => Some(Self::Denied),
             2 => Some(Self::DryRun),
+            3 => Some(Self::PlaintextRefused),
+            4 => Some(Self::Plaintext),
             _ => None,
         }
     }
@@ -26,7 +32,8 @@ impl VerdictKind {
 pub struct VerdictEvent {
     /// Nanoseconds since boot, time asleep included (`CLOCK_BOOTTIME`).
     pub time: u64,
-    /// cgroup v2 id (inode number) of the caller.
+    /// cgroup v2 id (inode number) of the caller; 0 where a connection comes from another host, as for all that is
+    /// said of the caller.
     pub cgroup: u64,
     /// A [`VerdictKind`] as a number.
     pub kind: u32,
@@ -42,9 +49,13 @@ pub struct VerdictEvent {
     pub destination: SocketAddress,
     /// IP protocol number.
     pub protocol: u32,
+    /// Where from, if from another host; else zero.
+    pub origin: SocketAddress,
+    /// Always zero.
+    pub padding: u32,
 }
 
-const _: () = assert!(size_of::<VerdictEvent>() == 72);
+const _: () = assert!(size_of::<VerdictEvent>() == 96);
 
 impl VerdictEvent {
     /// Reads one record of the ring buffer; `None` if it has another size or an unknown kind.

@@ -1,6 +1,9 @@
-//! What `connect4` and `connect6` share: read the call, decide, remember the original destination.
+//! What the hooks of `connect` and `sendmsg` share: read the call, decide, remember the original destination.
 
-use murmesh_common::{Action, ConnectionRecord, Counter, Protocol, Role, SocketAddress, VerdictKind, decide};
+use murmesh_common::{
+    Action, ConnectionRecord, Counter, Decision, Protocol, Role, SocketAddress, VerdictKind, decide,
+    decide_datagram,
+};
 
 use crate::{
     context::{Caller, SocketCall},
@@ -27,19 +30,13 @@ pub enum Outcome {
 pub fn intercept(call: &SocketCall<'_>, destination: SocketAddress) -> Outcome {
     let asked = Asked::new(call, destination);
     let decision = decide(&asked.settings, &asked.attempt, &asked);
-    if let Some(rule) = decision.report {
-        let denied = matches!(decision.action, Action::Deny);
-        asked.report(if denied { VerdictKind::Denied } else { VerdictKind::DryRun }, rule);
-    }
+    report(&asked, &decision);
     match decision.action {
         Action::Pass => {
             forget_earlier_redirect(&asked);
             Outcome::Allow
         }
-        Action::Deny => {
-            count(Counter::Denied);
-            Outcome::Deny
-        }
+        Action::Deny => Outcome::Deny,
         Action::RefuseBoundInterface => {
             count(Counter::RefusedBoundInterface);
             Outcome::Refuse
@@ -49,6 +46,26 @@ pub fn intercept(call: &SocketCall<'_>, destination: SocketAddress) -> Outcome {
             Outcome::Redirect(NOBODY)
         }
         Action::Redirect(source) => redirect(&asked, source),
+    }
+}
+
+/// Whether a datagram may go to an address that is given with it.
+#[inline(always)]
+pub fn may_send(call: &SocketCall<'_>, destination: SocketAddress) -> bool {
+    let asked = Asked::new(call, destination);
+    let decision = decide_datagram(&asked.settings, &asked.attempt, &asked);
+    report(&asked, &decision);
+    !matches!(decision.action, Action::Deny)
+}
+
+#[inline(always)]
+fn report(asked: &Asked<'_>, decision: &Decision) {
+    let denied = matches!(decision.action, Action::Deny);
+    if denied {
+        count(Counter::Denied);
+    }
+    if let Some(rule) = decision.report {
+        asked.report(if denied { VerdictKind::Denied } else { VerdictKind::DryRun }, rule);
     }
 }
 

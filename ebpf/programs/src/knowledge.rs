@@ -2,7 +2,7 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use murmesh_common::{
-    Attempt, Destination, EgressKey, Endpoint, Knowledge, PolicyState, Protocol, RuleNumber, Settings,
+    Attempt, Destination, Endpoint, Knowledge, NetworkKey, PolicyState, Protocol, RuleNumber, Settings,
     SocketAddress, SourceClass, Verdict, VerdictEvent, VerdictKey, VerdictKind, WorkloadEntry,
 };
 
@@ -44,6 +44,8 @@ impl<'a> Asked<'a> {
             command: Caller::command(),
             destination: self.attempt.destination,
             protocol: self.attempt.protocol.map_or(0, |protocol| protocol as u32),
+            origin: SocketAddress::default(),
+            padding: 0,
         });
     }
 }
@@ -81,7 +83,7 @@ impl Knowledge for Asked<'_> {
 
     #[inline(always)]
     fn egress(&self, destination: &SocketAddress, port: u16, protocol: Protocol) -> Option<Destination> {
-        EGRESS.get(&Key::new(EgressKey::BITS, EgressKey::new(destination, port, protocol))).copied()
+        EGRESS.get(&Key::new(NetworkKey::BITS, NetworkKey::new(destination, port, protocol))).copied()
     }
 
     #[inline(always)]

@@ -1,5 +1,5 @@
-//! Murmesh's kernel half: programs on cgroup sockets that refuse what the rules forbid, redirect connections to the
-//! agent and let both ends see the addresses of the plain connection. One hook per file; this file lists them.
+//! Murmesh's kernel half: programs on sockets that refuse what the rules forbid, redirect connections to the agent and
+//! let both ends see the addresses of the plain connection. One hook per file; this file lists them.
 #![no_std]
 #![no_main]
 
@@ -14,7 +14,11 @@ mod intercept;
 mod knowledge;
 mod maps;
 mod names;
+mod sendmsg4;
+mod sendmsg6;
+mod sk_lookup;
 mod sockops;
+mod surroundings;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

@@ -2,11 +2,12 @@
 
 use aya_ebpf::{
     Global,
+    bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
 };
 use murmesh_common::{
-    ConnectionRecord, Counter, Destination, EgressKey, Endpoint, HandshakeKey, ListenerEvent, PolicyState,
+    ConnectionRecord, Counter, Destination, Endpoint, HandshakeKey, ListenerEvent, NetworkKey, PolicyState,
     Settings, SocketAddress, SourceClass, Verdict, VerdictEvent, VerdictKey, WorkloadEntry,
 };
 
@@ -34,7 +35,19 @@ pub static VERDICTS: HashMap<VerdictKey, Verdict, 65536> = HashMap::new();
 
 /// What the rules say of destinations outside the mesh.
 #[btf_map]
-pub static EGRESS: LpmTrie<EgressKey, Destination, 65536> = LpmTrie::new();
+pub static EGRESS: LpmTrie<NetworkKey, Destination, 65536> = LpmTrie::new();
+
+/// This host's ports where something else holds than `POLICY` says, by port in network byte order: a `PortMode`.
+#[btf_map]
+pub static PORTS: HashMap<u16, u32, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Addresses that are let in, in clear, to a port of this host that is strict.
+#[btf_map]
+pub static EXCEPTIONS: LpmTrie<NetworkKey, u32, 65536> = LpmTrie::new();
+
+/// Addresses of this host and of the mesh: an `Owner` as a number.
+#[btf_map]
+pub static ADDRESSES: HashMap<[u32; 4], u32, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// What there are rules for.
 #[btf_map]

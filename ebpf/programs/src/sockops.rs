@@ -1,5 +1,5 @@
 //! `sockops`: carries the record of an intercepted connection from the connecting socket to the accepted one,
-//! and tells the agent of listeners that open and close. On any error the accepted socket has no record, and
+//! and tells the agent of listeners that open and close, and of connections in clear. On any error the accepted socket has no record, and
 //! the agent resets the connection.
 //!
 //! Since Linux 4.13; the listen callback since 4.19, socket storage here since 5.8, the namespace cookie here
@@ -13,11 +13,15 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use murmesh_common::{ConnectionRecord, Counter, HandshakeKey, ListenerChange, ListenerEvent, Role};
+use murmesh_common::{
+    Arrival, ConnectionRecord, Counter, HandshakeKey, ListenerChange, ListenerEvent, Role, Sender,
+    VerdictKind, plaintext,
+};
 
 use crate::{
     context::SocketEvent,
     maps::{HANDSHAKES, count, emit, settings},
+    surroundings::Asked,
 };
 
 /// 0 would make the kernel drop the replies of other people's programs on the same cgroup (`tcp_call_bpf`).
@@ -60,12 +64,26 @@ fn connecting(event: &SocketEvent<'_>) {
 fn accepted(event: &SocketEvent<'_>) {
     let key = HandshakeKey { connecting: event.remote(), accepting: event.local() };
     // SAFETY: copied at once; nobody else uses the key of a handshake in flight.
-    let Some(record) = unsafe { HANDSHAKES.get(key) }.copied() else { return };
+    let Some(record) = unsafe { HANDSHAKES.get(key) }.copied() else { return accepted_in_clear(event) };
     let _ = HANDSHAKES.remove(key);
     let role = if record.role == Role::Client as u32 { Role::Intercepted } else { Role::Served };
+    if matches!(role, Role::Served) {
+        count(Counter::Served);
+    }
     if !event.keep(&ConnectionRecord { role: role as u32, ..record }) {
         count(Counter::HandshakeLost);
     }
+}
+
+#[inline(always)]
+fn accepted_in_clear(event: &SocketEvent<'_>) {
+    let asked = Asked(Arrival { local: event.local(), remote: event.remote() });
+    match plaintext(&asked.0, &asked) {
+        None => return,
+        Some(Sender::Mesh) => count(Counter::PlaintextFromMesh),
+        Some(Sender::Outside) => count(Counter::PlaintextFromOutside),
+    }
+    asked.report(VerdictKind::Plaintext);
 }
 
 #[inline(always)]

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::{text, wait_until};
 
-/// How many programs an agent attaches.
-pub const HOOKS: usize = 7;
+/// How many programs an agent attaches to its cgroup.
+pub const HOOKS: usize = 9;
 
 /// Attach types of the programs on a host's cgroup, one entry for each program.
 pub fn hooks(host: &Host) -> Result<Vec<String>> {

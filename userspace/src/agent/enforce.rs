@@ -15,6 +15,7 @@ use super::{canary::CANARIES, discover::Served};
 use crate::{
     bpf::{BpfError, PolicyMaps},
     catalog::{Listener, choose},
+    discovery::ExemptPorts,
     identity::{NodeName, WorkloadName},
     policy::{
         Policy,
@@ -46,6 +47,10 @@ pub struct Known<'a> {
     pub serving: &'a Served,
     /// What it reaches through the mesh.
     pub routes: &'a Routes,
+    /// Addresses of the mesh's hosts.
+    pub mesh: &'a BTreeSet<IpAddr>,
+    /// Ports that are never meshed.
+    pub exempt: &'a ExemptPorts,
 }
 
 impl Enforcement {
@@ -101,6 +106,8 @@ impl Enforcement {
             listening: &listening(known.serving),
             endpoints,
             addresses: &known.serving.addresses,
+            mesh: known.mesh,
+            exempt: known.exempt,
         });
         if full != self.full {
             full.iter().for_each(|full| error!("{full}"));

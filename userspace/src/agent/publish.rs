@@ -23,7 +23,6 @@ use crate::{
     catalog::Catalog,
     discovery::ExemptPorts,
     identity::{Identity, NodeName},
-    policy::Policy,
     proxy::{Here, LocalServices, Routes, Rules, Shared},
     socket,
 };
@@ -104,7 +103,7 @@ impl Publisher {
             let routes = Routes::new(&known, &here, source_for);
             let services = Arc::new(local_services(&known, &serving, node));
             self.shared.services.store(services.clone());
-            self.publish_routes(node, &known.policy, &serving, routes);
+            self.publish_routes(node, &serving, &known, routes);
             self.shared.rules.store(Arc::new(Rules::new(known.clone(), services, node.clone())));
             if let Some((wanted, upstream)) = &self.upstream {
                 upstream.store(wanted.resolve(&known).map(Arc::new));
@@ -119,13 +118,16 @@ impl Publisher {
     }
 
     /// Workers must have a route before the kernel redirects to it, and until it does not any more.
-    fn publish_routes(&mut self, node: &NodeName, policy: &Policy, serving: &Served, routes: Routes) {
+    fn publish_routes(&mut self, node: &NodeName, serving: &Served, catalog: &Catalog, routes: Routes) {
         let routes = Arc::new(routes);
         let take_over = || self.shared.routes.store(routes.clone());
         match &mut self.enforcement {
             None => take_over(),
             Some(enforcement) => {
-                enforcement.enforce(&Known { policy, node, serving, routes: &routes }, take_over);
+                let (policy, exempt) = (&*catalog.policy, &self.exempt);
+                let mesh = catalog.hosts.values().flat_map(|host| host.report.addresses.iter().copied());
+                let (mesh, routes) = (&mesh.collect(), &*routes);
+                enforcement.enforce(&Known { policy, node, serving, routes, mesh, exempt }, take_over);
             }
         }
     }

@@ -1,10 +1,13 @@
-//! Asks the kernel which programs are attached to a cgroup.
+//! Asks the kernel which programs are attached to a cgroup, and to our network namespace.
 
 use std::{fs::File, io, os::fd::AsRawFd, path::Path};
 
 use nix::libc;
 
-use super::{BpfError, programs::Hook};
+use super::{
+    BpfError,
+    programs::{Hook, OWN_NAMESPACE, Target},
+};
 
 /// `bpf(2)` command, `enum bpf_cmd`.
 const BPF_PROG_QUERY: libc::c_long = 16;
@@ -28,17 +31,23 @@ struct Query {
 
 const _: () = assert!(size_of::<Query>() == 40);
 
-/// Which of `expected` (hook and number of its program) the kernel runs in `cgroup`.
+/// Which of `expected` (hook and number of its program) the kernel runs in `cgroup` and in this thread's network
+/// namespace.
 ///
 /// # Errors
 /// The cgroup is gone, or rights are missing.
 pub fn attached_hooks(cgroup: &Path, expected: &[(Hook, u32)]) -> Result<Vec<Hook>, BpfError> {
-    let directory =
-        File::open(cgroup).map_err(|error| BpfError::Cgroup { path: cgroup.to_owned(), error })?;
+    let failed = |error| BpfError::Cgroup { path: cgroup.to_owned(), error };
+    let directory = File::open(cgroup).map_err(failed)?;
+    let namespace = File::open(OWN_NAMESPACE).map_err(BpfError::system("network namespace"))?;
     let mut attached = Vec::new();
     for (hook, program) in expected {
-        let programs = query(&directory, hook.attach_type)
-            .map_err(|error| BpfError::Cgroup { path: cgroup.to_owned(), error })?;
+        let programs = match hook.target {
+            Target::Cgroup => query(&directory, hook.attach_type).map_err(failed)?,
+            Target::Namespace => {
+                query(&namespace, hook.attach_type).map_err(BpfError::system("programs of the namespace"))?
+            }
+        };
         if programs.contains(program) {
             attached.push(*hook);
         }
@@ -46,10 +55,10 @@ pub fn attached_hooks(cgroup: &Path, expected: &[(Hook, u32)]) -> Result<Vec<Hoo
     Ok(attached)
 }
 
-fn query(cgroup: &File, attach_type: u32) -> io::Result<Vec<u32>> {
+fn query(target: &File, attach_type: u32) -> io::Result<Vec<u32>> {
     let mut programs = [0_u32; MAX_PROGRAMS];
     let mut query = Query {
-        target_fd: cgroup.as_raw_fd().cast_unsigned(),
+        target_fd: target.as_raw_fd().cast_unsigned(),
         attach_type,
         prog_ids: programs.as_mut_ptr() as u64,
         prog_cnt: MAX_PROGRAMS as u32,

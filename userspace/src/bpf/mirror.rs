@@ -6,10 +6,10 @@ use aya::{
     Pod,
     maps::{self, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
-use murmesh_common::{Destination, EgressKey};
+use murmesh_common::NetworkKey;
 
 use super::BpfError;
-use crate::policy::compile::EgressEntry;
+use crate::policy::compile::NetworkEntry;
 
 /// A map that can be read and written by entry.
 pub(super) trait Store<K, V> {
@@ -32,20 +32,20 @@ impl<K: Pod + Eq + Hash, V: Pod> Store<K, V> for maps::HashMap<MapData, K, V> {
     }
 }
 
-impl Store<EgressEntry, Destination> for LpmTrie<MapData, EgressKey, Destination> {
-    fn entries(&self) -> Result<HashMap<EgressEntry, Destination>, MapError> {
-        let entry = |entry: Result<(Key<EgressKey>, Destination), MapError>| {
-            let (key, destination) = entry?;
-            Ok(((key.prefix_len(), key.data()), destination))
+impl<V: Pod> Store<NetworkEntry, V> for LpmTrie<MapData, NetworkKey, V> {
+    fn entries(&self) -> Result<HashMap<NetworkEntry, V>, MapError> {
+        let entry = |entry: Result<(Key<NetworkKey>, V), MapError>| {
+            let (key, value) = entry?;
+            Ok(((key.prefix_len(), key.data()), value))
         };
         self.iter().map(entry).collect()
     }
 
-    fn put(&mut self, (length, key): EgressEntry, value: Destination) -> Result<(), MapError> {
+    fn put(&mut self, (length, key): NetworkEntry, value: V) -> Result<(), MapError> {
         self.insert(&Key::new(length, key), value, 0)
     }
 
-    fn remove(&mut self, (length, key): EgressEntry) -> Result<(), MapError> {
+    fn remove(&mut self, (length, key): NetworkEntry) -> Result<(), MapError> {
         LpmTrie::remove(self, &Key::new(length, key))
     }
 }

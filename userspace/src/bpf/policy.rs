@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData};
 use murmesh_common::{
-    Destination, EgressKey, Endpoint, PolicyState, SocketAddress, SourceClass, Verdict, VerdictKey,
+    Destination, Endpoint, NetworkKey, PolicyState, SocketAddress, SourceClass, Verdict, VerdictKey,
     WorkloadEntry,
 };
 use nix::libc;
@@ -14,15 +14,19 @@ use super::{BpfError, mirror::Named};
 use crate::policy::compile::{Change, Tables, changes, removals};
 
 /// Names of the maps, as in `ebpf/programs`.
-pub(super) const POLICY_MAPS: [&str; 6] = ["ENDPOINTS", "WORKLOADS", "USERS", "VERDICTS", "EGRESS", "POLICY"];
+pub(super) const POLICY_MAPS: [&str; 9] =
+    ["ENDPOINTS", "WORKLOADS", "USERS", "VERDICTS", "EGRESS", "PORTS", "EXCEPTIONS", "ADDRESSES", "POLICY"];
 
-/// The maps `ENDPOINTS`, `WORKLOADS`, `USERS`, `VERDICTS`, `EGRESS` and `POLICY`, and what is in them.
+/// The maps that are named in [`POLICY_MAPS`], and what is in them.
 pub struct PolicyMaps {
     endpoints: Named<HashMap<MapData, SocketAddress, Endpoint>>,
     workloads: Named<HashMap<MapData, u64, WorkloadEntry>>,
     users: Named<HashMap<MapData, u32, SourceClass>>,
     verdicts: Named<HashMap<MapData, VerdictKey, Verdict>>,
-    egress: Named<LpmTrie<MapData, EgressKey, Destination>>,
+    egress: Named<LpmTrie<MapData, NetworkKey, Destination>>,
+    ports: Named<HashMap<MapData, u16, u32>>,
+    exceptions: Named<LpmTrie<MapData, NetworkKey, u32>>,
+    addresses: Named<HashMap<MapData, [u32; 4], u32>>,
     state: Named<Array<MapData, PolicyState>>,
     present: Tables,
 }
@@ -30,13 +34,17 @@ pub struct PolicyMaps {
 impl PolicyMaps {
     /// From wherever `map` finds each.
     pub(super) fn new(mut map: impl FnMut(&'static str) -> Result<Map, BpfError>) -> Result<Self, BpfError> {
-        let [endpoints, workloads, users, verdicts, egress, state] = POLICY_MAPS;
+        let [endpoints, workloads, users, verdicts, egress, ports, exceptions, addresses, state] =
+            POLICY_MAPS;
         let mut maps = Self {
             endpoints: Named::new(endpoints, map(endpoints)?)?,
             workloads: Named::new(workloads, map(workloads)?)?,
             users: Named::new(users, map(users)?)?,
             verdicts: Named::new(verdicts, map(verdicts)?)?,
             egress: Named::new(egress, map(egress)?)?,
+            ports: Named::new(ports, map(ports)?)?,
+            exceptions: Named::new(exceptions, map(exceptions)?)?,
+            addresses: Named::new(addresses, map(addresses)?)?,
             state: Named::new(state, map(state)?)?,
             present: Tables::default(),
         };
@@ -47,6 +55,9 @@ impl PolicyMaps {
             users: maps.users.entries()?,
             verdicts: maps.verdicts.entries()?,
             egress: maps.egress.entries()?,
+            ports: maps.ports.entries()?,
+            exceptions: maps.exceptions.entries()?,
+            addresses: maps.addresses.entries()?,
         };
         Ok(maps)
     }
@@ -89,6 +100,9 @@ impl PolicyMaps {
                 Change::User(uid, class) => self.users.write(uid, class)?,
                 Change::Verdict(key, verdict) => self.verdicts.write(key, verdict)?,
                 Change::Egress(entry, destination) => self.egress.write(entry, destination)?,
+                Change::Port(port, mode) => self.ports.write(port, mode)?,
+                Change::Exception(entry, value) => self.exceptions.write(entry, value)?,
+                Change::Address(address, owner) => self.addresses.write(address, owner)?,
                 Change::State(state) => {
                     self.state.map().set(0, state, 0).map_err(BpfError::map("POLICY"))?;
                 }

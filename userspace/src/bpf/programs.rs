@@ -1,4 +1,4 @@
-//! Loads the programs, attaches them to the cgroup, and pins links and maps.
+//! Loads the programs, attaches them to the cgroup and the network namespace, and pins links and maps.
 
 use std::{fs::File, path::Path};
 
@@ -6,7 +6,7 @@ use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Map, MapData, PerCpuArray},
     programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps,
+        CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, SockOps,
         links::{FdLink, LinkError},
     },
 };
@@ -24,24 +24,54 @@ static OBJECT: &[u8] = include_bytes_aligned!(env!("MURMESH_PROGRAMS"));
 /// A hook of the kernel half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hook {
-    /// As in the cgroup attach types, and as the file of its pinned link.
+    /// As in the attach types, and as the file of its pinned link.
     pub name: &'static str,
     program: &'static str,
     /// `enum bpf_attach_type` of the kernel.
     pub(super) attach_type: u32,
+    pub(super) target: Target,
+}
+
+/// What a hook is attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The cgroup that was asked for.
+    Cgroup,
+    /// The network namespace of the agent.
+    Namespace,
 }
 
 /// All hooks, in the order in which they are attached: names and records first, so that no redirected socket is
 /// without them.
-pub const HOOKS: [Hook; 7] = [
-    Hook { name: "sockops", program: "murmesh_sockops", attach_type: 3 },
-    Hook { name: "getpeername4", program: "murmesh_getpeername4", attach_type: 29 },
-    Hook { name: "getpeername6", program: "murmesh_getpeername6", attach_type: 30 },
-    Hook { name: "getsockname4", program: "murmesh_getsockname4", attach_type: 31 },
-    Hook { name: "getsockname6", program: "murmesh_getsockname6", attach_type: 32 },
-    Hook { name: "connect4", program: "murmesh_connect4", attach_type: 10 },
-    Hook { name: "connect6", program: "murmesh_connect6", attach_type: 11 },
+pub const HOOKS: [Hook; 10] = [
+    Hook::new("sockops", "murmesh_sockops", 3),
+    Hook::new("getpeername4", "murmesh_getpeername4", 29),
+    Hook::new("getpeername6", "murmesh_getpeername6", 30),
+    Hook::new("getsockname4", "murmesh_getsockname4", 31),
+    Hook::new("getsockname6", "murmesh_getsockname6", 32),
+    Hook {
+        name: "sk_lookup",
+        program: "murmesh_sk_lookup",
+        attach_type: BPF_SK_LOOKUP,
+        target: Target::Namespace,
+    },
+    Hook::new("sendmsg4", "murmesh_sendmsg4", 14),
+    Hook::new("sendmsg6", "murmesh_sendmsg6", 15),
+    Hook::new("connect4", "murmesh_connect4", 10),
+    Hook::new("connect6", "murmesh_connect6", 11),
 ];
+
+/// `enum bpf_attach_type`.
+const BPF_SK_LOOKUP: u32 = 36;
+
+/// The namespace of the calling thread.
+pub(super) const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
+
+impl Hook {
+    const fn new(name: &'static str, program: &'static str, attach_type: u32) -> Self {
+        Self { name, program, attach_type, target: Target::Cgroup }
+    }
+}
 
 /// Maps that are pinned beside those of the policy.
 const OTHER_MAPS: [&str; 5] = ["CONNECTIONS", "HANDSHAKES", "EVENTS", "VERDICT_EVENTS", "COUNTERS"];
@@ -169,7 +199,12 @@ impl KernelHalf {
     /// refuses an explicit `BPF_F_ALLOW_MULTI` (`cgroup_bpf_link_attach`).
     fn attach_one(&mut self, hook: Hook, cgroup: &File) -> Result<(FdLink, u32), ProgramError> {
         let program = self.ebpf.program_mut(hook.program).ok_or(ProgramError::NotLoaded)?;
-        if hook.name == "sockops" {
+        if hook.target == Target::Namespace {
+            let program: &mut SkLookup = program.try_into()?;
+            program.load()?;
+            let link = program.attach(File::open(OWN_NAMESPACE).map_err(ProgramError::IOError)?)?;
+            Ok((program.take_link(link)?.into(), program.info()?.id()))
+        } else if hook.name == "sockops" {
             let program: &mut SockOps = program.try_into()?;
             program.load()?;
             let link = program.attach(cgroup, CgroupAttachMode::Single)?;
@@ -188,7 +223,7 @@ fn as_fd_link(link: Result<FdLink, LinkError>) -> Result<FdLink, ProgramError> {
     link.map_err(|error| ProgramError::IOError(std::io::Error::other(error)))
 }
 
-/// While rules change, what is new of these three is written before what is old is removed: the maps have room for both.
+/// While rules change, what is new of the last four is written before what is old is removed: the maps have room for both.
 fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
     let room = &options.room;
     let entries = |room: usize| u32::try_from(room.max(1)).unwrap_or(u32::MAX);
@@ -200,6 +235,7 @@ fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         .map_max_entries("USERS", entries(2 * room.users))
         .map_max_entries("VERDICTS", entries(2 * room.verdicts))
         .map_max_entries("EGRESS", entries(2 * room.egress))
+        .map_max_entries("EXCEPTIONS", entries(2 * room.egress))
         .load(OBJECT)?)
 }
 

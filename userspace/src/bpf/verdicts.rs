@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::maps::RingBuf;
-use murmesh_common::{NO_ROOM, UNKNOWN_SOURCE, VerdictEvent, VerdictKind};
+use murmesh_common::{NO_ROOM, SocketAddress, UNKNOWN_SOURCE, VerdictEvent, VerdictKind};
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -39,7 +39,7 @@ pub struct KernelVerdict {
     pub time: SystemTime,
     /// Why.
     pub reason: Reason,
-    /// Process of the caller.
+    /// Process of the caller; 0, as all that is said of the caller, if a connection comes from another host.
     pub pid: u32,
     /// User of the caller.
     pub uid: u32,
@@ -49,6 +49,8 @@ pub struct KernelVerdict {
     pub command: String,
     /// Where to.
     pub destination: SocketAddr,
+    /// Where from, if from another host.
+    pub origin: Option<SocketAddr>,
     /// By which protocol; `None` for one that is new to us.
     pub protocol: Option<Protocol>,
 }
@@ -70,6 +72,7 @@ impl KernelVerdict {
             cgroup: event.cgroup,
             command: event.command().to_owned(),
             destination: event.destination.into(),
+            origin: (event.origin != SocketAddress::default()).then(|| event.origin.into()),
             protocol: match event.protocol {
                 6 => Some(Protocol::Tcp),
                 17 => Some(Protocol::Udp),

@@ -20,10 +20,15 @@ pub fn check() -> Vec<Finding> {
     for (name, kind) in [
         ("programs on socket addresses", ProgramType::CgroupSockAddr),
         ("programs on socket operations", ProgramType::SockOps),
+        ("programs on socket lookup", ProgramType::SkLookup),
     ] {
         findings.push(supported(name, is_program_supported(kind).map_err(|error| error.to_string())));
     }
-    for (name, kind) in [("socket storage maps", MapType::SkStorage), ("ring buffers", MapType::RingBuf)] {
+    for (name, kind) in [
+        ("socket storage maps", MapType::SkStorage),
+        ("ring buffers", MapType::RingBuf),
+        ("prefix maps", MapType::LpmTrie),
+    ] {
         findings.push(supported(name, is_map_supported(kind).map_err(|error| error.to_string())));
     }
     findings.push(match cgroup::netns_cookie() {

@@ -146,13 +146,18 @@ async fn renew_at(
     finish(server, client.renew(timed(request)).await)
 }
 
-fn timed<T>(message: T) -> tonic::Request<T> {
+/// A request that may take five seconds.
+pub fn timed<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(CALL_TIMEOUT);
     request
 }
 
-fn finish<T>(server: &ServerAddress, answer: Result<tonic::Response<T>, Status>) -> Result<T, ControlError> {
+/// The server's answer, or its refusal in our terms.
+pub fn finish<T>(
+    server: &ServerAddress,
+    answer: Result<tonic::Response<T>, Status>,
+) -> Result<T, ControlError> {
     answer.map(tonic::Response::into_inner).map_err(|status| refused(server, &status))
 }
 
@@ -171,7 +176,8 @@ pub fn refused(server: &ServerAddress, status: &Status) -> ControlError {
     ControlError::Refused { server: server.clone(), message, retry }
 }
 
-fn may_retry(error: &ControlError) -> bool {
+/// Whether asking again, or another server, may help.
+pub fn may_retry(error: &ControlError) -> bool {
     match error {
         ControlError::Dial(DialError::Unreachable { .. }) => true,
         ControlError::Refused { retry, .. } => *retry,

@@ -5,6 +5,7 @@
 mod backoff;
 mod connection;
 mod enrolment;
+mod issuer;
 mod membership;
 mod session;
 
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub use connection::DialError;
 #[cfg(test)]
 pub(crate) use connection::dial;
+pub use issuer::Issuer;
 pub use membership::Membership;
 
 use crate::catalog::{Catalog, Report, WireError};
@@ -112,6 +114,7 @@ pub struct Control {
     /// Whether a server answers.
     pub status: watch::Receiver<ServerStatus>,
     acknowledged: watch::Receiver<Option<Report>>,
+    mark: Option<u32>,
     _tasks: JoinSet<()>,
 }
 
@@ -142,10 +145,15 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let stop = shutdown.clone();
     tasks.spawn(async move { stop.run_until_cancelled(session.run()).await.unwrap_or_default() });
     tasks.spawn(async move { shutdown.run_until_cancelled(renewal).await.unwrap_or_default() });
-    Ok(Control { identity, catalog, report, status, acknowledged, _tasks: tasks })
+    Ok(Control { identity, catalog, report, status, acknowledged, mark: options.mark, _tasks: tasks })
 }
 
 impl Control {
+    /// Gets certificates for the workloads and services of this host.
+    pub fn issuer(&self) -> Issuer {
+        Issuer { identity: self.identity.clone(), status: self.status.clone(), mark: self.mark }
+    }
+
     /// Reports that nothing is served here any more and waits, for at most two seconds, until a server
     /// has acknowledged it. Returns whether one has.
     pub async fn withdraw(&self) -> bool {

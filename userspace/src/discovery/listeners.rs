@@ -34,6 +34,11 @@ impl ExemptPorts {
         ports
     }
 
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = u16> {
+        self.0.iter().copied()
+    }
+
     /// Whether the mesh leaves this port alone.
     #[must_use]
     pub fn contains(&self, port: u16) -> bool {

@@ -11,7 +11,7 @@ use rustls_pki_types::CertificateDer;
 use tracing::{error, info};
 
 use crate::identity::authority::VerifiedRequest;
-use crate::identity::{Authority, HostKey, Identity, IdentityError, NodeName, SpiffeId, tls};
+use crate::identity::{Authority, HostKey, Identity, IdentityError, SpiffeId, Subject, tls};
 
 /// A shortest pause between two renewals, for absurdly short lifetimes and for failures.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
@@ -56,16 +56,17 @@ impl Credentials {
         tls::api_server(self.authority.trust_domain(), &bundle, self.current.clone())
     }
 
-    /// A certificate chain for `node` and the key that asked for it.
+    /// A certificate chain for `subject` and the key that asked for it. Whether it may have that is for the caller to
+    /// find out first.
     ///
     /// # Errors
     /// When signing fails.
-    pub fn certify_host(
+    pub fn certify(
         &self,
         request: &VerifiedRequest,
-        node: &NodeName,
+        subject: Subject,
     ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-        let id = SpiffeId::host(self.authority.trust_domain().clone(), node.clone());
+        let id = SpiffeId { trust_domain: self.authority.trust_domain().clone(), subject };
         Ok(vec![self.authority.sign(request, &id, self.lifetime)?])
     }
 

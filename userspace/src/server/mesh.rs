@@ -18,11 +18,12 @@ use crate::api::v1::mesh_server::Mesh;
 use crate::catalog::Report;
 use crate::identity::authority::VerifiedRequest;
 use crate::identity::token::ServerAddress;
-use crate::identity::{IdentityError, NodeName, Subject};
+use crate::identity::{IdentityError, NameError, NodeName, SpiffeId, Subject};
 use crate::limited_log::LimitedLog;
 
 /// Any host of the mesh can send what is refused.
 static REPORT_REFUSED: LimitedLog = LimitedLog::new();
+static IDENTITY_REFUSED: LimitedLog = LimitedLog::new();
 
 /// Serves the `Mesh` interface.
 pub struct MeshService {
@@ -51,7 +52,7 @@ impl Mesh for MeshService {
                 return Err(refusal(&error));
             }
         }
-        self.certificate(&request, &node)
+        self.certificate(&request, Subject::Host(node))
     }
 
     async fn renew(
@@ -64,7 +65,7 @@ impl Mesh for MeshService {
             warn!(%node, %error, "renewal refused");
             refusal(&error)
         })?;
-        self.certificate(&request, &node)
+        self.certificate(&request, Subject::Host(node))
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
@@ -90,15 +91,51 @@ impl Mesh for MeshService {
             contested_addresses: recorded.contested.iter().map(ToString::to_string).collect(),
         }))
     }
+
+    async fn sign_workload(
+        &self,
+        request: Request<v1::SignWorkloadRequest>,
+    ) -> Result<Response<v1::CertificateResponse>, Status> {
+        let node = caller(&request)?;
+        let v1::SignWorkloadRequest { spiffe_id, certificate_request } = request.into_inner();
+        let asked: SpiffeId =
+            spiffe_id.parse().map_err(|error: NameError| Status::invalid_argument(error.to_string()))?;
+        if !self.may_have(&node, &asked) {
+            if let Some(withheld) = IDENTITY_REFUSED.permit() {
+                warn!(%node, %asked, withheld, "a host asked for an identity that is not its own; refused");
+            }
+            return Err(Status::permission_denied(format!(
+                "host {node} may not have {asked}: it gets identities of its own workloads, and of services that \
+                 name it (`murmesh service set`)"
+            )));
+        }
+        self.certificate(&verified(&certificate_request)?, asked.subject)
+    }
 }
 
 impl MeshService {
+    /// The one place that keeps a host from being another: it has what it vouches for itself, and the services that
+    /// an administrator registered it for.
+    fn may_have(&self, node: &NodeName, asked: &SpiffeId) -> bool {
+        let is_registered = |name| {
+            self.feed.read(|view| {
+                view.policy.services().get(name).is_some_and(|service| service.hosts.contains(node))
+            })
+        };
+        asked.trust_domain == *self.credentials.authority().trust_domain()
+            && match &asked.subject {
+                Subject::Workload(owner, _) => owner == node,
+                Subject::Service(name) => is_registered(name),
+                Subject::Host(_) | Subject::Server(_) => false,
+            }
+    }
+
     fn certificate(
         &self,
         request: &VerifiedRequest,
-        node: &NodeName,
+        subject: Subject,
     ) -> Result<Response<v1::CertificateResponse>, Status> {
-        let chain = self.credentials.certify_host(request, node);
+        let chain = self.credentials.certify(request, subject);
         let chain = chain.map_err(|error| Status::internal(error.to_string()))?;
         let der = |certificate: &CertificateDer<'_>| certificate.to_vec();
         let authority = self.credentials.authority();
@@ -122,7 +159,7 @@ fn caller<T>(request: &Request<T>) -> Result<NodeName, Status> {
 }
 
 fn named(node: &str) -> Result<NodeName, Status> {
-    node.parse().map_err(|error: crate::identity::NameError| Status::invalid_argument(error.to_string()))
+    node.parse().map_err(|error: NameError| Status::invalid_argument(error.to_string()))
 }
 
 fn verified(certificate_request: &[u8]) -> Result<VerifiedRequest, Status> {

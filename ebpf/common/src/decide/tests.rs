@@ -113,13 +113,15 @@ fn a_caller_that_is_not_known_yet_is_left_to_the_agent_and_refused_where_there_i
     let own = Destination { flags: Destination::BY_SOURCE | Destination::OWN, ..Destination::OPEN };
     assert_eq!(decide(&SETTINGS, &attempt(), &world(own)), Decision::denied(UNKNOWN_SOURCE));
     let egress = HashMap::from([(0, by_source)]);
-    let outside = World { policy: PolicyState { egress: 1, loopback: 0 }, egress, ..World::default() };
+    let outside =
+        World { policy: PolicyState { egress: 1, ..PolicyState::default() }, egress, ..World::default() };
     assert_eq!(decide(&SETTINGS, &attempt(), &outside), Decision::denied(UNKNOWN_SOURCE));
 }
 
 #[test]
 fn a_service_of_this_host_is_not_to_be_had_by_loopback_either() {
-    let mut world = World { policy: PolicyState { egress: 0, loopback: 1 }, ..World::default() };
+    let mut world =
+        World { policy: PolicyState { loopback: 1, ..PolicyState::default() }, ..World::default() };
     let own = Destination { flags: Destination::OWN, ..forbidden_by(4) };
     world.endpoints.insert(LOOPBACK, Endpoint { source: SocketAddress::default(), destination: own });
     for octets in [[127, 0, 0, 1], [127, 9, 9, 9], [0, 0, 0, 0]] {
@@ -134,7 +136,8 @@ fn a_service_of_this_host_is_not_to_be_had_by_loopback_either() {
 #[test]
 fn an_exact_port_comes_before_any_port() {
     let egress = HashMap::from([(0, forbidden_by(5)), (SERVICE.port, Destination::OPEN)]);
-    let world = World { policy: PolicyState { egress: 1, loopback: 0 }, egress, ..World::default() };
+    let world =
+        World { policy: PolicyState { egress: 1, ..PolicyState::default() }, egress, ..World::default() };
     assert_eq!(action(&attempt(), &world), Action::Pass);
     let other = Attempt { destination: SocketAddress { port: 81_u16.to_be(), ..SERVICE }, ..attempt() };
     assert_eq!(decide(&SETTINGS, &other, &world), Decision::denied(5));
@@ -165,7 +168,7 @@ fn worlds() -> impl Strategy<Value = World> {
     )
         .prop_map(
             |((egress_on, loopback), endpoints, workload, user, verdicts, egress, agent_listens)| World {
-                policy: PolicyState { egress: egress_on, loopback },
+                policy: PolicyState { egress: egress_on, loopback, mode: 0 },
                 endpoints,
                 workload,
                 user,

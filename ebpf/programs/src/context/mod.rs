@@ -5,6 +5,7 @@
 
 mod call;
 mod event;
+mod lookup;
 
 use core::ptr;
 
@@ -19,6 +20,7 @@ use murmesh_common::ConnectionRecord;
 
 pub use call::SocketCall;
 pub use event::SocketEvent;
+pub use lookup::Lookup;
 
 use crate::maps::CONNECTIONS;
 

@@ -8,7 +8,7 @@ use murmesh_common::{
     self as kernel, CLASS_CHANGES, Endpoint, PolicyState, SocketAddress, VerdictKey, WorkloadEntry,
 };
 
-use super::{EgressEntry, Tables};
+use super::{NetworkEntry, Tables};
 
 /// One write to a map; `None` removes the entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,13 @@ pub enum Change {
     /// Of `VERDICTS`.
     Verdict(VerdictKey, Option<kernel::Verdict>),
     /// Of `EGRESS`.
-    Egress(EgressEntry, Option<kernel::Destination>),
+    Egress(NetworkEntry, Option<kernel::Destination>),
+    /// Of `PORTS`.
+    Port(u16, Option<u32>),
+    /// Of `EXCEPTIONS`.
+    Exception(NetworkEntry, Option<u32>),
+    /// Of `ADDRESSES`.
+    Address([u32; 4], Option<u32>),
     /// Of `POLICY`.
     State(PolicyState),
     /// None: waits until no program runs any more that has read an entry from before.
@@ -56,9 +62,7 @@ pub fn changes(present: &Tables, wanted: &Tables) -> Vec<Change> {
     let endpoints = altered(&present.endpoints, &wanted.endpoints).filter(|(_, endpoint)| endpoint.is_some());
     changes.extend(endpoints.map(|(address, endpoint)| Change::Endpoint(address, endpoint)));
     changes.extend(egress(present, wanted));
-    if present.state != wanted.state {
-        changes.push(Change::State(wanted.state));
-    }
+    changes.extend(modes(present, wanted));
     if !(workloads.is_empty() && users.is_empty() && removed.is_empty()) {
         changes.push(Change::Wait);
     }
@@ -75,10 +79,26 @@ pub fn changes(present: &Tables, wanted: &Tables) -> Vec<Change> {
 fn egress(present: &Tables, wanted: &Tables) -> impl Iterator<Item = Change> {
     let (mut put, mut removed) = altered(&present.egress, &wanted.egress)
         .partition::<Vec<_>, _>(|(_, destination)| destination.is_some());
-    let narrowness = |entry: &EgressEntry| (entry.1.port != 0, entry.0);
+    let narrowness = |entry: &NetworkEntry| (entry.1.port != 0, entry.0);
     put.sort_by_key(|(entry, _)| std::cmp::Reverse(narrowness(entry)));
     removed.sort_by_key(|(entry, _)| narrowness(entry));
     put.into_iter().chain(removed).map(|(entry, destination)| Change::Egress(entry, destination))
+}
+
+/// What lets connections in comes before what refuses them by default, and goes after it.
+fn modes(present: &Tables, wanted: &Tables) -> Vec<Change> {
+    let addresses = altered(&present.addresses, &wanted.addresses);
+    let addresses = addresses.map(|(address, owner)| Change::Address(address, owner));
+    let exceptions = altered(&present.exceptions, &wanted.exceptions);
+    let (new, gone) = exceptions.partition::<Vec<_>, _>(|(_, value)| value.is_some());
+    let exception = |(entry, value)| Change::Exception(entry, value);
+    let ports = altered(&present.ports, &wanted.ports);
+    let (put, removed) = ports.partition::<Vec<_>, _>(|(_, value)| value.is_some());
+    let port = |(port, value)| Change::Port(port, value);
+    let state = (present.state != wanted.state).then_some(Change::State(wanted.state));
+    let before = addresses.chain(new.into_iter().map(exception)).chain(put.into_iter().map(port));
+    let after = removed.into_iter().map(port).chain(gone.into_iter().map(exception));
+    before.chain(state).chain(after).collect()
 }
 
 fn altered<K: Copy + Eq + Hash, V: Copy + PartialEq>(
@@ -99,6 +119,9 @@ impl Tables {
             Change::User(uid, value) => put(&mut self.users, uid, value),
             Change::Verdict(key, value) => put(&mut self.verdicts, key, value),
             Change::Egress(entry, value) => put(&mut self.egress, entry, value),
+            Change::Port(port, value) => put(&mut self.ports, port, value),
+            Change::Exception(entry, value) => put(&mut self.exceptions, entry, value),
+            Change::Address(address, value) => put(&mut self.addresses, address, value),
             Change::State(state) => self.state = state,
             Change::Wait => {}
         }

@@ -6,10 +6,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use murmesh_common::{self as kernel, EgressKey, SocketAddress};
+use murmesh_common::{self as kernel, NetworkKey, SocketAddress};
 
 use super::classes::Destinations;
-use super::{CLOSED, EgressEntry};
+use super::{CLOSED, NetworkEntry};
 use crate::policy::{Action, Destination, DestinationPattern, Network, Outside, Policy, Protocol};
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
@@ -50,7 +50,7 @@ impl Judged {
 }
 
 /// Nothing, while no rule speaks of anything outside the mesh and everything there is allowed.
-pub fn nodes(policy: &Policy, here: &BTreeSet<IpAddr>) -> HashMap<EgressEntry, Node> {
+pub fn nodes(policy: &Policy, here: &BTreeSet<IpAddr>) -> HashMap<NetworkEntry, Node> {
     let rules = policy.rules().values().filter_map(|rule| match &rule.destination {
         DestinationPattern::Outside(outside) => Some(*outside),
         DestinationPattern::Mesh { .. } => None,
@@ -67,7 +67,7 @@ pub fn nodes(policy: &Policy, here: &BTreeSet<IpAddr>) -> HashMap<EgressEntry, N
 }
 
 /// For services of the mesh for which there is no room.
-pub fn refusals(left_out: &[SocketAddr]) -> impl Iterator<Item = (EgressEntry, kernel::Destination)> {
+pub fn refusals(left_out: &[SocketAddr]) -> impl Iterator<Item = (NetworkEntry, kernel::Destination)> {
     left_out.iter().map(|address| {
         let network = Network::of(address.ip());
         (entry(&Outside { network, port: Some(address.port()), protocol: None }, Protocol::Tcp), CLOSED)
@@ -75,7 +75,7 @@ pub fn refusals(left_out: &[SocketAddr]) -> impl Iterator<Item = (EgressEntry, k
 }
 
 /// For when there is no room: nothing gets out.
-pub fn closed() -> HashMap<EgressEntry, kernel::Destination> {
+pub fn closed() -> HashMap<NetworkEntry, kernel::Destination> {
     let everything = PROTOCOLS.into_iter().flat_map(|protocol| {
         everything()
             .map(|network| (entry(&Outside { network, port: None, protocol: None }, protocol), CLOSED))
@@ -91,7 +91,7 @@ fn everything() -> [Network; 2] {
 }
 
 fn add(
-    nodes: &mut HashMap<EgressEntry, Node>,
+    nodes: &mut HashMap<NetworkEntry, Node>,
     protocol: Protocol,
     rules: &BTreeSet<Outside>,
     here: &BTreeSet<Network>,
@@ -127,10 +127,11 @@ fn is_inside_any(network: &Network, others: &BTreeSet<Network>) -> bool {
     })
 }
 
-fn entry(outside: &Outside, protocol: Protocol) -> EgressEntry {
+/// The entry for the addresses of `outside`.
+pub fn entry(outside: &Outside, protocol: Protocol) -> NetworkEntry {
     let address = outside.network.address();
     let port = outside.port.unwrap_or(0).to_be();
-    let key = EgressKey::new(&SocketAddress::from(SocketAddr::new(address, 0)), port, protocol.into());
+    let key = NetworkKey::new(&SocketAddress::from(SocketAddr::new(address, 0)), port, protocol.into());
     let family = if address.is_ipv4() { MAPPED } else { 0 };
-    (EgressKey::EXACT_BITS + family + u32::from(outside.network.length()), key)
+    (NetworkKey::EXACT_BITS + family + u32::from(outside.network.length()), key)
 }

@@ -8,6 +8,7 @@
 mod changes;
 mod classes;
 mod egress;
+mod modes;
 #[cfg(test)]
 mod tests;
 
@@ -15,12 +16,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use murmesh_common::{
-    self as kernel, EgressKey, Endpoint, NO_ROOM, PolicyState, SocketAddress, VerdictKey, WorkloadEntry,
+    self as kernel, Endpoint, NO_ROOM, NetworkKey, PolicyState, SocketAddress, VerdictKey, WorkloadEntry,
 };
 
 pub use changes::{Change, changes, removals};
 
 use super::{Action, Destination, Policy, Protocol, Verdict};
+use crate::discovery::ExemptPorts;
 use crate::identity::{NodeName, WorkloadName};
 use classes::{Destinations, Numbers, Sources};
 
@@ -40,6 +42,10 @@ pub struct View<'a> {
     pub endpoints: Vec<Reachable>,
     /// This host's addresses: not outside of the mesh, whatever network they are in.
     pub addresses: &'a BTreeSet<IpAddr>,
+    /// Addresses of the hosts of the mesh.
+    pub mesh: &'a BTreeSet<IpAddr>,
+    /// Ports of this host that the mesh leaves alone.
+    pub exempt: &'a ExemptPorts,
 }
 
 /// One destination that the kernel half knows by its exact address.
@@ -62,7 +68,7 @@ pub struct Room {
     pub endpoints: usize,
     /// `VERDICTS`.
     pub verdicts: usize,
-    /// `EGRESS`.
+    /// `EGRESS`, and `EXCEPTIONS`.
     pub egress: usize,
     /// `WORKLOADS`.
     pub workloads: usize,
@@ -70,8 +76,8 @@ pub struct Room {
     pub users: usize,
 }
 
-/// Leading bits of a key in the `EGRESS` trie, and the key.
-pub type EgressEntry = (u32, EgressKey);
+/// Leading bits of a key in the tries `EGRESS` and `EXCEPTIONS`, and the key.
+pub type NetworkEntry = (u32, NetworkKey);
 
 /// What the maps hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -87,7 +93,13 @@ pub struct Tables {
     /// `VERDICTS`.
     pub verdicts: HashMap<VerdictKey, kernel::Verdict>,
     /// `EGRESS`.
-    pub egress: HashMap<EgressEntry, kernel::Destination>,
+    pub egress: HashMap<NetworkEntry, kernel::Destination>,
+    /// `PORTS`, by port in network byte order.
+    pub ports: HashMap<u16, u32>,
+    /// `EXCEPTIONS`.
+    pub exceptions: HashMap<NetworkEntry, u32>,
+    /// `ADDRESSES`.
+    pub addresses: HashMap<[u32; 4], u32>,
 }
 
 /// Something did not fit into a map, and is refused for that.
@@ -133,6 +145,7 @@ impl Compiler {
         let left_out = self.put_endpoints(&mut tables, endpoints, &mut full);
         self.put_egress(&mut tables, nodes, &left_out, &judged.destinations, &mut full);
         self.put_sources(&mut tables, sources, &mut full);
+        modes::put(&mut tables, view, &self.room, &mut full);
         self.numbers.forget_unused();
         (tables, full)
     }
@@ -168,7 +181,7 @@ impl Compiler {
     fn put_egress(
         &self,
         tables: &mut Tables,
-        nodes: HashMap<EgressEntry, egress::Judged>,
+        nodes: HashMap<NetworkEntry, egress::Judged>,
         left_out: &[SocketAddr],
         destinations: &[kernel::Destination],
         full: &mut Vec<Full>,

@@ -76,6 +76,8 @@ impl World {
             listening: &self.listening,
             endpoints: self.endpoints(),
             addresses: &here(),
+            mesh: &BTreeSet::from(["10.1.0.2".parse().unwrap()]),
+            exempt: &ExemptPorts::default(),
         })
     }
 
@@ -164,21 +166,21 @@ impl Knowledge for Kernel<'_> {
         port: u16,
         protocol: kernel::Protocol,
     ) -> Option<kernel::Destination> {
-        longest_prefix(self.tables, &EgressKey::new(destination, port, protocol))
+        longest_prefix(self.tables, &NetworkKey::new(destination, port, protocol))
     }
     fn agent_listens(&self) -> bool {
         true
     }
 }
 
-fn longest_prefix(tables: &Tables, key: &EgressKey) -> Option<kernel::Destination> {
-    let bits = |key: &EgressKey| {
+fn longest_prefix(tables: &Tables, key: &NetworkKey) -> Option<kernel::Destination> {
+    let bits = |key: &NetworkKey| {
         let exact = (key.port, key.protocol, key.version);
         let ip = key.ip.iter().fold(0_u128, |ip, word| ip << 32 | u128::from(u32::from_be(*word)));
         (exact, ip)
     };
-    let covers = |(length, prefix): &EgressEntry| {
-        let rest = 128 + EgressKey::EXACT_BITS - length;
+    let covers = |(length, prefix): &NetworkEntry| {
+        let rest = 128 + NetworkKey::EXACT_BITS - length;
         let ((exact, ip), (wanted, address)) = (bits(prefix), bits(key));
         exact == wanted && (ip ^ address).checked_shr(rest).unwrap_or(0) == 0
     };
@@ -325,7 +327,7 @@ fn without_rules_there_is_nothing_but_endpoints() {
     };
     let (tables, _) = world.compile(&mut Compiler::new(ROOM, &Tables::default()));
     assert_eq!(tables.endpoints.len(), PORTS.len(), "of the other host");
-    assert_eq!(tables.state, PolicyState::default());
+    assert_eq!((tables.state.egress, tables.state.loopback), (0, 0));
     assert!(tables.verdicts.is_empty() && tables.egress.is_empty() && tables.users.is_empty());
 }
 
@@ -355,4 +357,26 @@ fn what_a_new_rule_does_not_concern_keeps_its_entries() {
     assert_eq!(of_nginx.count(), 0, "{changes:?}");
     let endpoints = changes.iter().filter(|change| matches!(change, Change::Endpoint(..)));
     assert_eq!(endpoints.count(), 1, "only port 8181: {changes:?}");
+}
+
+#[test]
+fn a_strict_port_lets_in_what_is_excepted_and_an_exempt_one_everybody() {
+    let mut policy = Policy::default();
+    for (name, port) in [("fortune", 8181), ("login", 22)] {
+        let exceptions = BTreeSet::from(["192.0.2.0/24".parse().unwrap()]);
+        let strict = Some(crate::policy::Mode::Strict);
+        policy.put_service(crate::policy::Service {
+            mode: strict,
+            exceptions,
+            ..service(name, NODES[0], port)
+        });
+    }
+    let (listeners, listening) = (vec![None; NODES.len() * PORTS.len()], HashMap::new());
+    let (tables, _) =
+        World { policy, listeners, listening }.compile(&mut Compiler::new(ROOM, &Tables::default()));
+    let mode = |port: u16| tables.ports.get(&port.to_be()).copied();
+    assert_eq!(mode(8181), Some(kernel::PortMode::StrictWithExceptions as u32));
+    assert_eq!(mode(22), Some(kernel::PortMode::Exempt as u32));
+    assert_eq!((mode(80), tables.state.mode), (None, kernel::PortMode::Open as u32));
+    assert_eq!(tables.exceptions.len(), 1, "of the strict one");
 }

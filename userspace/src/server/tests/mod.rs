@@ -2,6 +2,7 @@
 
 mod addresses;
 mod catalog;
+mod identities;
 mod join;
 mod lifecycle;
 mod policy;

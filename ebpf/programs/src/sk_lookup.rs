@@ -1,0 +1,25 @@
+//! `sk_lookup`: a plain connection from another host to a strict service finds no listener, and is refused by the
+//! kernel; everything else passes untouched.
+//!
+//! Attached to the network namespace of the agent. Since Linux 5.9.
+
+use aya_ebpf::{
+    bindings::sk_action::{SK_DROP, SK_PASS},
+    macros::sk_lookup,
+    programs::SkLookupContext,
+};
+use murmesh_common::{Counter, VerdictKind, admits};
+
+use crate::{context::Lookup, maps::count, surroundings::Asked};
+
+#[sk_lookup]
+pub fn murmesh_sk_lookup(context: SkLookupContext) -> u32 {
+    let Some(arrival) = Lookup::new(&context).arrival() else { return SK_PASS };
+    let asked = Asked(arrival);
+    if admits(&asked.0, &asked) {
+        return SK_PASS;
+    }
+    count(Counter::PlaintextRefused);
+    asked.report(VerdictKind::PlaintextRefused);
+    SK_DROP
+}

@@ -1,0 +1,59 @@
+//! What the decisions about connections from other hosts ask, answered by the maps.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use murmesh_common::{
+    Arrival, NetworkKey, PolicyState, Protocol, SocketAddress, Surroundings, VerdictEvent, VerdictKind,
+};
+
+use crate::{
+    context::now,
+    maps::{self, ADDRESSES, EXCEPTIONS, PORTS},
+};
+
+/// One connection from another host.
+pub struct Asked(pub Arrival);
+
+impl Asked {
+    /// Tells the agent what became of it.
+    #[inline(always)]
+    pub fn report(&self, kind: VerdictKind) {
+        maps::report(&VerdictEvent {
+            time: now(),
+            cgroup: 0,
+            kind: kind as u32,
+            rule: 0,
+            pid: 0,
+            uid: 0,
+            command: [0; 16],
+            destination: self.0.local,
+            protocol: Protocol::Tcp as u32,
+            origin: self.0.remote,
+            padding: 0,
+        });
+    }
+}
+
+/// The agent replaces values whole, and each is copied at once.
+impl Surroundings for Asked {
+    #[inline(always)]
+    fn policy(&self) -> PolicyState {
+        maps::policy()
+    }
+
+    #[inline(always)]
+    fn port_mode(&self, port: u16) -> Option<u32> {
+        // SAFETY: copied at once.
+        unsafe { PORTS.get(port) }.copied()
+    }
+
+    #[inline(always)]
+    fn owner(&self, address: &SocketAddress) -> Option<u32> {
+        // SAFETY: copied at once.
+        unsafe { ADDRESSES.get(address.ip) }.copied()
+    }
+
+    #[inline(always)]
+    fn is_excepted(&self, arrival: &Arrival) -> bool {
+        EXCEPTIONS.get(&Key::new(NetworkKey::BITS, arrival.exception())).is_some()
+    }
+}
