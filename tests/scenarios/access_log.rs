@@ -12,8 +12,10 @@ fn the_access_log_names_the_calling_process_and_its_workload_and_the_rule() -> R
     let destination = format!("{}:{PORT}", mesh.service()?.ipv4());
     let arguments = ["--reuid=4321", "--clear-groups", "murmesh-probe", "connect", &destination, "send=x"];
     let caller = mesh.client()?.spawn("setpriv", arguments)?;
-    let expected =
-        format!("local=spiffe://mesh.internal/host/fcc00/user-4321 pid={} uid=4321 rule=default", caller.id());
+    let expected = format!(
+        "local=spiffe://murmesh.internal/host/fcc00/user-4321 pid={} uid=4321 rule=default",
+        caller.id()
+    );
     caller.succeed(DEADLINE)?;
     for what in ["open", "close"] {
         let line = mesh.agent("fcc00")?.wait_for_line(&format!("access: {what} "), DEADLINE)?;

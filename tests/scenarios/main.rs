@@ -15,6 +15,7 @@ mod half_close;
 mod hostile_peers;
 mod join;
 mod lab;
+mod live_streams;
 mod local;
 mod neighbours;
 mod policy;

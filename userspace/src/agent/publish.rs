@@ -104,7 +104,7 @@ impl Publisher {
             let services = Arc::new(local_services(&known, &serving, node));
             self.shared.services.store(services.clone());
             self.publish_routes(node, &serving, &known, routes);
-            self.shared.rules.store(Arc::new(Rules::new(known.clone(), services, node.clone())));
+            self.shared.set_rules(Rules::new(known.clone(), services, node.clone()));
             if let Some((wanted, upstream)) = &self.upstream {
                 upstream.store(wanted.resolve(&known).map(Arc::new));
             }

@@ -5,10 +5,14 @@ use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Instant};
 use super::{
     Shared,
     access_log::{self, Close, Line},
+    live::Forbidden,
     relay::{RelayError, Totals},
     traffic::Counter,
 };
-use crate::{identity::SpiffeId, policy::Verdict};
+use crate::{
+    identity::SpiffeId,
+    policy::{Action, Verdict},
+};
 
 /// Which half of a connection this host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +107,9 @@ impl AccessRecord {
     /// Takes note of how the relay ended.
     pub fn relayed(&mut self, totals: Totals, result: &Result<(), RelayError>) {
         self.totals = totals;
+        if let Err(RelayError::Forbidden(Forbidden(rule))) = result {
+            self.verdict = Verdict { action: Action::Deny, rule: *rule, dry_run: None };
+        }
         self.result = Some(result.as_ref().copied().map_err(ToString::to_string));
     }
 

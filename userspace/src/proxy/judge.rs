@@ -15,6 +15,17 @@ use crate::{
 /// whoever tries them all are forgotten together with the rest.
 const MAX_ANSWERS: usize = 16 * 1024;
 
+/// What is judged.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// Who connects.
+    pub caller: Arc<SpiffeId>,
+    /// Whose address it leads to.
+    pub node: Arc<NodeName>,
+    /// The address.
+    pub destination: SocketAddr,
+}
+
 /// Judges by the newest rules.
 pub struct Judge {
     shared: Arc<Shared>,
@@ -34,8 +45,8 @@ impl Judge {
         Self { shared, answers: RefCell::default() }
     }
 
-    /// Whether `caller` may connect to `destination`, which is an address of `node`; as [`Rules::judge`].
-    pub fn judge(&self, caller: &Arc<SpiffeId>, node: &NodeName, destination: SocketAddr) -> Option<Verdict> {
+    /// What the rules say; as [`Rules::judge`].
+    pub fn judge(&self, connection: &Connection) -> Option<Verdict> {
         let rules = self.shared.rules.load();
         if rules.is_open() {
             return Some(ALLOWED);
@@ -44,7 +55,8 @@ impl Judge {
         if !Arc::ptr_eq(&answers.rules, &rules) || answers.known.len() >= MAX_ANSWERS {
             *answers = Answers { rules: rules.clone(), known: HashMap::new() };
         }
-        let answer = answers.known.entry((caller.clone(), destination));
-        *answer.or_insert_with(|| rules.judge(caller, node, destination))
+        let Connection { caller, node, destination } = connection;
+        let answer = answers.known.entry((caller.clone(), *destination));
+        *answer.or_insert_with(|| rules.judge(caller, node, *destination))
     }
 }

@@ -8,7 +8,8 @@ pub mod access;
 pub mod access_log;
 mod callers;
 mod inbound;
-mod judge;
+pub mod judge;
+pub mod live;
 mod origin;
 mod outbound;
 mod pool;
@@ -32,7 +33,7 @@ pub use rules::Rules;
 pub use worker::{BoundWorkers, Listen, Workers};
 
 use crate::{
-    identity::{Identity, IdentityError, SpiffeId, tls},
+    identity::{Identity, IdentityError, NodeName, SpiffeId, tls},
     workload::Workloads,
 };
 use traffic::Traffic;
@@ -45,6 +46,8 @@ pub struct Shared {
     pub services: ArcSwap<LocalServices>,
     /// Who may reach what.
     pub rules: ArcSwap<Rules>,
+    /// Says that there are new rules.
+    rules_changed: watch::Sender<()>,
     /// Who this host's processes are, once they are followed; a sidecar does not tell them apart.
     pub workloads: OnceLock<watch::Receiver<Workloads>>,
     /// Who this host is.
@@ -61,6 +64,8 @@ pub struct CurrentIdentity {
     pub identity: Arc<Identity>,
     /// Its id, to be shared.
     pub id: Arc<SpiffeId>,
+    /// The host that it is of.
+    pub node: Arc<NodeName>,
     /// Counts renewals: tunnels of an earlier one are not used for new streams.
     pub generation: u64,
     /// For accepting tunnels.
@@ -71,10 +76,11 @@ impl CurrentIdentity {
     /// Prepares `identity` for use.
     ///
     /// # Errors
-    /// It is unusable for TLS.
+    /// It is unusable for TLS, or of no host.
     pub fn new(identity: Arc<Identity>, generation: u64) -> Result<Self, IdentityError> {
         let acceptor = tls::tunnel_server(&identity)?;
-        Ok(Self { id: Arc::new(identity.id.clone()), identity, generation, acceptor })
+        let (id, node) = (Arc::new(identity.id.clone()), Arc::new(identity.node()?.clone()));
+        Ok(Self { identity, id, node, generation, acceptor })
     }
 }
 
@@ -85,10 +91,20 @@ impl Shared {
             routes: ArcSwap::default(),
             services: ArcSwap::default(),
             rules: ArcSwap::default(),
+            rules_changed: watch::Sender::default(),
             workloads: OnceLock::new(),
             identity: ArcSwap::from_pointee(identity),
             traffic: Traffic::default(),
             mark,
+        }
+    }
+
+    /// From now on streams are judged by `rules`, those that are open too.
+    pub fn set_rules(&self, rules: Rules) {
+        let is_open = rules.is_open();
+        let before = self.rules.swap(Arc::new(rules));
+        if !(is_open && before.is_open()) {
+            self.rules_changed.send_replace(());
         }
     }
 }

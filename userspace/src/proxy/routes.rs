@@ -68,7 +68,11 @@ impl Routes {
             let route = routes.peers.entry(address).or_insert_with(|| {
                 let id = SpiffeId::host(here.trust_domain.clone(), host.node.clone()).into();
                 let source = source_for(address).unwrap_or_else(|| unspecified(address));
-                Route { peer: Arc::new(Peer { id, address }), source, workload: None }
+                Route {
+                    peer: Arc::new(Peer { id, node: Arc::new(host.node.clone()), address }),
+                    source,
+                    workload: None,
+                }
             });
             let workload = endpoint.listener().workload.as_ref();
             let workload = workload

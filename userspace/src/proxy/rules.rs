@@ -6,7 +6,7 @@ use super::LocalServices;
 use crate::{
     catalog::{Catalog, Listener},
     identity::{NodeName, SpiffeId, Subject, WorkloadName},
-    policy::{Action, Party, RuleId, Verdict},
+    policy::{Action, Party, Verdict},
 };
 
 /// The policy, and what it takes to know whom it speaks of.
@@ -77,14 +77,6 @@ impl Known {
     }
 }
 
-/// Says by which rule a connection is forbidden.
-pub fn forbidden_by(rule: Option<RuleId>) -> String {
-    match rule {
-        Some(rule) => format!("rule {rule} forbids it"),
-        None => "no rule allows it".to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -92,7 +84,7 @@ mod tests {
     use super::*;
     use crate::{
         catalog::{Host, Report},
-        policy::{Names, Policy, Rule},
+        policy::{Names, Policy, Rule, RuleId},
     };
 
     fn listener(port: u16, workload: &str) -> Listener {
