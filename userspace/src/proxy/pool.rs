@@ -101,8 +101,8 @@ impl Pool {
     }
 
     /// Takes a tunnel back. One that is not idle is closed: its stream did not come to an end.
-    pub fn put_back(&self, peer: &Arc<Peer>, lease: Lease) {
-        if lease.generation != self.shared.identity.load().generation || !lease.tunnel.is_idle() {
+    pub fn put_back(&self, peer: &Arc<Peer>, mut lease: Lease) {
+        if lease.generation != self.shared.identity.load().generation || !lease.tunnel.comes_to_rest() {
             return;
         }
         let mut peers = self.peers.borrow_mut();
