@@ -153,9 +153,8 @@ impl Enforcement {
 /// What is redirected.
 fn elsewhere(known: &Known<'_>) -> impl Iterator<Item = Reachable> {
     known.routes.iter().map(|(address, route)| {
-        let workload = || route.workload.as_deref().cloned();
-        let node = route.peer.id.node();
-        let destination = node.map(|node| known.policy.destination(node, workload(), address.port()));
+        let (node, workload) = (&route.peer.node, route.peer.workload.clone());
+        let destination = Some(known.policy.destination(node, workload, address.port()));
         Reachable { address, source: Some(route.source), destination }
     })
 }
