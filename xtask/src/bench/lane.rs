@@ -1,5 +1,6 @@
 //! A path that is measured, with everything that runs for it.
 
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,6 +14,11 @@ pub const SERVICES: u16 = 7000;
 /// Services, and ports of each proxy.
 pub const PORTS: u16 = 4;
 
+/// A proxy's ports on its client's own host.
+pub const fn on_loopback(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
+}
+
 /// Between two tries whether a path answers.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -25,8 +31,9 @@ pub struct Lane {
     pub client: String,
     /// Where the services are.
     pub service: String,
-    /// First of the four ports on the client's loopback; none where the services are dialled themselves.
-    pub via: Option<u16>,
+    /// Address that leads to the first service, where further ports lead to the others; none where `bench run` dials
+    /// the services as it would without a proxy.
+    pub via: Option<SocketAddrV4>,
     /// Proxies of the path, which are ended with it.
     pub proxies: Vec<Process>,
 }
@@ -36,8 +43,7 @@ pub struct Lane {
 pub struct Running {
     /// The paths.
     pub lanes: Vec<Lane>,
-    /// Services, and the server of the mesh.
-    #[expect(dead_code, reason = "held, because a process ends when it is dropped")]
+    /// Services, and the server of the mesh: held, because a process ends when it is dropped.
     pub others: Vec<Process>,
 }
 
@@ -45,8 +51,8 @@ impl Lane {
     /// The arguments of `murmesh bench run` for this path.
     fn arguments(&self) -> Vec<String> {
         let mut arguments = vec![self.service.clone(), "--paths".to_owned(), self.name.clone()];
-        if let Some(port) = self.via {
-            arguments.extend(["--via".to_owned(), format!("{}=127.0.0.1:{port}", self.name)]);
+        if let Some(via) = self.via {
+            arguments.extend(["--via".to_owned(), format!("{}={via}", self.name)]);
         }
         if !self.proxies.is_empty() {
             let processes: Vec<_> = self.proxies.iter().map(|process| process.id().to_string()).collect();

@@ -42,6 +42,9 @@ pub struct Arguments {
     /// Proxies to compare with; installed when they are missing. An empty list is none.
     #[arg(long, value_enum, value_delimiter = ',', num_args = 0..)]
     peers: Option<Vec<Peer>>,
+    /// A ztunnel binary to compare with, too: it has no package. Build it from github.com/istio/ztunnel.
+    #[arg(long, value_name = "FILE")]
+    ztunnel: Option<PathBuf>,
     /// How many times to measure everything [default: 3, and 1 with --quick].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: Option<u16>,
@@ -79,13 +82,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     peers::install(&peers)?;
     limits::raise_open_files()?;
 
-    let lab = Lab::new(Topology { servers: 1, services: 3, clients: 3 }).context("making the hosts")?;
+    let hosts = if arguments.ztunnel.is_some() { 4 } else { 3 };
+    let lab =
+        Lab::new(Topology { servers: 1, services: hosts, clients: hosts }).context("making the hosts")?;
     let name = lab.name().to_owned();
     on_interrupt(move || {
         let _ = remove(&name);
     })?;
     let mut running = ours::start(&lab)?;
     running.extend(peers::start(&peers, &lab)?);
+    if let Some(binary) = &arguments.ztunnel {
+        let lane = peers::ztunnel::start(binary, &lab, &mut running.others)?;
+        running.extend(vec![lane]);
+    }
     running.wait_until_answered(&lab)?;
 
     let rounds = Rounds {

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use murmesh_lab::{DEADLINE, Host, Lab, Process, TUNNEL_PORT};
 
-use super::lane::{Lane, PORTS, Running, SERVICES};
+use super::lane::{Lane, PORTS, Running, SERVICES, on_loopback};
 use crate::shell::progress;
 
 /// First of the ports on which the client's sidecars are dialled.
@@ -62,7 +62,7 @@ fn sidecar(lab: &Lab, server: &Host) -> Result<Lane> {
         name: "sidecar".to_owned(),
         client: client.to_owned(),
         service: service.to_owned(),
-        via: Some(SIDECARS),
+        via: Some(on_loopback(SIDECARS)),
         proxies,
     })
 }

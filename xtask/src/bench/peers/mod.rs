@@ -4,6 +4,7 @@ mod envoy;
 mod haproxy;
 mod nginx;
 mod stunnel;
+pub mod ztunnel;
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -14,7 +15,7 @@ use clap::ValueEnum;
 use murmesh_lab::{DEADLINE, Host, Lab, Process};
 
 use super::certificates::{self, Identity};
-use super::lane::{Lane, PORTS, SERVICES};
+use super::lane::{Lane, PORTS, SERVICES, on_loopback};
 use super::ours::PLAIN;
 use crate::setup;
 use crate::shell::progress;
@@ -156,7 +157,7 @@ fn start_one(
         name: peer.name().to_owned(),
         client: client.name().to_owned(),
         service: service.name().to_owned(),
-        via: Some(peer.ports()),
+        via: Some(on_loopback(peer.ports())),
         proxies,
     })
 }
