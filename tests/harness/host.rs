@@ -138,6 +138,12 @@ impl Host {
         inside(self.switch.namespace(), || ip_batch(None, &[format!("link set {} down", self.name())]))
     }
 
+    /// Sends nothing to `other` any more, which is told to nobody; what `other` sends arrives.
+    pub fn cut_off_from(&self, other: &Host) -> Result<()> {
+        let lines = other.addresses().map(|address| format!("route add blackhole {address}"));
+        self.configure(&lines)
+    }
+
     /// Runs `lines` of ip(8) in this host.
     pub(crate) fn configure(&self, lines: &[String]) -> Result<()> {
         ip_batch(Some(&self.record.namespace), lines)

@@ -7,12 +7,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use murmesh::identity::Subject;
 use murmesh::tunnel::HANDSHAKE_TIMEOUT;
 use murmesh::tunnel::frame::{Open, RefusalReason};
-use murmesh_lab::{Lab, Process, TUNNEL_PORT, Topology};
+use murmesh_lab::{Lab, Mesh, Process, TUNNEL_PORT, Topology};
 
 use crate::support::peer::{
-    Target, forged, handshake_error, hold, impersonate, refusal, say_after_handshake, say_at_once, stolen,
+    Target, ask_to_be, forged, handshake_error, hold, impersonate, refusal, say_after_handshake, say_at_once,
+    stolen,
 };
 use crate::support::{DEADLINE, Daemons, greet, greeting, skipped, text, wait_for_endpoint};
 
@@ -242,4 +244,22 @@ fn memory(process: &Process) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a line with VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+#[test]
+fn a_host_that_asks_to_be_another_is_refused_and_named_in_the_log() -> Result<()> {
+    let Some(mesh) = Mesh::start(1, 1)? else { return Ok(()) };
+    let hostile = mesh.client()?;
+    mesh.host("murmesh00")?.murmesh(["service", "set", "fortune", "--host", "fcs00", "--port", "8181"])?;
+    let workload = |node: &str| anyhow::Ok(Subject::Workload(node.parse()?, "nginx.service".parse()?));
+    let own = ask_to_be(hostile, &workload("fcc00")?)?;
+    ensure!(own.is_ok(), "{own:?}");
+    for stolen in [workload("fcs00")?, Subject::Service("fortune".parse()?), Subject::Host("fcs00".parse()?)]
+    {
+        let refused = ask_to_be(hostile, &stolen)?;
+        ensure!(refused.as_ref().is_err_and(|error| error.contains("may not have")), "{stolen}: {refused:?}");
+    }
+    let logged = mesh.server().wait_for_line("not its own", DEADLINE)?;
+    ensure!(logged.contains("node=fcc00"), "{logged}");
+    Ok(())
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use murmesh::control::Membership;
+use murmesh::control::{self, ControlOptions, Membership};
 use murmesh::identity::authority::VerifiedRequest;
-use murmesh::identity::{Authority, HostKey, Identity, SpiffeId, tls};
+use murmesh::identity::{Authority, HostKey, Identity, SpiffeId, Subject, tls};
 use murmesh::tunnel::frame::{Frame, Open, RefusalReason};
 use murmesh::tunnel::{Received, Tunnel, dial};
 use murmesh_lab::{Host, TUNNEL_PORT};
@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_util::sync::CancellationToken;
 
 /// Longer than any time-out of the agent that is tried here.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,6 +38,17 @@ pub fn forged(genuine: &Identity) -> Result<Identity> {
     let leaf = authority.sign(&request, &genuine.id, Duration::from_secs(3600))?;
     let forged = Identity::new(&key, vec![leaf], vec![authority.root().clone()])?;
     Ok(Identity { bundle: genuine.bundle.clone(), ..forged })
+}
+
+/// Asks the server for a certificate, with all that root on `host` has; returns who it is for, or the refusal.
+pub fn ask_to_be(host: &Host, subject: &Subject) -> Result<Result<SpiffeId, String>> {
+    on(host, async {
+        let (data_dir, node) = (host.data_directory(), host.name().parse()?);
+        let options = ControlOptions { data_dir, join: None, node, mark: None };
+        let control = control::start(options, CancellationToken::new()).await?;
+        let issued = control.issuer().issue(subject).await;
+        Ok(issued.map(|identity| identity.id).map_err(|error| error.to_string()))
+    })
 }
 
 /// The agent of another host of the same mesh.

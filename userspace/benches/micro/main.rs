@@ -1,6 +1,7 @@
-//! What single steps cost that need no socket: frames, TLS records, routes. `cargo xtask bench micro` runs them.
+//! What single steps cost that need no socket: frames, TLS records, routes, verdicts. `cargo xtask bench micro` runs them.
 
 mod frames;
+mod policy;
 // Compiled from its source: it is no part of the library's interface.
 #[path = "../../src/tunnel/tls/record.rs"]
 #[expect(dead_code, reason = "the handshake, which uses the rest, is not compiled here")]

@@ -65,6 +65,7 @@ fn host(number: u32) -> Host {
     let listener = |number| Listener {
         address: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), FIRST_PORT + number),
         ipv6_only: false,
+        workload: None,
     };
     let report = Report {
         addresses: vec![address(number)],

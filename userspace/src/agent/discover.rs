@@ -11,7 +11,8 @@ use tracing::{info, warn};
 
 use crate::{
     catalog::{Listener, Report},
-    discovery::{DiscoveryError, ExemptPorts, Listeners, host_addresses, listening_sockets},
+    discovery::{DiscoveryError, ExemptPorts, Listeners, ListeningSocket, host_addresses, listening_sockets},
+    workload::Workloads,
 };
 
 /// How often everything is looked at again: it finds listeners from before the agent, whose end the kernel half is
@@ -43,12 +44,14 @@ pub struct Discovery {
     pub exempt: ExemptPorts,
     /// For the report.
     pub tunnel_port: u16,
+    /// Who they may be that listen, where the kernel half tells them apart.
+    pub workloads: Option<watch::Receiver<Workloads>>,
 }
 
 impl Discovery {
     /// Publishes what is served, and reports it, at each change. `events` come from the kernel half, if there is one.
     pub async fn run(
-        self,
+        mut self,
         mut events: Option<mpsc::Receiver<Change>>,
         served: watch::Sender<Served>,
         report: watch::Sender<Option<Report>>,
@@ -60,6 +63,7 @@ impl Discovery {
             let looked = tokio::select! {
                 _ = ticks.tick() => dump(&mut listeners),
                 Some(changes) = next(&mut events) => take(&mut listeners, &changes),
+                () = workloads_change(&mut self.workloads) => Ok(()),
             };
             if let Err(error) = looked.and_then(|()| self.publish(&listeners, &served, &report, &mut is_told))
             {
@@ -76,7 +80,10 @@ impl Discovery {
         report: &watch::Sender<Option<Report>>,
         is_told: &mut bool,
     ) -> Result<(), DiscoveryError> {
-        let now = Served { addresses: host_addresses()?, listeners: listeners.public(&self.exempt) };
+        let workloads = self.workloads.as_ref().map(|workloads| workloads.borrow().clone());
+        let workload = |socket: &ListeningSocket| workloads.as_ref()?.of(socket.cgroup?, socket.uid);
+        let listeners = listeners.public(&self.exempt, workload);
+        let now = Served { addresses: host_addresses()?, listeners };
         let first = report.borrow().is_none();
         if *served.borrow() == now && !first {
             return Ok(());
@@ -85,7 +92,7 @@ impl Discovery {
         let mut sent = Report {
             addresses: now.addresses.iter().copied().collect(),
             tunnel_port: self.tunnel_port,
-            listeners: now.listeners.iter().copied().collect(),
+            listeners: now.listeners.iter().cloned().collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         *is_told = match sent.truncate() {
@@ -127,6 +134,17 @@ async fn next(events: &mut Option<mpsc::Receiver<Change>>) -> Option<Vec<Change>
     let Some(events) = events else { return std::future::pending().await };
     let mut changes = Vec::new();
     (events.recv_many(&mut changes, MAX_CHANGES).await > 0).then_some(changes)
+}
+
+/// Never, where they are not told apart.
+async fn workloads_change(workloads: &mut Option<watch::Receiver<Workloads>>) {
+    let changed = match workloads {
+        Some(workloads) => workloads.changed().await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        std::future::pending().await
+    }
 }
 
 fn log_changes(before: &Served, now: &Served) {
@@ -176,7 +194,7 @@ mod tests {
             (ListenerChange::Closed, closed),
         ];
         take(&mut listeners, &changes).expect("a dump");
-        let public = listeners.public(&ExemptPorts::default());
+        let public = listeners.public(&ExemptPorts::default(), |_| None);
         let has = |listener: &TcpListener| {
             let port = listener.local_addr().expect("an address").port();
             public.iter().any(|listener| listener.address.port() == port)

@@ -1,7 +1,7 @@
 //! Keeps the kernel half's maps in step with rules, catalog, workloads and what this host serves.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
@@ -14,8 +14,9 @@ use tracing::{debug, error};
 use super::{canary::CANARIES, discover::Served};
 use crate::{
     bpf::{BpfError, PolicyMaps},
+    catalog::{Listener, choose},
     discovery::ExemptPorts,
-    identity::NodeName,
+    identity::{NodeName, WorkloadName},
     policy::{
         Policy,
         compile::{Compiler, Full, Reachable, Room, Tables, View},
@@ -102,7 +103,7 @@ impl Enforcement {
             node: known.node,
             cgroups: workloads.cgroups(),
             users: &workloads.users().named(known.policy, []),
-            listening: &HashMap::new(),
+            listening: &listening(known.serving),
             endpoints,
             addresses: &known.serving.addresses,
             mesh: known.mesh,
@@ -131,8 +132,9 @@ impl Enforcement {
 /// What is redirected.
 fn elsewhere(known: &Known<'_>) -> impl Iterator<Item = Reachable> {
     known.routes.iter().map(|(address, route)| {
+        let workload = || route.workload.as_deref().cloned();
         let node = route.peer.id.node();
-        let destination = node.map(|node| known.policy.destination(node, None, address.port()));
+        let destination = node.map(|node| known.policy.destination(node, workload(), address.port()));
         Reachable { address, source: Some(route.source), destination }
     })
 }
@@ -140,17 +142,31 @@ fn elsewhere(known: &Known<'_>) -> impl Iterator<Item = Reachable> {
 /// This host's own services, by every address that leads to them.
 fn here(known: &Known<'_>) -> Vec<Reachable> {
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    let mut addresses = BTreeSet::new();
+    let mut services = BTreeMap::new();
     for listener in &known.serving.listeners {
         let (bound, port) = (listener.address.ip(), listener.address.port());
         let own = known.serving.addresses.iter().filter(|address| listener.accepts(**address)).copied();
         let any = loopback.into_iter().filter(|_| bound.is_unspecified());
-        addresses.extend(own.chain(any).map(|ip| SocketAddr::new(ip, port)));
+        for ip in own.chain(any) {
+            let address = SocketAddr::new(ip, port);
+            services.entry(address).or_insert_with(|| choose(&known.serving.listeners, address));
+        }
     }
-    let service = |address: SocketAddr| Reachable {
-        address,
-        source: None,
-        destination: Some(known.policy.destination(known.node, None, address.port())),
+    let reachable = |(address, listener): (SocketAddr, Option<&Listener>)| {
+        let workload = listener.and_then(|listener| listener.workload.clone());
+        let destination = known.policy.destination(known.node, workload, address.port());
+        Reachable { address, source: None, destination: Some(destination) }
     };
-    addresses.into_iter().map(service).collect()
+    services.into_iter().map(reachable).collect()
+}
+
+/// The ports on which each workload of this host listens.
+fn listening(serving: &Served) -> HashMap<WorkloadName, BTreeSet<u16>> {
+    let mut ports = HashMap::<_, BTreeSet<_>>::new();
+    for listener in &serving.listeners {
+        if let Some(workload) = &listener.workload {
+            ports.entry(workload.clone()).or_default().insert(listener.address.port());
+        }
+    }
+    ports
 }

@@ -32,7 +32,7 @@ use crate::{
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
     proxy::{BoundWorkers, CurrentIdentity, Listen, Origin, Shared, Workers},
-    workload,
+    workload::{self, Workloads},
 };
 use discover::{Discovery, Served};
 use enforce::{Enforcement, Problems};
@@ -187,6 +187,11 @@ fn start(
         None => Ok(Origin::Upstream(upstream.clone())),
     })?;
 
+    let workloads = interception.as_ref().map(|interception| workload::watch(&interception.options().cgroup));
+    let workloads = workloads.transpose()?;
+    if let Some(workloads) = &workloads {
+        shared.workloads.get_or_init(|| workloads.clone());
+    }
     let (served_sender, served) = watch::channel(Served::default());
     let problems = Problems::default();
     let publisher = Publisher {
@@ -194,7 +199,8 @@ fn start(
         exempt: options.exempt.clone(),
         enforcement: interception
             .as_mut()
-            .map(|interception| enforcement(interception, &problems))
+            .zip(workloads.clone())
+            .map(|(interception, workloads)| enforcement(interception, workloads, &problems))
             .transpose()?,
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
     };
@@ -202,7 +208,7 @@ fn start(
     let local = local::AgentLocal::new(options, control, shared, interception.as_deref(), problems);
 
     let mut tasks = JoinSet::new();
-    let discovery = Discovery { exempt: options.exempt.clone(), tunnel_port: options.tunnel_port };
+    let discovery = Discovery { exempt: options.exempt.clone(), tunnel_port: options.tunnel_port, workloads };
     let discovery = tokio::spawn(discovery.run(events, served_sender, control.report.clone()));
     tasks.spawn(publisher.run(control.identity.clone(), control.catalog.clone(), served));
     tasks.spawn(follow_identity(control.identity.clone(), shared.clone()));
@@ -212,10 +218,12 @@ fn start(
     Ok(Running { workers, discovery, tasks })
 }
 
-/// Follows this host's workloads from here on.
-fn enforcement(interception: &mut Interception, problems: &Problems) -> anyhow::Result<Enforcement> {
-    let options = interception.options();
-    let (room, workloads) = (options.room, workload::watch(&options.cgroup)?);
+fn enforcement(
+    interception: &mut Interception,
+    workloads: watch::Receiver<Workloads>,
+    problems: &Problems,
+) -> anyhow::Result<Enforcement> {
+    let room = interception.options().room;
     Ok(Enforcement::new(interception.take_policy()?, room, workloads, problems.clone()))
 }
 

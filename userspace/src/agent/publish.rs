@@ -23,7 +23,7 @@ use crate::{
     catalog::Catalog,
     discovery::ExemptPorts,
     identity::{Identity, NodeName},
-    proxy::{Here, LocalServices, Routes, Shared},
+    proxy::{Here, LocalServices, Routes, Rules, Shared},
     socket,
 };
 
@@ -101,8 +101,10 @@ impl Publisher {
                 exempt: &self.exempt,
             };
             let routes = Routes::new(&known, &here, source_for);
-            self.shared.services.store(Arc::new(local_services(&known, &serving, node)));
+            let services = Arc::new(local_services(&known, &serving, node));
+            self.shared.services.store(services.clone());
             self.publish_routes(node, &serving, &known, routes);
+            self.shared.set_rules(Rules::new(known.clone(), services, node.clone()));
             if let Some((wanted, upstream)) = &self.upstream {
                 upstream.store(wanted.resolve(&known).map(Arc::new));
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::{Catalog, Host};
+use super::{Catalog, Host, Listener};
 
 /// A dialled address and the host that serves it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,15 @@ pub struct Endpoint {
     pub host: Arc<Host>,
     /// The address as a client dials it.
     pub address: SocketAddr,
+    /// Which of the host's listeners takes the connections.
+    listener: usize,
+}
+
+impl Endpoint {
+    /// The listener that takes the connections.
+    pub fn listener(&self) -> &Listener {
+        &self.host.report.listeners[self.listener]
+    }
 }
 
 impl Catalog {
@@ -26,9 +35,16 @@ impl Catalog {
         let mut endpoints = BTreeMap::new();
         for host in self.hosts.values() {
             for address in &host.report.addresses {
-                for listener in host.report.listeners.iter().filter(|listener| listener.accepts(*address)) {
+                let listeners = host.report.listeners.iter().enumerate();
+                for (number, listener) in listeners.filter(|(_, listener)| listener.accepts(*address)) {
                     let address = SocketAddr::new(*address, listener.address.port());
-                    endpoints.entry(address).or_insert_with(|| Endpoint { host: host.clone(), address });
+                    let found = || Endpoint { host: host.clone(), address, listener: number };
+                    let endpoint = endpoints.entry(address).or_insert_with(found);
+                    if Arc::ptr_eq(&endpoint.host, host)
+                        && listener.preference(address) < endpoint.listener().preference(address)
+                    {
+                        endpoint.listener = number;
+                    }
                 }
             }
         }
@@ -56,6 +72,7 @@ mod tests {
                 .map(|(address, ipv6_only)| Listener {
                     address: address.parse().unwrap(),
                     ipv6_only: *ipv6_only,
+                    workload: None,
                 })
                 .collect(),
             version: String::new(),

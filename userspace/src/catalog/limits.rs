@@ -63,6 +63,7 @@ mod tests {
         let listener = |port| Listener {
             address: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
             ipv6_only: false,
+            workload: None,
         };
         Report {
             addresses: (1..=addresses).map(|number| IpAddr::V4(Ipv4Addr::from_bits(number))).collect(),
@@ -100,7 +101,7 @@ mod tests {
     fn a_listener_on_one_address_counts_once() {
         let mut report = report(256, 0);
         let address = SocketAddr::new(report.addresses[0], 80);
-        report.listeners = vec![Listener { address, ipv6_only: false }; MAX_ENDPOINTS];
+        report.listeners = vec![Listener { address, ipv6_only: false, workload: None }; MAX_ENDPOINTS];
         report.check().expect("within the limits");
     }
 }

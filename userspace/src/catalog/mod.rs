@@ -13,7 +13,7 @@ use std::time::SystemTime;
 pub use endpoints::Endpoint;
 pub use wire::WireError;
 
-use crate::identity::NodeName;
+use crate::identity::{NodeName, WorkloadName};
 use crate::policy::Policy;
 
 /// All hosts of the mesh at one revision. Cheap to clone.
@@ -55,15 +55,41 @@ pub struct Report {
 }
 
 /// One listening TCP socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Listener {
     /// The address that it is bound to; the IP address may be unspecified ("any").
     pub address: SocketAddr,
     /// For an IPv6 address: IPv4 clients are not accepted.
     pub ipv6_only: bool,
+    /// Who listens; `None` where its host does not tell workloads apart.
+    pub workload: Option<WorkloadName>,
+}
+
+impl Report {
+    /// The listener that takes connections to `destination`. One that is bound to just this address comes before one
+    /// for any; among equals the first in their order, so that every host names the same.
+    pub fn listener(&self, destination: SocketAddr) -> Option<&Listener> {
+        if self.addresses.contains(&destination.ip()) { choose(&self.listeners, destination) } else { None }
+    }
+}
+
+/// The listener that takes connections to `destination`, an address of its host; as [`Report::listener`].
+pub fn choose<'a>(
+    listeners: impl IntoIterator<Item = &'a Listener>,
+    destination: SocketAddr,
+) -> Option<&'a Listener> {
+    let (ip, port) = (destination.ip(), destination.port());
+    let accepting =
+        listeners.into_iter().filter(|listener| listener.address.port() == port && listener.accepts(ip));
+    accepting.min_by_key(|listener| listener.preference(destination))
 }
 
 impl Listener {
+    /// Of those that accept connections to `destination`, the least takes them.
+    fn preference(&self, destination: SocketAddr) -> impl Ord + use<'_> {
+        (self.address.ip() != destination.ip(), self)
+    }
+
     /// Whether the listener takes connections made to `address`, which is one of its host's.
     pub fn accepts(&self, address: IpAddr) -> bool {
         match self.address.ip() {

@@ -121,6 +121,7 @@ impl From<&Report> for v1::HostReport {
             address: listener.address.ip().to_string(),
             port: listener.address.port().into(),
             ipv6_only: listener.ipv6_only,
+            workload: listener.workload.as_ref().map(ToString::to_string).unwrap_or_default(),
         };
         Self {
             addresses: report.addresses.iter().map(ToString::to_string).collect(),
@@ -155,9 +156,11 @@ impl TryFrom<v1::Listener> for Listener {
         if port == 0 {
             return Err(WireError::Port(0));
         }
+        let workload = Some(listener.workload).filter(|name| !name.is_empty());
         Ok(Self {
             address: SocketAddr::new(address, port),
             ipv6_only: listener.ipv6_only && address.is_ipv6(),
+            workload: workload.map(|name| name.parse()).transpose()?,
         })
     }
 }
@@ -194,6 +197,7 @@ mod tests {
             address: (*address).to_owned(),
             port: *port,
             ipv6_only: false,
+            workload: String::new(),
         };
         v1::HostReport {
             addresses: addresses.iter().map(ToString::to_string).collect(),
@@ -249,15 +253,16 @@ mod tests {
         #[test]
         fn a_report_survives_the_wire(
             addresses in prop::collection::vec(any::<IpAddr>(), 0..5),
-            listeners in prop::collection::vec((any::<SocketAddr>(), any::<bool>()), 0..5),
+            listeners in prop::collection::vec((any::<SocketAddr>(), any::<bool>(), "|[a-z]{1,3}\\.service"), 0..5),
         ) {
             let sent = v1::HostReport {
                 addresses: addresses.iter().map(ToString::to_string).collect(),
                 tunnel_port: 9191,
-                listeners: listeners.iter().map(|(address, ipv6_only)| v1::Listener {
+                listeners: listeners.iter().map(|(address, ipv6_only, workload)| v1::Listener {
                     address: address.ip().to_string(),
                     port: address.port().into(),
                     ipv6_only: *ipv6_only,
+                    workload: workload.clone(),
                 }).collect(),
                 version: "1".to_owned(),
             };

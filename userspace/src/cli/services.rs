@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn every_listener_is_listed_with_its_endpoints() {
-        let listener = |address: &str| Listener { address: address.parse().unwrap(), ipv6_only: false };
+        let listener =
+            |address: &str| Listener { address: address.parse().unwrap(), ipv6_only: false, workload: None };
         let report = Report {
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             tunnel_port: 9191,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::ListeningSocket;
 use crate::catalog::Listener;
+use crate::identity::WorkloadName;
 
 /// Ports that the mesh leaves alone, whoever listens on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,13 +82,22 @@ impl Listeners {
 
     /// What other hosts may reach: without exempt ports, and without listeners that the agent could not reach
     /// for them. It dials over the loopback interface, so a socket bound to another interface never hears it.
+    /// `workload` tells who listens.
     #[must_use]
-    pub fn public(&self, exempt: &ExemptPorts) -> BTreeSet<Listener> {
+    pub fn public(
+        &self,
+        exempt: &ExemptPorts,
+        mut workload: impl FnMut(&ListeningSocket) -> Option<WorkloadName>,
+    ) -> BTreeSet<Listener> {
         self.listening
             .values()
             .filter(|socket| socket.bound_interface.is_none())
             .filter(|socket| is_public(socket.address.ip()) && !exempt.contains(socket.address.port()))
-            .map(|socket| Listener { address: socket.address, ipv6_only: socket.ipv6_only })
+            .map(|socket| Listener {
+                address: socket.address,
+                ipv6_only: socket.ipv6_only,
+                workload: workload(socket),
+            })
             .collect()
     }
 }
@@ -108,11 +118,19 @@ mod tests {
 
     fn socket(cookie: u64, address: &str) -> ListeningSocket {
         let address = address.parse().expect("an address");
-        ListeningSocket { cookie, address, ipv6_only: false, bound_interface: None, inode: 0 }
+        ListeningSocket {
+            cookie,
+            address,
+            ipv6_only: false,
+            bound_interface: None,
+            inode: 0,
+            cgroup: None,
+            uid: 0,
+        }
     }
 
     fn public(listeners: &Listeners) -> Vec<String> {
-        let public = listeners.public(&ExemptPorts::default());
+        let public = listeners.public(&ExemptPorts::default(), |_| None);
         public.iter().map(|listener| listener.address.to_string()).collect()
     }
 

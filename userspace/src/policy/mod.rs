@@ -94,6 +94,11 @@ impl Policy {
         self.services.remove(name);
     }
 
+    /// Whether every connection in the mesh is allowed, and no rule says anything.
+    pub fn is_open(&self) -> bool {
+        self.rules.is_empty() && self.defaults.mesh == Action::Allow
+    }
+
     /// The rules, in order of their numbers.
     pub fn rules(&self) -> &BTreeMap<RuleId, Arc<Rule>> {
         &self.rules

@@ -5,10 +5,14 @@ use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Instant};
 use super::{
     Shared,
     access_log::{self, Close, Line},
+    live::Forbidden,
     relay::{RelayError, Totals},
     traffic::Counter,
 };
-use crate::identity::SpiffeId;
+use crate::{
+    identity::SpiffeId,
+    policy::{Action, Verdict},
+};
 
 /// Which half of a connection this host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +40,17 @@ pub struct Caller {
     pub pid: u32,
     /// Its user.
     pub uid: u32,
+    /// Its cgroup, by the inode number.
+    pub cgroup: u64,
+}
+
+/// Who is connected.
+#[derive(Debug, Clone)]
+pub struct Parties {
+    /// On this host, where that is known.
+    pub local: Option<Arc<SpiffeId>>,
+    /// On the other.
+    pub peer: Arc<SpiffeId>,
 }
 
 /// An open stream. The line about its end is written when this is dropped.
@@ -44,8 +59,9 @@ pub struct AccessRecord {
     direction: Direction,
     client: SocketAddr,
     destination: SocketAddr,
-    peer: Arc<SpiffeId>,
+    parties: Parties,
     caller: Option<Caller>,
+    verdict: Verdict,
     opened: Instant,
     totals: Totals,
     /// What ended it; a task that is dropped did not get to say.
@@ -59,27 +75,41 @@ impl AccessRecord {
         direction: Direction,
         client: SocketAddr,
         destination: SocketAddr,
-        peer: Arc<SpiffeId>,
+        parties: Parties,
         caller: Option<Caller>,
+        verdict: Verdict,
     ) -> Self {
         shared.traffic.add(Counter::StreamsTotal, 1);
         shared.traffic.add(Counter::StreamsActive, 1);
         let opened = Instant::now();
         let totals = Totals::default();
-        let record =
-            Self { shared, direction, client, destination, peer, caller, opened, totals, result: None };
+        let record = Self {
+            shared,
+            direction,
+            client,
+            destination,
+            parties,
+            caller,
+            verdict,
+            opened,
+            totals,
+            result: None,
+        };
         record.log(None);
         record
     }
 
     fn log(&self, close: Option<Close<'_>>) {
-        let Self { direction, client, destination, ref peer, caller, .. } = *self;
-        access_log::add(&Line { direction, client, destination, peer, caller, close });
+        let Self { direction, client, destination, ref parties, caller, verdict, .. } = *self;
+        access_log::add(&Line { direction, client, destination, parties, caller, verdict, close });
     }
 
     /// Takes note of how the relay ended.
     pub fn relayed(&mut self, totals: Totals, result: &Result<(), RelayError>) {
         self.totals = totals;
+        if let Err(RelayError::Forbidden(Forbidden(rule))) = result {
+            self.verdict = Verdict { action: Action::Deny, rule: *rule, dry_run: None };
+        }
         self.result = Some(result.as_ref().copied().map_err(ToString::to_string));
     }
 

@@ -17,8 +17,8 @@ use tracing_subscriber::fmt::{
     time::{FormatTime, SystemTime},
 };
 
-use super::access::{Caller, Direction};
-use crate::identity::SpiffeId;
+use super::access::{Caller, Direction, Parties};
+use crate::policy::Verdict;
 
 /// The target that filters know it by.
 const TARGET: &str = "access";
@@ -52,10 +52,12 @@ pub struct Line<'a> {
     pub client: SocketAddr,
     /// The original destination.
     pub destination: SocketAddr,
-    /// The agent at the other end of the tunnel.
-    pub peer: &'a SpiffeId,
-    /// Who connected, where that is known.
+    /// Who is connected.
+    pub parties: &'a Parties,
+    /// The process that connected, where that is known.
     pub caller: Option<Caller>,
+    /// What the rules say of it.
+    pub verdict: Verdict,
     /// Set when it has ended.
     pub close: Option<Close<'a>>,
 }
@@ -125,11 +127,21 @@ impl Line<'_> {
 
     fn text(&self, into: &mut String) -> fmt::Result {
         SystemTime.format_time(&mut Writer::new(into))?;
-        let Self { direction, client, destination, peer, caller, close } = self;
+        let Self { direction, client, destination, parties, caller, verdict, close } = self;
         write!(into, "  INFO {TARGET}: {} direction=\"{}\" ", self.message(), direction.name())?;
-        write!(into, "client={client} destination={destination} peer={peer}")?;
-        if let Some(Caller { pid, uid }) = caller {
+        write!(into, "client={client} destination={destination} peer={}", parties.peer)?;
+        if let Some(local) = &parties.local {
+            write!(into, " local={local}")?;
+        }
+        if let Some(Caller { pid, uid, .. }) = caller {
             write!(into, " pid={pid} uid={uid}")?;
+        }
+        match verdict.rule {
+            Some(rule) => write!(into, " rule={rule}")?,
+            None => into.write_str(" rule=default")?,
+        }
+        if let Some(rule) = verdict.dry_run {
+            write!(into, " dry_run={rule}")?;
         }
         if let Some(Close { sent, received, duration_us, reason }) = close {
             write!(into, " sent={sent} received={received} duration_us={duration_us} reason={reason:?}")?;
@@ -140,12 +152,22 @@ impl Line<'_> {
     fn json(&self, into: &mut String) -> fmt::Result {
         into.write_str("{\"timestamp\":\"")?;
         SystemTime.format_time(&mut Writer::new(into))?;
-        let Self { direction, client, destination, peer, caller, close } = self;
+        let Self { direction, client, destination, parties, caller, verdict, close } = self;
         write!(into, "\",\"level\":\"INFO\",\"fields\":{{\"message\":\"{}\"", self.message())?;
         write!(into, ",\"direction\":\"{}\",\"client\":\"{client}\"", direction.name())?;
-        write!(into, ",\"destination\":\"{destination}\",\"peer\":\"{peer}\"")?;
-        if let Some(Caller { pid, uid }) = caller {
+        write!(into, ",\"destination\":\"{destination}\",\"peer\":\"{}\"", parties.peer)?;
+        if let Some(local) = &parties.local {
+            write!(into, ",\"local\":\"{local}\"")?;
+        }
+        if let Some(Caller { pid, uid, .. }) = caller {
             write!(into, ",\"pid\":{pid},\"uid\":{uid}")?;
+        }
+        match verdict.rule {
+            Some(rule) => write!(into, ",\"rule\":{rule}")?,
+            None => into.write_str(",\"rule\":null")?,
+        }
+        if let Some(rule) = verdict.dry_run {
+            write!(into, ",\"dry_run\":{rule}")?;
         }
         if let Some(Close { sent, received, duration_us, reason }) = close {
             // The one text that may need escaping.
@@ -159,8 +181,13 @@ impl Line<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::identity::TrustDomain;
+    use crate::{
+        identity::{SpiffeId, TrustDomain},
+        policy::{Action, RuleId},
+    };
 
     fn written(form: Form, close: Option<Close<'_>>) -> String {
         let trust_domain: TrustDomain = "mesh.test".parse().expect("a trust domain");
@@ -168,8 +195,12 @@ mod tests {
             direction: Direction::Outbound,
             client: ([10, 0, 0, 1], 40000).into(),
             destination: ([10, 0, 0, 2], 80).into(),
-            peer: &SpiffeId::host(trust_domain, "fcs00".parse().expect("a name")),
-            caller: Some(Caller { pid: 7, uid: 8 }),
+            parties: &Parties {
+                local: "spiffe://mesh.test/host/fcc00/user-root".parse().ok().map(Arc::new),
+                peer: SpiffeId::host(trust_domain, "fcs00".parse().expect("a name")).into(),
+            },
+            caller: Some(Caller { pid: 7, uid: 8, cgroup: 9 }),
+            verdict: Verdict { action: Action::Allow, rule: RuleId::new(3), dry_run: None },
             close,
         };
         let mut text = String::new();
@@ -187,12 +218,14 @@ mod tests {
         assert_eq!(
             rest,
             "  INFO access: open direction=\"outbound\" client=10.0.0.1:40000 destination=10.0.0.2:80 \
-             peer=spiffe://mesh.test/host/fcs00 pid=7 uid=8\n"
+             peer=spiffe://mesh.test/host/fcs00 local=spiffe://mesh.test/host/fcc00/user-root pid=7 uid=8 rule=3\n"
         );
         let close = written(Form::Text, Some(CLOSE));
         assert!(close.contains("INFO access: close "), "{close}");
         assert!(
-            close.ends_with(" pid=7 uid=8 sent=1 received=2 duration_us=3 reason=\"said \\\"no\\\"\\n\"\n"),
+            close.ends_with(
+                " pid=7 uid=8 rule=3 sent=1 received=2 duration_us=3 reason=\"said \\\"no\\\"\\n\"\n"
+            ),
             "{close}"
         );
     }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     time::{Duration, SystemTime},
 };
@@ -11,14 +11,17 @@ use tokio::{net::TcpStream, time::timeout};
 use tracing::{debug, info};
 
 use super::{
-    access::{AccessRecord, Direction},
+    access::{AccessRecord, Direction, Parties},
+    judge::Connection,
+    live::Forbidden,
     relay::relay,
+    rules::ALLOWED,
     traffic::Counter,
     worker::Worker,
 };
 use crate::{
-    identity::PeerIdentity,
     limited_log::LimitedLog,
+    policy::{Action, Verdict},
     socket,
     tunnel::{
         Received, Tunnel, TunnelError, answer,
@@ -90,10 +93,18 @@ async fn stream(
 ) -> Result<(), TunnelError> {
     let Open { destination, client } = open;
     let id = tunnel.peer().id.clone();
+    let node = worker.shared.identity.load().node.clone();
+    let connection = Connection { caller: id.clone(), node, destination };
+    let authorised = authorise(worker, &connection, from, client.ip());
+    let place = worker.live.enter(connection);
+    let verdict = authorised.unwrap_or(ALLOWED);
+    let parties = Parties { local: None, peer: id };
+    let shared = worker.shared.clone();
     let mut access =
-        AccessRecord::open(worker.shared.clone(), Direction::Inbound, client, destination, id, None);
-    let dialled = match authorise(worker, tunnel.peer(), from, &open) {
-        Ok(()) => dial(worker, &open).await,
+        AccessRecord::open(shared, Direction::Inbound, client, destination, parties, None, verdict);
+    let dialled = match authorised {
+        Ok(Verdict { action: Action::Allow, .. }) => dial(worker, &open).await,
+        Ok(Verdict { rule, .. }) => Err((RefusalReason::Denied, Forbidden(rule).to_string())),
         Err(reason) => Err((reason, "not allowed".to_owned())),
     };
     let mut service = match dialled {
@@ -104,34 +115,35 @@ async fn stream(
         }
     };
     tunnel.accept()?;
-    let (totals, result) = relay(&mut service, tunnel, &worker.watchdog).await;
-    access.relayed(totals, &result);
+    let (totals, result) = relay(&mut service, tunnel, &worker.watchdog, &place).await;
     if result.is_ok() {
         let _ = socket::end_on_close(&service);
     }
+    drop(service);
+    access.relayed(totals, &place.explained(result).await);
     Ok(())
 }
 
 /// The caller is known from its certificate; it may reach services of this host, for clients of its own, unless this
-/// agent is stopping.
+/// agent is stopping. Returns what the rules say of it.
 fn authorise(
     worker: &Worker,
-    caller: &PeerIdentity,
+    connection: &Connection,
     from: SocketAddr,
-    open: &Open,
-) -> Result<(), RefusalReason> {
+    client: IpAddr,
+) -> Result<Verdict, RefusalReason> {
     if worker.stop.is_cancelled() {
         return Err(RefusalReason::Draining);
     }
     let services = worker.shared.services.load();
-    if !services.serves(open.destination) {
+    if !services.serves(connection.destination) {
         return Err(RefusalReason::NotAService);
     }
-    let speaks = |node| services.may_speak_for(node, from.ip(), open.client.ip());
-    if !caller.id.node().is_some_and(speaks) {
+    let speaks = |node| services.may_speak_for(node, from.ip(), client);
+    if !connection.caller.node().is_some_and(speaks) {
         return Err(RefusalReason::SourceNotAllowed);
     }
-    Ok(())
+    worker.judge.judge(connection).ok_or(RefusalReason::SourceNotAllowed)
 }
 
 /// Dials the service at the address that the client dialled. It is an address of this host, so this goes over the

@@ -57,7 +57,7 @@ impl Origin {
                     Some(Original {
                         destination: record.peer.into(),
                         client: source.map(|source| SocketAddr::new(source, peer.port())),
-                        caller: Some(Caller { pid: record.pid, uid: record.uid }),
+                        caller: Some(Caller { pid: record.pid, uid: record.uid, cgroup: record.cgroup }),
                     })
                 }
                 Ok(None) => {

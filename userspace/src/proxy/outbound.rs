@@ -10,7 +10,10 @@ use tokio::net::TcpStream;
 use tracing::warn;
 
 use super::{
-    access::{AccessRecord, Direction},
+    access::{AccessRecord, Direction, Parties},
+    judge::Connection,
+    live::{Forbidden, Place},
+    origin::Original,
     pool::{Lease, Peer},
     relay::{self, RelayError, relay},
     routes::Route,
@@ -19,6 +22,7 @@ use super::{
 use crate::{
     agent::canary,
     limited_log::LimitedLog,
+    policy::{Action, Verdict},
     socket,
     tunnel::{
         TunnelError,
@@ -28,6 +32,9 @@ use crate::{
 
 /// Anybody on this host can connect to what the hooks redirect.
 static NO_ROUTE: LimitedLog = LimitedLog::new();
+
+/// Processes end, and their cgroups with them.
+static NOBODY: LimitedLog = LimitedLog::new();
 
 /// Serves one connection. Whatever returns early drops `application`, which resets it: sockets of the outbound
 /// listener do so until a clean end.
@@ -39,16 +46,30 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
     }
     let Some(route) = route(&worker, destination) else { return };
     let client = original.client.unwrap_or_else(|| SocketAddr::new(source(&route), peer.port()));
-    let (shared, id) = (worker.shared.clone(), route.peer.id.clone());
-    let mut access =
-        AccessRecord::open(shared, Direction::Outbound, client, destination, id, original.caller);
+    let Some((connection, verdict)) = judge(&worker, &route, &original) else { return };
+    let parties = Parties { local: Some(connection.caller.clone()), peer: route.peer.id.clone() };
+    let shared = worker.shared.clone();
+    let mut access = AccessRecord::open(
+        shared,
+        Direction::Outbound,
+        client,
+        destination,
+        parties,
+        original.caller,
+        verdict,
+    );
+    if verdict.action == Action::Deny {
+        return access.failed(format!("refused: {}", Forbidden(verdict.rule)));
+    }
+    let place = worker.live.enter(connection);
     let open = Frame::Open(Open { destination, client });
-    match carry(&worker, &mut application, &route.peer, &open).await {
+    match carry(&worker, &mut application, &route.peer, &open, &place).await {
         Ok((totals, result)) => {
-            access.relayed(totals, &result);
             if result.is_ok() {
                 let _ = socket::end_on_close(&application);
             }
+            drop(application);
+            access.relayed(totals, &place.explained(result).await);
         }
         Err(error) => access.failed(error.to_string()),
     }
@@ -72,6 +93,24 @@ fn route(worker: &Worker, destination: SocketAddr) -> Option<Route> {
     route
 }
 
+/// Who connects, and what the rules say of it: the kernel half has let it through if it knew the caller. `None`, and
+/// logged, if nobody knows.
+fn judge(worker: &Worker, route: &Route, original: &Original) -> Option<(Connection, Verdict)> {
+    let judged = worker.callers.identity(original.caller).and_then(|caller| {
+        let node = route.peer.node.clone();
+        let connection = Connection { caller, node, destination: original.destination };
+        let verdict = worker.judge.judge(&connection)?;
+        Some((connection, verdict))
+    });
+    if judged.is_none()
+        && let Some(withheld) = NOBODY.permit()
+    {
+        let destination = original.destination;
+        warn!(%destination, caller = ?original.caller, withheld, "reset: the cgroup of the caller is gone");
+    }
+    judged
+}
+
 /// The address from which this host dials a destination. Where the snapshot has none a route may have come since;
 /// where there still is none the stream fails at the dial.
 fn source(route: &Route) -> IpAddr {
@@ -90,17 +129,18 @@ async fn carry(
     application: &mut TcpStream,
     peer: &Arc<Peer>,
     open: &Frame,
+    place: &Place<'_>,
 ) -> Result<Relayed, crate::tunnel::DialError> {
     let lease = worker.pool.lease(peer).await?;
     if !lease.recycled {
-        return Ok(stream(worker, application, peer, open, lease).await.relayed);
+        return Ok(stream(worker, application, peer, open, place, lease).await.relayed);
     }
-    let attempt = stream(worker, application, peer, open, lease).await;
+    let attempt = stream(worker, application, peer, open, place, lease).await;
     if !attempt.may_retry {
         return Ok(attempt.relayed);
     }
     let lease = worker.pool.dial(peer).await?;
-    Ok(stream(worker, application, peer, open, lease).await.relayed)
+    Ok(stream(worker, application, peer, open, place, lease).await.relayed)
 }
 
 struct Attempt {
@@ -114,14 +154,18 @@ async fn stream(
     application: &mut TcpStream,
     peer: &Arc<Peer>,
     open: &Frame,
+    place: &Place<'_>,
     mut lease: Lease,
 ) -> Attempt {
     if let Err(error) = lease.tunnel.send(open).await {
         return Attempt { relayed: (relay::Totals::default(), Err(error.into())), may_retry: true };
     }
-    let (totals, result) = relay(application, &mut lease.tunnel, &worker.watchdog).await;
+    let (totals, result) = relay(application, &mut lease.tunnel, &worker.watchdog, place).await;
     let lost = matches!(&result, Err(RelayError::Tunnel(TunnelError::Broken(_) | TunnelError::Closed)));
     let may_retry = lost && totals == relay::Totals::default() && !lease.tunnel.is_answered();
-    worker.pool.put_back(peer, lease);
+    // The other host may wait for the rule that has cut the stream, and keep what follows on the tunnel waiting.
+    if !matches!(result, Err(RelayError::Forbidden(_))) {
+        worker.pool.put_back(peer, lease);
+    }
     Attempt { relayed: (totals, result), may_retry }
 }

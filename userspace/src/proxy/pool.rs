@@ -15,7 +15,7 @@ use tracing::debug;
 
 use super::{Shared, traffic::Counter};
 use crate::{
-    identity::{SpiffeId, tls},
+    identity::{NodeName, SpiffeId, tls},
     tunnel::{DialError, Tunnel, dial},
 };
 
@@ -30,6 +30,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Peer {
     /// Who it must be.
     pub id: Arc<SpiffeId>,
+    /// Its host.
+    pub node: Arc<NodeName>,
     /// Where it accepts tunnels.
     pub address: SocketAddr,
 }

@@ -20,7 +20,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::watchdog::{Watch, Watchdog};
+use super::{
+    live::{Forbidden, Place},
+    watchdog::{Watch, Watchdog},
+};
 use crate::{
     socket,
     tunnel::{
@@ -31,6 +34,9 @@ use crate::{
 
 /// How long the other agent may take to answer a RESET before the tunnel is given up.
 const RESET_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The same, where the rules have cut a stream: its application is not to wait long for the end.
+const CUT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Bytes of one stream, seen from the application on this host.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +59,9 @@ pub enum RelayError {
     /// The other side's application, or its agent, broke the stream.
     #[error("reset by the other host: {0:?}")]
     Reset(ResetReason),
+    /// The rules have changed, and forbid it now.
+    #[error("cut: {0}")]
+    Forbidden(Forbidden),
     /// The tunnel is lost.
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
@@ -67,17 +76,25 @@ pub async fn relay(
     application: &mut TcpStream,
     tunnel: &mut Tunnel,
     watchdog: &Watchdog,
+    place: &Place<'_>,
 ) -> (Totals, Result<(), RelayError>) {
     let (totals, outgoing, result) = {
         let (reader, writer) = application.split();
-        let mut relay = Relay::new(reader, &writer, tunnel, watchdog.watch());
+        let mut relay = Relay::new(reader, &writer, tunnel, watchdog.watch(), place);
         let result = std::future::poll_fn(|context| relay.poll(context)).await;
         (relay.totals, relay.outgoing, result)
     };
-    if let Err(RelayError::Application(_) | RelayError::Reset(_) | RelayError::Refused(_)) = &result {
+    let reset_by = match &result {
+        Err(RelayError::Application(_) | RelayError::Reset(_) | RelayError::Refused(_)) => {
+            Some((ResetReason::ByPeer, RESET_TIMEOUT))
+        }
+        Err(RelayError::Forbidden(_)) => Some((ResetReason::Policy, CUT_TIMEOUT)),
+        Ok(()) | Err(RelayError::Tunnel(_)) => None,
+    };
+    if let Some((reason, limit)) = reset_by {
         // A tunnel that does not come to rest in time is not idle, which is all that the caller asks. Streams that end
         // cleanly have no room for this in their tasks.
-        let _ = Box::pin(timeout(RESET_TIMEOUT, reset(tunnel, outgoing))).await;
+        let _ = Box::pin(timeout(limit, reset(tunnel, outgoing, reason))).await;
     }
     if result.is_err() && !tunnel.is_idle() {
         // The end of the connection would wait behind data that the other side does not take.
@@ -87,12 +104,16 @@ pub async fn relay(
 }
 
 /// Ends this end's direction by RESET and drops what still arrives until the other direction has ended too.
-async fn reset(tunnel: &mut Tunnel, outgoing: Option<Outgoing>) -> Result<(), TunnelError> {
+async fn reset(
+    tunnel: &mut Tunnel,
+    outgoing: Option<Outgoing>,
+    reason: ResetReason,
+) -> Result<(), TunnelError> {
     if let Some(mut outgoing) = outgoing {
         std::future::poll_fn(|context| tunnel.poll_send(context, &mut outgoing)).await?;
     }
     if tunnel.may_send() {
-        tunnel.send(&Frame::Reset(ResetReason::ByPeer)).await?;
+        tunnel.send(&Frame::Reset(reason)).await?;
     } else if !tunnel.is_idle() {
         // END cannot be taken back: only the loss of the tunnel tells the other side at once.
         return Ok(());
@@ -114,6 +135,8 @@ struct Relay<'a> {
     /// Waits for a reset by an application that is not being read; made when that is so for the first time.
     reset_watch: Option<Pin<Box<dyn Future<Output = io::Error> + 'a>>>,
     watch: Watch<'a>,
+    /// Tells when it is forbidden.
+    place: &'a Place<'a>,
     /// Something was sent, and is not known to have arrived.
     unacknowledged: bool,
 }
@@ -124,6 +147,7 @@ impl<'a> Relay<'a> {
         writer: &'a WriteHalf<'a>,
         tunnel: &'a mut Tunnel,
         watch: Watch<'a>,
+        place: &'a Place<'a>,
     ) -> Self {
         Self {
             reader,
@@ -135,12 +159,16 @@ impl<'a> Relay<'a> {
             received_end: false,
             reset_watch: None,
             watch,
+            place,
             // OPEN, or the answer to it.
             unacknowledged: true,
         }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
+        if let Poll::Ready(forbidden) = self.place.poll_forbidden(context) {
+            return Poll::Ready(Err(RelayError::Forbidden(forbidden)));
+        }
         if self.watch.is_due() {
             self.unacknowledged = !socket::check(self.tunnel.socket()).map_err(TunnelError::from)?;
             if self.outgoing.is_none() {

@@ -8,9 +8,9 @@ use std::{
 
 use super::Peer;
 use crate::{
-    catalog::{Catalog, Listener},
+    catalog::{Catalog, Listener, choose},
     discovery::ExemptPorts,
-    identity::{NodeName, SpiffeId, TrustDomain},
+    identity::{NodeName, SpiffeId, TrustDomain, WorkloadName},
 };
 
 /// How one destination is reached.
@@ -21,6 +21,8 @@ pub struct Route {
     pub peer: Arc<Peer>,
     /// The address from which this host dials it; unspecified where no route led when this was made.
     pub source: IpAddr,
+    /// Who serves the destination, where its host tells.
+    pub workload: Option<Arc<WorkloadName>>,
 }
 
 /// This host, as far as its routes depend on it.
@@ -55,6 +57,7 @@ impl Routes {
         mut source_for: impl FnMut(SocketAddr) -> Option<IpAddr>,
     ) -> Self {
         let mut routes = Self { revision: catalog.revision, ..Self::default() };
+        let mut names = HashMap::new();
         for (destination, endpoint) in catalog.endpoints() {
             let host = &endpoint.host;
             let is_own = host.node == *here.node || here.addresses.contains(&destination.ip());
@@ -65,9 +68,16 @@ impl Routes {
             let route = routes.peers.entry(address).or_insert_with(|| {
                 let id = SpiffeId::host(here.trust_domain.clone(), host.node.clone()).into();
                 let source = source_for(address).unwrap_or_else(|| unspecified(address));
-                Route { peer: Arc::new(Peer { id, address }), source }
+                Route {
+                    peer: Arc::new(Peer { id, node: Arc::new(host.node.clone()), address }),
+                    source,
+                    workload: None,
+                }
             });
-            routes.destinations.insert(destination, route.clone());
+            let workload = endpoint.listener().workload.as_ref();
+            let workload = workload
+                .map(|name| names.entry(name.clone()).or_insert_with(|| Arc::new(name.clone())).clone());
+            routes.destinations.insert(destination, Route { workload, ..route.clone() });
         }
         routes
     }
@@ -124,12 +134,12 @@ impl LocalServices {
     /// Whether `destination` is a service of this host. It is dialled by this very address, so that a listener
     /// that is bound to loopback only is never reached.
     pub fn serves(&self, destination: SocketAddr) -> bool {
-        let port = destination.port();
-        self.addresses.contains(&destination.ip())
-            && self
-                .listeners
-                .iter()
-                .any(|listener| listener.address.port() == port && listener.accepts(destination.ip()))
+        self.listener(destination).is_some()
+    }
+
+    /// The listener that takes connections to `destination`, if it is a service of this host.
+    pub fn listener(&self, destination: SocketAddr) -> Option<&Listener> {
+        if self.addresses.contains(&destination.ip()) { choose(&self.listeners, destination) } else { None }
     }
 
     /// Whether a tunnel from `node`, whose connection came from `tunnel_source`, may speak for a client with
@@ -152,7 +162,7 @@ mod tests {
     }
 
     fn listener(address: &str) -> Listener {
-        Listener { address: address.parse().expect("an address"), ipv6_only: false }
+        Listener { address: address.parse().expect("an address"), ipv6_only: false, workload: None }
     }
 
     /// A host that listens on port 80 of all its addresses.

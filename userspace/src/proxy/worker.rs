@@ -20,8 +20,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Origin, Shared, accept::accept, access_log, inbound, outbound, pool::Pool, traffic::Counter,
-    watchdog::Watchdog,
+    Origin, Shared, accept::accept, access_log, callers::Callers, inbound, judge::Judge, live::Live,
+    outbound, pool::Pool, traffic::Counter, watchdog::Watchdog,
 };
 use crate::socket;
 
@@ -75,6 +75,12 @@ pub struct Worker {
     pub pool: Rc<Pool>,
     /// Permits for handshakes.
     pub handshakes: Semaphore,
+    /// What tells who connects.
+    pub callers: Callers,
+    /// What tells who may.
+    pub judge: Judge,
+    /// Its open streams.
+    pub live: Live,
     /// What looks at the tunnels of its streams.
     pub watchdog: Watchdog,
     /// Cancelled when no new streams are taken any more.
@@ -235,6 +241,9 @@ fn run(
     let ended = runtime.block_on(async move {
         let pool = Rc::new(Pool::new(shared.clone()));
         let worker = Rc::new(Worker {
+            callers: Callers::new(shared.clone()),
+            judge: Judge::new(shared.clone()),
+            live: Live::default(),
             shared,
             origin,
             pool,
@@ -244,6 +253,8 @@ fn run(
         });
         let (mut tasks, watched) = (JoinSet::new(), worker.clone());
         tasks.spawn_local(async move { watched.watchdog.run().await });
+        let (followed, changed) = (worker.clone(), worker.shared.rules_changed.subscribe());
+        tasks.spawn_local(async move { followed.live.follow(&followed.judge, changed).await });
         for listener in bound.applications {
             let (listener, worker) = (TcpListener::from_std(listener)?, worker.clone());
             let serve = move |stream, peer| outbound::serve(worker.clone(), stream, peer);
@@ -272,7 +283,10 @@ async fn sweep(worker: &Worker, stop: &CancellationToken) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => worker.pool.sweep(),
+            _ = ticks.tick() => {
+                worker.pool.sweep();
+                worker.callers.forget();
+            }
             () = stop.cancelled() => return,
         }
     }

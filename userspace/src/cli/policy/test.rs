@@ -186,7 +186,11 @@ mod tests {
         let report = Report {
             addresses: vec!["10.99.0.2".parse().unwrap()],
             tunnel_port: 9191,
-            listeners: vec![Listener { address: "0.0.0.0:8181".parse().unwrap(), ipv6_only: false }],
+            listeners: vec![Listener {
+                address: "0.0.0.0:8181".parse().unwrap(),
+                ipv6_only: false,
+                workload: None,
+            }],
             version: String::new(),
         };
         let node: NodeName = "fcs00".parse().unwrap();

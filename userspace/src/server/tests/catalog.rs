@@ -31,7 +31,7 @@ async fn a_report_beyond_the_limits_is_refused_and_the_host_stays_connected() {
     until(&client, |catalog| has_endpoint(catalog, "10.0.0.1:80")).await;
     let mut greedy = report("10.0.0.1", 81);
     greedy.addresses = (0..=255).map(|last| IpAddr::from([10, 0, 0, last])).collect();
-    greedy.listeners = vec![greedy.listeners[0]; 17];
+    greedy.listeners = vec![greedy.listeners[0].clone(); 17];
     let status = world.report_as(&host, &greedy).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().contains("4352, where 4096 are allowed"), "{status}");

@@ -122,7 +122,11 @@ fn report(address: &str, port: u16) -> Report {
     Report {
         addresses: vec![address.parse().unwrap()],
         tunnel_port: 9191,
-        listeners: vec![Listener { address: format!("0.0.0.0:{port}").parse().unwrap(), ipv6_only: false }],
+        listeners: vec![Listener {
+            address: format!("0.0.0.0:{port}").parse().unwrap(),
+            ipv6_only: false,
+            workload: None,
+        }],
         version: "test".to_owned(),
     }
 }

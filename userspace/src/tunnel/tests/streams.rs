@@ -1,6 +1,6 @@
 //! Streams between an application and a stock implementation, and what is left of the tunnel after them.
 
-use std::{future::poll_fn, task::Poll, time::Duration};
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
@@ -10,6 +10,8 @@ use tokio::{
 use super::{connection, numbers, open, stock, tunnel};
 use crate::{
     proxy::{
+        judge::Connection,
+        live::Live,
         relay::{Totals, relay},
         watchdog::Watchdog,
     },
@@ -51,10 +53,15 @@ async fn exchange(side: Side, updates: KeyUpdates) {
 
     let (program, mut application) = connection().await;
     let (from_program, from_stock) = (content(1), content(2));
-    let watchdog = Watchdog::default();
+    let (watchdog, live) = (Watchdog::default(), Live::default());
+    let place = live.enter(Connection {
+        caller: Arc::new("spiffe://mesh.test/host/fcc00".parse().unwrap()),
+        node: Arc::new("fcs00".parse().unwrap()),
+        destination: ([10, 0, 0, 2], 80).into(),
+    });
     let (played, (totals, relayed), received_by_stock) = tokio::join!(
         play(program, &from_program),
-        relay(&mut application, &mut ours, &watchdog),
+        relay(&mut application, &mut ours, &watchdog, &place),
         stock::exchange(&mut theirs, &from_stock, updates.theirs_after_bytes)
     );
     relayed.unwrap();

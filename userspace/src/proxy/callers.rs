@@ -1,0 +1,50 @@
+//! Who the processes are that connect, by the cgroup and the user that the kernel half saw.
+
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
+
+use super::{Shared, access::Caller};
+use crate::identity::{SpiffeId, Subject};
+
+/// Callers that are remembered by a worker.
+const MAX_CALLERS: usize = 4096;
+
+/// One worker's memory of this host's workloads.
+pub struct Callers {
+    shared: Arc<Shared>,
+    known: RefCell<HashMap<(u64, u32), Arc<SpiffeId>>>,
+}
+
+impl Callers {
+    /// Knows nobody yet.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, known: RefCell::default() }
+    }
+
+    /// The workload of `caller`; this host where nothing tells who connects. `None` if the caller's cgroup is gone:
+    /// anybody could be meant.
+    pub fn identity(&self, caller: Option<Caller>) -> Option<Arc<SpiffeId>> {
+        let workloads = self.shared.workloads.get();
+        let (Some(caller), Some(workloads)) = (caller, workloads) else {
+            return Some(self.shared.identity.load().id.clone());
+        };
+        let mut known = self.known.borrow_mut();
+        if let Some(id) = known.get(&(caller.cgroup, caller.uid)) {
+            return Some(id.clone());
+        }
+        if known.len() >= MAX_CALLERS {
+            known.clear();
+        }
+        let own = &self.shared.identity.load().identity.id;
+        // The users' databases may be slow, and one cgroup is made before one connection at most.
+        let workload = workloads.borrow().clone().of(caller.cgroup, caller.uid)?;
+        let subject = Subject::Workload(own.node()?.clone(), workload);
+        let id = Arc::new(SpiffeId { trust_domain: own.trust_domain.clone(), subject });
+        known.insert((caller.cgroup, caller.uid), id.clone());
+        Some(id)
+    }
+
+    /// Forgets everybody: users may have other names now.
+    pub fn forget(&self) {
+        self.known.borrow_mut().clear();
+    }
+}
