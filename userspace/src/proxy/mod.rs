@@ -34,6 +34,7 @@ pub use worker::{BoundWorkers, Listen, Workers};
 
 use crate::{
     identity::{Identity, IdentityError, NodeName, SpiffeId, tls},
+    observe::Observer,
     workload::Workloads,
 };
 use traffic::Traffic;
@@ -54,6 +55,8 @@ pub struct Shared {
     pub identity: ArcSwap<CurrentIdentity>,
     /// What is counted.
     pub traffic: Traffic,
+    /// Where what becomes of connections is told.
+    pub observer: Arc<Observer>,
     /// `SO_MARK` of the agent's own sockets; a sidecar has no hooks to be exempt from.
     pub mark: Option<u32>,
 }
@@ -95,6 +98,7 @@ impl Shared {
             workloads: OnceLock::new(),
             identity: ArcSwap::from_pointee(identity),
             traffic: Traffic::default(),
+            observer: Arc::default(),
             mark,
         }
     }
