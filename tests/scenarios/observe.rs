@@ -96,6 +96,13 @@ fn a_follower_sees_connections_begin_and_end_with_their_bytes() -> Result<()> {
     let ended = here.wait_for_line("ended", DEADLINE)?;
     ensure!(ended.contains("nc[") && ended.contains("host/fcc00/user-root"), "{ended}");
     ensure!(observed(client, &[])?.is_empty(), "what goes well is not remembered");
+
+    // Followers do not keep the agent from stopping.
+    let agent = mesh.agent("fcc00")?;
+    agent.signal(Signal::SIGTERM)?;
+    agent.wait_for_line("stopped", DEADLINE)?;
+    let ended = here.output(DEADLINE)?;
+    ensure!(ended.status.code() == Some(1), "the follower ended with {}", ended.status);
     Ok(())
 }
 

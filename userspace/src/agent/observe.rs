@@ -46,7 +46,7 @@ fn event(verdict: KernelVerdict, shared: &Shared) -> Event {
             VerdictKind::DryRun => Outcome::Allowed,
             VerdictKind::Plaintext => Outcome::Plaintext,
         },
-        process: is_local.then(|| Process { pid, uid, name: Some(command) }),
+        process: is_local.then_some(Process { pid, uid, name: Some(command) }),
         caller: if is_local { caller(shared, cgroup, uid) } else { None },
         source: origin,
         node: node(shared, destination, is_local),

@@ -86,7 +86,9 @@ pub fn run(arguments: ObserveArgs) -> anyhow::Result<ExitCode> {
             output::print(&heading())?;
         }
         while let Some(response) = told.message().await.map_err(local_error)? {
-            output::print(&printed(&response, read.output)?)?;
+            if !output::print_while_read(&printed(&response, read.output)?)? {
+                break;
+            }
         }
         Ok(ExitCode::SUCCESS)
     })
