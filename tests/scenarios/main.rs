@@ -8,6 +8,7 @@ mod bulk;
 mod check_and_status;
 mod distance;
 mod drain;
+mod enforcement;
 mod exemptions;
 mod fail_closed;
 mod fortune;

@@ -2,6 +2,7 @@
 
 mod frames;
 mod policy;
+mod verdicts;
 // Compiled from its source: it is no part of the library's interface.
 #[path = "../../src/tunnel/tls/record.rs"]
 #[expect(dead_code, reason = "the handshake, which uses the rest, is not compiled here")]

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use murmesh_lab::{DEADLINE, Host, Lab, Process, Topology, add_endpoints, on_interrupt, remove};
-use nix::libc::{ECONNREFUSED, ENETUNREACH};
+use murmesh_lab::{DEADLINE, Host, Lab, Process, Topology, add_endpoints, add_rules, on_interrupt, remove};
+use nix::libc::{ECONNREFUSED, ENETUNREACH, EPERM};
 use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
 
@@ -20,6 +20,9 @@ use crate::{build, setup};
 
 /// In the endpoint map of the agent's host. The first also is a destination that is redirected.
 const ENDPOINTS: [u32; 3] = [1, 1_000, 100_000];
+
+/// Rules about the process that connects, as many in the mesh as outside of it, with all of the endpoints.
+const RULES: [u32; 3] = [1, 1_000, 10_000];
 
 /// Connects that are timed together.
 const BATCH: u32 = 1_000;
@@ -79,51 +82,65 @@ pub fn run() -> Result<()> {
     let (hooked, plain) = (lab.host("fcc00")?, lab.host("fcc01")?);
     leave_hooks(lab.host("murmesh00")?, hooked)?;
     println!(
-        "{:<42} {:>9} {:>10} {:>10} {:>9} {:>6}",
-        "CONNECT TO", "ENDPOINTS", "PLAIN", "HOOKED", "ADDED", "RATIO"
+        "{:<42} {:>9} {:>6} {:>10} {:>10} {:>9} {:>6}",
+        "CONNECT TO", "ENDPOINTS", "RULES", "PLAIN", "HOOKED", "ADDED", "RATIO"
     );
     let mut present = 0;
     for endpoints in ENDPOINTS {
         progress(&format!("{endpoints} endpoints"));
         add_endpoints(hooked, (present..endpoints).map(endpoint))?;
         present = endpoints;
-        for case in cases() {
-            let (without, with) = case.measure(plain, hooked)?;
-            println!(
-                "{:<42} {endpoints:>9} {without:>7.0} ns {with:>7.0} ns {:>6.0} ns {:>6.3}",
-                case.title,
-                with - without,
-                with / without
-            );
-        }
+        cases().iter().try_for_each(|case| case.print(plain, hooked, endpoints, 0))?;
+    }
+    for rules in RULES {
+        progress(&format!("{rules} rules"));
+        add_rules(hooked, rules, (0..present).map(endpoint), DENIED)?;
+        cases_with_rules().iter().try_for_each(|case| case.print(plain, hooked, present, rules))?;
     }
     Ok(())
 }
 
+/// Nobody listens there.
+const REFUSED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
+
+/// In a block that is for documentation. Neither to it nor to the endpoints have the hosts a route, so that a redirected
+/// connect, which is refused, is told from one that is not.
+const UNREACHABLE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 9);
+
+/// The endpoint that a rule denies.
+const DENIED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 19, 255, 255), 80);
+
 fn cases() -> [Case; 3] {
-    let refused = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
-    // In a block that is for documentation. Neither to it nor to the endpoints have the hosts a route, so that a
-    // redirected connect, which is refused, is told from one that is not.
-    let unreachable = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 9);
     [
         Case {
             title: "no endpoint, no route: the hook alone",
-            hooked: unreachable,
-            plain: unreachable,
+            hooked: UNREACHABLE,
+            plain: UNREACHABLE,
             error: ENETUNREACH,
         },
         Case {
             title: "no endpoint, refused on loopback",
-            hooked: refused,
-            plain: refused,
+            hooked: REFUSED,
+            plain: REFUSED,
             error: ECONNREFUSED,
         },
         Case {
             title: "an endpoint, redirected, refused",
             hooked: endpoint(0),
-            plain: refused,
+            plain: REFUSED,
             error: ECONNREFUSED,
         },
+    ]
+}
+
+/// Every verdict depends on who connects.
+fn cases_with_rules() -> [Case; 4] {
+    let [outside, loopback, redirected] = cases();
+    [
+        Case { title: "outside, allowed, no route", ..outside },
+        loopback,
+        Case { title: "an endpoint, allowed, redirected, refused", ..redirected },
+        Case { title: "an endpoint, denied", hooked: DENIED, plain: UNREACHABLE, error: EPERM },
     ]
 }
 
@@ -134,14 +151,30 @@ fn endpoint(number: u32) -> SocketAddrV4 {
 }
 
 impl Case {
+    fn print(&self, plain: &Host, hooked: &Host, endpoints: u32, rules: u32) -> Result<()> {
+        let (without, with) = self.measure(plain, hooked)?;
+        println!(
+            "{:<42} {endpoints:>9} {rules:>6} {without:>7.0} ns {with:>7.0} ns {:>6.0} ns {:>6.3}",
+            self.title,
+            with - without,
+            with / without
+        );
+        Ok(())
+    }
+
     /// Medians without hooks and with them, in nanoseconds per connect.
     fn measure(&self, plain: &Host, hooked: &Host) -> Result<(f64, f64)> {
         let (mut without, mut with) = (Vec::new(), Vec::new());
         for _ in 0..TURNS {
-            without.extend(turn(plain, self.plain, self.error)?);
+            without.extend(turn(plain, self.plain, self.plain_error())?);
             with.extend(turn(hooked, self.hooked, self.error)?);
         }
         Ok((median(&without).context("no samples")?, median(&with).context("no samples")?))
+    }
+
+    /// Without hooks nothing is forbidden.
+    fn plain_error(&self) -> i32 {
+        if self.error == EPERM { ENETUNREACH } else { self.error }
     }
 }
 
@@ -177,6 +210,6 @@ mod tests {
         assert_eq!(all.len(), ENDPOINTS[2] as usize);
         let [alone, refused, redirected] = cases();
         assert!(!all.contains(&alone.hooked) && !all.contains(&refused.hooked));
-        assert!(all.contains(&redirected.hooked));
+        assert!(all.contains(&redirected.hooked) && !all.contains(&DENIED));
     }
 }
