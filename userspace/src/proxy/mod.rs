@@ -35,6 +35,7 @@ pub use worker::{BoundWorkers, Listen, Workers};
 
 use crate::{
     identity::{Identity, IdentityError, NodeName},
+    observe::Observer,
     workload::Workloads,
 };
 use traffic::Traffic;
@@ -57,6 +58,8 @@ pub struct Shared {
     pub node: Arc<NodeName>,
     /// What is counted.
     pub traffic: Traffic,
+    /// Where what becomes of connections is told.
+    pub observer: Arc<Observer>,
     /// `SO_MARK` of the agent's own sockets; a sidecar has no hooks to be exempt from.
     pub mark: Option<u32>,
 }
@@ -79,6 +82,7 @@ impl Shared {
             identities,
             node,
             traffic: Traffic::default(),
+            observer: Arc::default(),
             mark,
         };
         Ok((shared, wanted))
