@@ -35,3 +35,4 @@ mod storm;
 mod support;
 mod unreachable;
 mod wire;
+mod workload_identity;
