@@ -36,3 +36,4 @@ mod storm;
 mod support;
 mod unreachable;
 mod wire;
+mod workload_identity;

@@ -1,10 +1,13 @@
 //! A service that does not listen any more.
 
+use std::fs;
 use std::net::SocketAddr;
 
 use anyhow::Result;
 use murmesh_lab::{DEADLINE, Mesh};
 use nix::sys::signal::Signal;
+
+use crate::support::wait_until;
 
 const PORT: u16 = 8700;
 const OTHER_PORT: u16 = 8701;
@@ -38,6 +41,8 @@ fn a_service_that_is_gone_and_still_in_the_catalog_is_reset() -> Result<()> {
     mesh.connect(OTHER_PORT, &["send=x", "end"])?.succeed(DEADLINE)?;
     other.succeed(DEADLINE)?;
     mesh.server().signal(Signal::SIGSTOP)?;
+    let state = format!("/proc/{}/stat", mesh.server().id());
+    wait_until("the server stands still", || Ok(fs::read_to_string(&state)?.contains(") T ")))?;
     mesh.connect(PORT, &["send=x", "end"])?.succeed(DEADLINE)?;
     listener.succeed(DEADLINE)?;
     for step in ["expect-reset", "expect-write-error"] {

@@ -57,13 +57,21 @@ pub struct Target {
     pub address: SocketAddr,
     /// Who it is.
     pub id: SpiffeId,
+    /// The port of the service that is wanted; `None` for the agent itself.
+    pub service: Option<u16>,
 }
 
 impl Target {
     /// The agent of `host`, in the mesh of `identity`.
     pub fn agent_of(host: &Host, identity: &Identity) -> Result<Self> {
         let id = SpiffeId::host(identity.id.trust_domain.clone(), host.name().parse()?);
-        Ok(Self { address: (host.ipv4(), TUNNEL_PORT).into(), id })
+        Ok(Self { address: (host.ipv4(), TUNNEL_PORT).into(), id, service: None })
+    }
+
+    /// The service `subject` at `port` of `host`, in the mesh of `identity`.
+    pub fn service_of(host: &Host, identity: &Identity, subject: Subject, port: u16) -> Self {
+        let id = SpiffeId { trust_domain: identity.id.trust_domain.clone(), subject };
+        Self { address: (host.ipv4(), TUNNEL_PORT).into(), id, service: Some(port) }
     }
 }
 
@@ -76,7 +84,7 @@ pub fn refusal(
 ) -> Result<Option<RefusalReason>> {
     on(from, async {
         let config = tls::tunnel_client(identity, &target.id)?;
-        let mut tunnel: Box<Tunnel> = dial(target.address, config, None, None).await?;
+        let mut tunnel: Box<Tunnel> = dial(target.address, config, target.service, None).await?;
         tunnel.send(&Frame::Open(open)).await?;
         match timeout(PATIENCE, tunnel.receive()).await?? {
             Received::Frame(Frame::Refused(reason)) => Ok(Some(reason)),
