@@ -34,19 +34,19 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Both ends are reset.
-    fn is_cut(self) -> Result<()> {
+    /// Both ends come to the end of their steps: they are reset.
+    fn expect_cut(self) -> Result<()> {
         self.client.succeed(DEADLINE)?;
         self.service.succeed(DEADLINE)?;
         Ok(())
     }
 
     /// Both ends go on, and end cleanly.
-    fn goes_on(mut self) -> Result<()> {
+    fn expect_alive(mut self) -> Result<()> {
         for end in [&mut self.client, &mut self.service] {
             end.take_stdin().context("stdin is a pipe")?.write_all(b"now\n")?;
         }
-        self.is_cut()
+        self.expect_cut()
     }
 }
 
@@ -61,14 +61,14 @@ fn a_rule_cuts_the_connections_that_it_forbids_on_both_hosts_and_no_others() -> 
     let forbidden = Connection::open(&mesh, PORT, &CUT)?;
     let other = Connection::open(&mesh, OTHER_PORT, &GOES_ON)?;
     let denied = deny(&mesh)?;
-    forbidden.is_cut()?;
+    forbidden.expect_cut()?;
     ensure!(denied.elapsed() < QUICKLY, "it took {:?}", denied.elapsed());
     for host in ["fcc00", "fcs00"] {
         let line = mesh.agent(host)?.wait_for_line("reason=\"cut: rule 1 forbids it\"", DEADLINE)?;
         ensure!(line.contains(" close ") && line.contains(" rule=1 "), "{line}");
         ensure!(line.contains(&format!(":{PORT} ")), "{line}");
     }
-    other.goes_on()
+    other.expect_alive()
 }
 
 #[test]
@@ -78,11 +78,11 @@ fn a_client_whose_agent_hears_of_no_rule_is_cut_off_by_the_other_host() -> Resul
     let other = Connection::open(&mesh, OTHER_PORT, &GOES_ON)?;
     mesh.host("murmesh00")?.cut_off_from(mesh.client()?)?;
     let denied = deny(&mesh)?;
-    forbidden.is_cut()?;
+    forbidden.expect_cut()?;
     ensure!(denied.elapsed() < QUICKLY, "it took {:?}", denied.elapsed());
     mesh.agent("fcs00")?.wait_for_line("reason=\"cut: rule 1 forbids it\"", DEADLINE)?;
     mesh.agent("fcc00")?.wait_for_line("reason=\"reset by the other host: Policy\"", DEADLINE)?;
-    other.goes_on()
+    other.expect_alive()
 }
 
 /// The service does not read, so that RESET does not get through the tunnel.
@@ -99,7 +99,7 @@ fn a_connection_that_is_stuck_is_cut_too() -> Result<()> {
     }
     ensure!(denied.elapsed() < QUICKLY, "it took {:?}", denied.elapsed());
     stuck.service.take_stdin().context("stdin is a pipe")?.write_all(b"now\n")?;
-    stuck.is_cut()
+    stuck.expect_cut()
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn a_default_that_denies_cuts_what_no_rule_allows() -> Result<()> {
     let server = mesh.host("murmesh00")?;
     server.murmesh(["allow", "fcc00", &format!("fcs00:{OTHER_PORT}")])?;
     server.murmesh(["policy", "default", "deny"])?;
-    forbidden.is_cut()?;
+    forbidden.expect_cut()?;
     mesh.agent("fcs00")?.wait_for_line("reason=\"cut: no rule allows it\"", DEADLINE)?;
-    other.goes_on()
+    other.expect_alive()
 }

@@ -7,6 +7,7 @@ use murmesh_lab::{DEADLINE, Mesh};
 use nix::sys::signal::Signal;
 
 const PORT: u16 = 8700;
+const OTHER_PORT: u16 = 8701;
 
 #[test]
 fn a_service_that_is_gone_is_refused() -> Result<()> {
@@ -32,11 +33,15 @@ fn a_service_that_is_gone_is_refused() -> Result<()> {
 fn a_service_that_is_gone_and_still_in_the_catalog_is_reset() -> Result<()> {
     let Some(mesh) = Mesh::start(1, 1)? else { return Ok(()) };
     let listener = mesh.listen(PORT, &["expect=x"])?;
+    // A workload gets its certificate with its first connection.
+    let other = mesh.listen(OTHER_PORT, &["expect=x"])?;
+    mesh.connect(OTHER_PORT, &["send=x", "end"])?.succeed(DEADLINE)?;
+    other.succeed(DEADLINE)?;
     mesh.server().signal(Signal::SIGSTOP)?;
     mesh.connect(PORT, &["send=x", "end"])?.succeed(DEADLINE)?;
     listener.succeed(DEADLINE)?;
     for step in ["expect-reset", "expect-write-error"] {
         mesh.connect(PORT, &[step])?.succeed(DEADLINE)?;
     }
-    mesh.ensure_carried(3)
+    mesh.ensure_carried(4)
 }

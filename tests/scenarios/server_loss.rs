@@ -89,6 +89,8 @@ fn connections_go_on_without_a_server_and_agents_come_back_by_themselves() -> Re
     let mut daemons = Daemons::start(&lab)?;
     let listener = greet(service, 8181)?;
     wait_for_endpoint(client, service, 8181)?;
+    // A workload gets its certificate with its first connection.
+    daemons.ask_through_mesh(client, service, 8181)?;
     daemons.kill_server()?;
     for _ in 0..5 {
         ensure!(daemons.ask_through_mesh(client, service, 8181)? == greeting(service));

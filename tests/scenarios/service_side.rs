@@ -13,6 +13,8 @@ fn a_client_whose_agent_has_not_heard_of_a_rule_is_refused_by_the_other_host() -
     let (server, client) = (mesh.host("murmesh00")?, mesh.client()?);
     let listen = format!("tcp-l:{PORT},bind=0,fork,reuseaddr");
     let _service = mesh.serve(mesh.service()?, PORT, "socat", [&listen, "exec:echo hello"])?;
+    // A workload gets its certificate with its first connection.
+    mesh.connect(PORT, &["expect=hello\n", "end"])?.succeed(DEADLINE)?;
     server.cut_off_from(client)?;
     server.murmesh(["deny", "fcc00", &format!("fcs00:{PORT}")])?;
     let destination = format!("{}:{PORT}", mesh.service()?.ipv4());

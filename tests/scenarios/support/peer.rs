@@ -76,7 +76,7 @@ pub fn refusal(
 ) -> Result<Option<RefusalReason>> {
     on(from, async {
         let config = tls::tunnel_client(identity, &target.id)?;
-        let mut tunnel: Box<Tunnel> = dial(target.address, config, None).await?;
+        let mut tunnel: Box<Tunnel> = dial(target.address, config, None, None).await?;
         tunnel.send(&Frame::Open(open)).await?;
         match timeout(PATIENCE, tunnel.receive()).await?? {
             Received::Frame(Frame::Refused(reason)) => Ok(Some(reason)),

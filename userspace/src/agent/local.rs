@@ -139,7 +139,7 @@ impl v1::local_server::Local for AgentLocal {
                 Some((interception, redirected)) => (Some(interception), redirected),
                 None => (None, 0),
             };
-        let current = self.shared.identity.load();
+        let current = self.shared.identities.host();
         let (server, catalog) = (self.server.borrow().clone(), self.catalog.borrow().clone());
         Ok(Response::new(v1::StatusResponse {
             role: self.role.to_owned(),

@@ -4,6 +4,7 @@
 pub mod canary;
 mod discover;
 mod enforce;
+mod identities;
 mod interception;
 mod local;
 mod observe;
@@ -34,11 +35,12 @@ use crate::{
     discovery::ExemptPorts,
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
-    proxy::{BoundWorkers, CurrentIdentity, Listen, Origin, Shared, Workers},
+    proxy::{BoundWorkers, Listen, Origin, Shared, Workers},
     workload::{self, Workloads},
 };
 use discover::{Discovery, Served};
 use enforce::{Enforcement, Problems};
+use identities::Keeper;
 use publish::Publisher;
 
 /// What an agent or a sidecar is started with.
@@ -137,13 +139,16 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     raise_descriptor_limit();
     let socket = LocalSocket::bind(&options.run_dir, options.capture.socket_name())?;
     let control = join(&options, &shutdown).await?;
-    let identity = CurrentIdentity::new(control.identity.borrow().clone(), 0)?;
-    let shared = Arc::new(Shared::new(identity, options.capture.mark()));
+    let (shared, wanted) = Shared::new(control.identity.borrow().clone(), options.capture.mark())?;
+    let shared = Arc::new(shared);
     // Ports first: an agent that cannot serve must not touch the hooks of one that was killed, which still
     // refuse what they redirect.
     let bound = Workers::bind(&options.capture.listen(options.tunnel_port), options.capture.mark())?;
     let mut interception = options.capture.attach()?;
-    let running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
+    let mut running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
+    if let Ok(running) = &mut running {
+        running.tasks.spawn(Keeper::new(control.issuer(), shared.clone()).run(wanted));
+    }
     let running = match running {
         Ok(mut running) => running.until(&shutdown).await.map(|()| running),
         Err(error) => Err(error),
@@ -183,6 +188,11 @@ fn start(
     mut interception: Option<&mut Interception>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Running> {
+    let workloads = interception.as_ref().map(|interception| workload::watch(&interception.options().cgroup));
+    let workloads = workloads.transpose()?;
+    if let Some(workloads) = &workloads {
+        shared.workloads.get_or_init(|| workloads.clone());
+    }
     let upstream = Arc::new(ArcSwapOption::empty());
     let pins = interception.as_ref().map(|interception| interception.pins().clone());
     let workers = bound.start(shared, options.drain_timeout, || match &pins {
@@ -190,11 +200,6 @@ fn start(
         None => Ok(Origin::Upstream(upstream.clone())),
     })?;
 
-    let workloads = interception.as_ref().map(|interception| workload::watch(&interception.options().cgroup));
-    let workloads = workloads.transpose()?;
-    if let Some(workloads) = &workloads {
-        shared.workloads.get_or_init(|| workloads.clone());
-    }
     let (served_sender, served) = watch::channel(Served::default());
     let problems = Problems::default();
     let publisher = Publisher {
@@ -283,16 +288,11 @@ async fn follow_identity(
     mut identity: watch::Receiver<Arc<Identity>>,
     shared: Arc<Shared>,
 ) -> anyhow::Result<()> {
-    let mut generation = 0;
     while identity.changed().await.is_ok() {
-        generation += 1;
         let current = identity.borrow_and_update().clone();
         let not_after = humantime::format_rfc3339_seconds(current.not_after);
-        match CurrentIdentity::new(current, generation) {
-            Ok(current) => {
-                shared.identity.store(Arc::new(current));
-                info!(%not_after, "certificate renewed");
-            }
+        match shared.identities.set_host(current) {
+            Ok(()) => info!(%not_after, "certificate renewed"),
             Err(error) => warn!("the renewed certificate is unusable, the old one stays in use: {error}"),
         }
     }

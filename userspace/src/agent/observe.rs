@@ -63,12 +63,12 @@ fn caller(shared: &Shared, cgroup: u64, uid: u32) -> Option<Subject> {
     let workloads = shared.workloads.get()?.borrow().clone();
     let owner = workloads.cgroups().get(&cgroup)?.clone();
     let workload = owner.unwrap_or_else(|| workloads.users().name(uid));
-    Some(Subject::Workload(shared.identity.load().node.as_ref().clone(), workload))
+    Some(Subject::Workload(shared.node.as_ref().clone(), workload))
 }
 
 fn node(shared: &Shared, destination: std::net::SocketAddr, is_local: bool) -> Option<NodeName> {
     if !is_local || shared.services.load().serves(destination) {
-        return Some(shared.identity.load().node.as_ref().clone());
+        return Some(shared.node.as_ref().clone());
     }
     shared.routes.load().get(destination).map(|route| route.peer.node.as_ref().clone())
 }

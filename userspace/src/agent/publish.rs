@@ -1,7 +1,7 @@
 //! Turns catalog and discovery into what the data path reads: routes, local services and the kernel half's maps.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     str::FromStr,
     sync::Arc,
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     catalog::Catalog,
     discovery::ExemptPorts,
-    identity::{Identity, NodeName},
+    identity::{Identity, NodeName, SpiffeId},
     proxy::{Here, LocalServices, Routes, Rules, Shared},
     socket,
 };
@@ -101,8 +101,9 @@ impl Publisher {
                 exempt: &self.exempt,
             };
             let routes = Routes::new(&known, &here, source_for);
-            let services = Arc::new(local_services(&known, &serving, node));
+            let services = Arc::new(local_services(&known, &serving, &own.id));
             self.shared.services.store(services.clone());
+            services.identities.iter().for_each(|id| self.shared.identities.want(id));
             self.publish_routes(node, &serving, &known, routes);
             self.shared.set_rules(Rules::new(known.clone(), services, node.clone()));
             if let Some((wanted, upstream)) = &self.upstream {
@@ -111,7 +112,7 @@ impl Publisher {
             tokio::select! {
                 changed = catalog.changed() => changed?,
                 changed = served.changed() => changed?,
-                changed = workloads_change(&mut self.enforcement) => changed?,
+                changed = workloads_change(&mut self.enforcement, &known, node, &serving) => changed?,
                 () = routes_change(&self.shared, &mut ticks) => debug!("this host's routes to others changed"),
             }
         }
@@ -133,11 +134,19 @@ impl Publisher {
     }
 }
 
-/// Never, without a kernel half.
-async fn workloads_change(enforcement: &mut Option<Enforcement>) -> anyhow::Result<()> {
+/// Until the kernel half must be told more than which workloads there are. Never, without one, and before the first
+/// catalog.
+async fn workloads_change(
+    enforcement: &mut Option<Enforcement>,
+    catalog: &Catalog,
+    node: &NodeName,
+    serving: &Served,
+) -> anyhow::Result<()> {
     match enforcement {
-        Some(enforcement) => Ok(enforcement.workloads_change().await?),
-        None => std::future::pending().await,
+        Some(enforcement) if catalog.revision > 0 => {
+            Ok(enforcement.follow_workloads(&catalog.policy, node, serving).await?)
+        }
+        _ => std::future::pending().await,
     }
 }
 
@@ -156,14 +165,29 @@ fn source_for(destination: SocketAddr) -> Option<IpAddr> {
     socket::source_for(destination).ok()
 }
 
-fn local_services(catalog: &Catalog, served: &Served, own: &NodeName) -> LocalServices {
+fn local_services(catalog: &Catalog, served: &Served, own: &SpiffeId) -> LocalServices {
+    let is_own = |node: &NodeName| Some(node) == own.node();
     let peers: HashMap<NodeName, HashSet<IpAddr>> = catalog
         .hosts
         .values()
-        .filter(|host| host.node != *own)
+        .filter(|host| !is_own(&host.node))
         .map(|host| (host.node.clone(), host.report.addresses.iter().copied().collect()))
         .collect();
-    LocalServices { addresses: served.addresses.clone(), listeners: served.listeners.clone(), peers }
+    let mut names = BTreeMap::new();
+    for service in catalog.policy.services().values().filter(|service| service.hosts.iter().any(is_own)) {
+        names.entry(service.port).or_insert_with(|| service.name.clone());
+    }
+    let (addresses, listeners) = (served.addresses.clone(), served.listeners.clone());
+    let mut services = LocalServices { addresses, listeners, peers, names, identities: HashSet::new() };
+    let Some(node) = own.node() else { return services };
+    let ports: BTreeSet<_> = services.listeners.iter().map(|listener| listener.address.port()).collect();
+    let destinations = ports
+        .iter()
+        .flat_map(|port| services.addresses.iter().map(|address| SocketAddr::new(*address, *port)));
+    let subjects = destinations.filter_map(|destination| services.subject(node, destination));
+    let identity = |subject| Arc::new(SpiffeId { trust_domain: own.trust_domain.clone(), subject });
+    services.identities = subjects.map(identity).collect();
+    services
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::{
 /// # Errors
 /// There is nobody, or the question is none.
 pub fn answer(asked: Option<Asked>, shared: &Shared, catalog: &Catalog) -> Result<Vec<v1::Known>, Status> {
-    let known = Knowledge { shared, catalog, node: shared.identity.load().node.as_ref().clone() };
+    let known = Knowledge { shared, catalog, node: shared.node.as_ref().clone() };
     match asked {
         Some(Asked::Pid(pid)) => match known.process(pid) {
             Some(process) => Ok(vec![process]),
@@ -120,7 +120,7 @@ impl Knowledge<'_> {
     }
 
     fn id(&self, subject: Subject) -> String {
-        let trust_domain = self.shared.identity.load().id.trust_domain.clone();
+        let trust_domain = self.shared.identities.host().id.trust_domain.clone();
         SpiffeId { trust_domain, subject }.to_string()
     }
 }

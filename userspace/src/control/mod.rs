@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use backoff::jitter;
 pub use connection::DialError;
 #[cfg(test)]
 pub(crate) use connection::dial;

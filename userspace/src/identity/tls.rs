@@ -4,6 +4,7 @@
 //! revoked one would be accepted; therefore tickets and session storage are off on both sides. Names in
 //! certificates are checked against the identity that the caller expects, never against a host name.
 
+use std::net::Ipv4Addr;
 use std::sync::{Arc, LazyLock};
 
 use rustls::client::Resumption;
@@ -11,11 +12,14 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite};
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, ServerName};
 
-use super::verify::{Expected, HostVerifier, Roots, ServerVerifier, root_store};
+use super::verify::{CallerVerifier, Dialling, Expected, Roots, ServerVerifier, root_store};
 use super::{Identity, IdentityError, SpiffeId, TrustDomain};
 use crate::tunnel::PROTOCOL;
+
+/// Behind the port of a service.
+const SERVICE_SUFFIX: &str = ".murmesh";
 
 /// ALPN of the server's interface: HTTP/2.
 pub const API_ALPN: &[u8] = b"h2";
@@ -36,9 +40,8 @@ pub fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
 
-/// For dialling the agent `expected`, which must prove to be exactly that. The tunnel makes its own records, so this
-/// and its counterpart are the configurations whose traffic secrets rustls may give out.
-/// No server name is sent: any [`ServerName`](rustls_pki_types::ServerName) will do when connecting.
+/// For dialling the service or the agent `expected`, which must prove to be exactly that. The tunnel makes its own
+/// records, so this and its counterpart are the configurations whose traffic secrets rustls may give out.
 ///
 /// # Errors
 /// When the identity or its bundle is unusable.
@@ -46,15 +49,31 @@ pub fn tunnel_client(identity: &Identity, expected: &SpiffeId) -> Result<Arc<Cli
     let mut config =
         client(Some(identity), &identity.bundle, Expected::Exactly(expected.clone()), PROTOCOL.as_bytes())?;
     config.enable_secret_extraction = true;
+    config.enable_sni = true;
     Ok(Arc::new(config))
 }
 
-/// For accepting tunnels: the caller must be a host of our trust domain.
+/// What says, in a handshake, that the service on `port` is wanted.
+///
+/// Threats: it is sent in clear. Whoever reads it could tell the port from a plain connection too, and learns nothing
+/// of workloads.
+pub fn service_name(port: u16) -> ServerName<'static> {
+    let name = ServerName::try_from(format!("p{port}{SERVICE_SUFFIX}"));
+    name.unwrap_or_else(|_| ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into()))
+}
+
+/// The port in a name that [`service_name`] made.
+pub fn service_port(name: &str) -> Option<u16> {
+    name.strip_prefix('p')?.strip_suffix(SERVICE_SUFFIX)?.parse().ok()
+}
+
+/// For accepting tunnels: the caller must be a host of our trust domain, or a workload of one.
 ///
 /// # Errors
 /// When the identity or its bundle is unusable.
 pub fn tunnel_server(identity: &Identity) -> Result<Arc<ServerConfig>, IdentityError> {
-    let verifier = HostVerifier::new(&identity.bundle, identity.id.trust_domain.clone(), true)?;
+    let verifier =
+        CallerVerifier::new(&identity.bundle, identity.id.trust_domain.clone(), Dialling::Caller, true)?;
     let config =
         server_builder(verifier)?.with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
     let mut config = finish_server(config, PROTOCOL.as_bytes());
@@ -106,7 +125,7 @@ pub fn api_server(
     bundle: &[CertificateDer<'static>],
     certificate: Arc<dyn ResolvesServerCert>,
 ) -> Result<Arc<ServerConfig>, IdentityError> {
-    let verifier = HostVerifier::new(bundle, trust_domain.clone(), false)?;
+    let verifier = CallerVerifier::new(bundle, trust_domain.clone(), Dialling::Host, false)?;
     Ok(Arc::new(finish_server(server_builder(verifier)?.with_cert_resolver(certificate), API_ALPN)))
 }
 
@@ -144,7 +163,7 @@ fn finish_client(
 }
 
 fn server_builder(
-    verifier: HostVerifier,
+    verifier: CallerVerifier,
 ) -> Result<rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>, IdentityError> {
     Ok(ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -230,6 +249,35 @@ mod tests {
         let authority = authority();
         let (one, two, other) = (host(&authority, "one"), host(&authority, "two"), host(&authority, "other"));
         assert!(tunnel(&one, &two.id, &other).is_err());
+    }
+
+    #[test]
+    fn the_name_of_a_service_tells_its_port() {
+        for port in [1, 8181, u16::MAX] {
+            assert_eq!(service_port(&service_name(port).to_str()), Some(port));
+        }
+        for wrong in ["p.murmesh", "8181.murmesh", "p8181", "p65536.murmesh", "p8181.murmesh.org"] {
+            assert_eq!(service_port(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_workload_reaches_exactly_the_service_that_it_wants() {
+        let authority = authority();
+        let workload = |node: &str, name: &str| {
+            let subject = Subject::Workload(node.parse().unwrap(), name.parse().unwrap());
+            issue(&authority, subject, Duration::from_secs(60))
+        };
+        let (caller, web, database) =
+            (workload("one", "user-root"), workload("two", "web.service"), workload("two", "db.service"));
+        let (_, accepted) = tunnel(&caller, &web.id, &web).unwrap();
+        assert_eq!(
+            peer_identity(accepted.peer_certificates().unwrap()).unwrap().id,
+            caller.id.clone().into()
+        );
+        assert!(tunnel(&caller, &database.id, &web).is_err(), "the right host, the wrong service");
+        let service = issue(&authority, Subject::Service("web".parse().unwrap()), Duration::from_secs(60));
+        assert!(tunnel(&service, &web.id, &web).is_err(), "a service calls as a workload");
     }
 
     #[test]

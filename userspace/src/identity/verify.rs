@@ -116,28 +116,49 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// Verifies the dialling side for the side that accepts: a host of our trust domain.
+/// Who may dial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialling {
+    /// A host.
+    Host,
+    /// A host, or one of its workloads.
+    Caller,
+}
+
+impl Dialling {
+    fn admits(self, subject: &Subject) -> bool {
+        match subject {
+            Subject::Host(_) => true,
+            Subject::Workload(..) => self == Self::Caller,
+            Subject::Server(_) | Subject::Service(_) => false,
+        }
+    }
+}
+
+/// Verifies the dialling side for the side that accepts: it must be of our trust domain.
 #[derive(Debug)]
-pub(super) struct HostVerifier {
+pub(super) struct CallerVerifier {
+    dialling: Dialling,
     chain: Arc<dyn ClientCertVerifier>,
     trust_domain: TrustDomain,
     mandatory: bool,
 }
 
-impl HostVerifier {
+impl CallerVerifier {
     pub(super) fn new(
         bundle: &[CertificateDer<'static>],
         trust_domain: TrustDomain,
+        dialling: Dialling,
         mandatory: bool,
     ) -> Result<Self, IdentityError> {
         let chain = WebPkiClientVerifier::builder_with_provider(Arc::new(root_store(bundle)?), provider())
             .build()
             .map_err(|error| IdentityError::Bundle(error.to_string()))?;
-        Ok(Self { chain, trust_domain, mandatory })
+        Ok(Self { dialling, chain, trust_domain, mandatory })
     }
 }
 
-impl ClientCertVerifier for HostVerifier {
+impl ClientCertVerifier for CallerVerifier {
     fn client_auth_mandatory(&self) -> bool {
         self.mandatory
     }
@@ -154,7 +175,7 @@ impl ClientCertVerifier for HostVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
         let id = certified_id(end_entity)?;
-        if matches!(id.subject, Subject::Host(_)) && id.trust_domain == self.trust_domain {
+        if self.dialling.admits(&id.subject) && id.trust_domain == self.trust_domain {
             Ok(verified)
         } else {
             Err(CertificateError::NotValidForName.into())

@@ -129,9 +129,7 @@ impl AccessRecord {
         };
         let (caller, node) = match self.direction {
             Direction::Outbound => (self.parties.local.as_ref(), self.parties.peer.node().cloned()),
-            Direction::Inbound => {
-                (Some(&self.parties.peer), Some(self.shared.identity.load().node.as_ref().clone()))
-            }
+            Direction::Inbound => (Some(&self.parties.peer), Some(self.shared.node.as_ref().clone())),
         };
         let process = self.caller.map(|Caller { pid, uid, .. }| {
             let name = self.process_name.as_ref().map(ToString::to_string);

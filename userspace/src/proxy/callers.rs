@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
 use super::{Shared, access::Caller};
-use crate::identity::{SpiffeId, Subject};
+use crate::identity::{NodeName, SpiffeId, Subject};
 
 /// Callers that are remembered by a worker.
 const MAX_CALLERS: usize = 4096;
@@ -25,7 +25,7 @@ impl Callers {
     pub fn identity(&self, caller: Option<Caller>) -> Option<Arc<SpiffeId>> {
         let workloads = self.shared.workloads.get();
         let (Some(caller), Some(workloads)) = (caller, workloads) else {
-            return Some(self.shared.identity.load().id.clone());
+            return Some(self.shared.identities.host().id.clone());
         };
         let mut known = self.known.borrow_mut();
         if let Some(id) = known.get(&(caller.cgroup, caller.uid)) {
@@ -34,11 +34,11 @@ impl Callers {
         if known.len() >= MAX_CALLERS {
             known.clear();
         }
-        let own = &self.shared.identity.load().identity.id;
         // The users' databases may be slow, and one cgroup is made before one connection at most.
         let workload = workloads.borrow().clone().of(caller.cgroup, caller.uid)?;
-        let subject = Subject::Workload(own.node()?.clone(), workload);
-        let id = Arc::new(SpiffeId { trust_domain: own.trust_domain.clone(), subject });
+        let trust_domain = self.shared.identities.host().id.trust_domain.clone();
+        let subject = Subject::Workload(NodeName::clone(&self.shared.node), workload);
+        let id = Arc::new(SpiffeId { trust_domain, subject });
         known.insert((caller.cgroup, caller.uid), id.clone());
         Some(id)
     }

@@ -4,6 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -11,6 +12,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tracing::{debug, info};
 
 use super::{
+    CurrentIdentity,
     access::{AccessRecord, Direction, Parties},
     judge::Connection,
     live::Forbidden,
@@ -20,6 +22,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
+    identity::{SpiffeId, tls},
     limited_log::LimitedLog,
     policy::{Action, Verdict},
     socket,
@@ -44,8 +47,8 @@ static NOT_A_TUNNEL: LimitedLog = LimitedLog::new();
 /// Serves one connection to the tunnel port.
 pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) {
     // What a handshake needs is given back after it, and tunnels are many.
-    let mut tunnel = match Box::pin(handshake(&worker, connection)).await {
-        Ok(tunnel) => tunnel,
+    let Accepted { mut tunnel, presented } = match Box::pin(handshake(&worker, connection)).await {
+        Ok(accepted) => accepted,
         Err(error) => {
             worker.shared.traffic.add(Counter::HandshakesRefused, 1);
             if let Some(withheld) = NOT_A_TUNNEL.permit() {
@@ -55,22 +58,57 @@ pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) 
         }
     };
     debug!(%from, peer = %tunnel.peer().id, "tunnel accepted");
-    let end = streams(&worker, &mut tunnel, from).await;
+    let end = streams(&worker, &mut tunnel, &presented, from).await;
     if let Err(error @ (TunnelError::Protocol(_) | TunnelError::Tls(_))) = &end {
         worker.shared.traffic.add(Counter::ProtocolErrors, 1);
         info!(%from, peer = %tunnel.peer().id, "tunnel closed: {error}");
     }
 }
 
-/// TLS with any host of the mesh. Bounded in time, and in number once a whole ClientHello is here: those beyond the
-/// limit wait in order for a permit, within the same time. Whoever says nothing takes no permit from those who do.
-async fn handshake(worker: &Worker, connection: TcpStream) -> io::Result<Box<Tunnel>> {
-    let config = worker.shared.identity.load().acceptor.clone();
-    answer(connection, config, worker.handshakes.acquire()).await
+/// A tunnel, and who is at this end of it.
+struct Accepted {
+    tunnel: Box<Tunnel>,
+    presented: Arc<SpiffeId>,
+}
+
+/// TLS with any caller of the mesh, as the service that it asks for. Bounded in time, and in number once a whole
+/// ClientHello is here: those beyond the limit wait in order for a permit, within the same time. Whoever says nothing
+/// takes no permit from those who do.
+async fn handshake(worker: &Worker, connection: TcpStream) -> io::Result<Accepted> {
+    let own = connection.local_addr()?.ip().to_canonical();
+    let mut presented = None;
+    let choose = async |name: Option<&str>| {
+        let identity = identity(worker, own, name).await?;
+        presented = Some(identity.id.clone());
+        Ok((worker.handshakes.acquire().await, identity.acceptor.clone()))
+    };
+    let tunnel = answer(connection, choose).await?;
+    Ok(Accepted {
+        tunnel,
+        presented: presented.unwrap_or_else(|| worker.shared.identities.host().id.clone()),
+    })
+}
+
+/// Whom a caller meets that dialled the address `own` and asks for `name`: the service on a port, or else this host.
+async fn identity(worker: &Worker, own: IpAddr, name: Option<&str>) -> io::Result<Arc<CurrentIdentity>> {
+    let identities = &worker.shared.identities;
+    let services = worker.shared.services.load_full();
+    let destination = name.and_then(tls::service_port).map(|port| SocketAddr::new(own, port));
+    let subject = destination.and_then(|destination| services.subject(&worker.shared.node, destination));
+    let host = identities.host();
+    let Some(subject) = subject else { return Ok(host) };
+    let id = Arc::new(SpiffeId { trust_domain: host.id.trust_domain.clone(), subject });
+    let missing = || io::Error::other(format!("no certificate for {id}: is a server reachable?"));
+    identities.get(&id).await.ok_or_else(missing)
 }
 
 /// One stream after the other, until the opener closes the tunnel or leaves it at rest for too long.
-async fn streams(worker: &Worker, tunnel: &mut Tunnel, from: SocketAddr) -> Result<(), TunnelError> {
+async fn streams(
+    worker: &Worker,
+    tunnel: &mut Tunnel,
+    presented: &Arc<SpiffeId>,
+    from: SocketAddr,
+) -> Result<(), TunnelError> {
     loop {
         let Ok(received) = timeout(IDLE_TIMEOUT, tunnel.receive()).await else { return Ok(()) };
         let Received::Frame(Frame::Open(open)) = received? else { return Ok(()) };
@@ -78,7 +116,7 @@ async fn streams(worker: &Worker, tunnel: &mut Tunnel, from: SocketAddr) -> Resu
             info!(%from, peer = %tunnel.peer().id, "tunnel closed: the certificate of its opener has expired");
             return Ok(());
         }
-        stream(worker, tunnel, from, open).await?;
+        stream(worker, tunnel, presented, from, open).await?;
         if !tunnel.is_idle() {
             return Ok(());
         }
@@ -88,17 +126,18 @@ async fn streams(worker: &Worker, tunnel: &mut Tunnel, from: SocketAddr) -> Resu
 async fn stream(
     worker: &Worker,
     tunnel: &mut Tunnel,
+    presented: &Arc<SpiffeId>,
     from: SocketAddr,
     open: Open,
 ) -> Result<(), TunnelError> {
     let Open { destination, client } = open;
     let id = tunnel.peer().id.clone();
-    let node = worker.shared.identity.load().node.clone();
+    let node = worker.shared.node.clone();
     let connection = Connection { caller: id.clone(), node, destination };
-    let authorised = authorise(worker, &connection, from, client.ip());
+    let authorised = authorise(worker, &connection, presented, from, client.ip());
     let place = worker.live.enter(connection);
     let verdict = authorised.unwrap_or(ALLOWED);
-    let parties = Parties { local: None, peer: id };
+    let parties = Parties { local: Some(presented.clone()), peer: id };
     let shared = worker.shared.clone();
     let mut access =
         AccessRecord::open(shared, Direction::Inbound, client, destination, parties, None, verdict);
@@ -129,6 +168,7 @@ async fn stream(
 fn authorise(
     worker: &Worker,
     connection: &Connection,
+    presented: &SpiffeId,
     from: SocketAddr,
     client: IpAddr,
 ) -> Result<Verdict, RefusalReason> {
@@ -138,6 +178,9 @@ fn authorise(
     let services = worker.shared.services.load();
     if !services.serves(connection.destination) {
         return Err(RefusalReason::NotAService);
+    }
+    if !services.is_served_by(connection.destination, &presented.subject) {
+        return Err(RefusalReason::AnotherService);
     }
     let speaks = |node| services.may_speak_for(node, from.ip(), client);
     if !connection.caller.node().is_some_and(speaks) {

@@ -122,7 +122,7 @@ mod tests {
         catalog::Catalog,
         identity::fixture,
         policy::{Defaults, Policy},
-        proxy::{CurrentIdentity, LocalServices, Rules, Shared},
+        proxy::{LocalServices, Rules, Shared},
     };
 
     fn rules(mesh: Action) -> Rules {
@@ -135,8 +135,8 @@ mod tests {
     #[test]
     fn new_rules_cut_what_they_forbid_and_wake_it() {
         let identity = fixture::host(&fixture::authority(), "here");
-        let shared = CurrentIdentity::new(identity.into(), 0).expect("usable");
-        let shared = Arc::new(Shared::new(shared, None));
+        let (shared, _wanted) = Shared::new(identity.into(), None).expect("usable");
+        let shared = Arc::new(shared);
         let (judge, live) = (Judge::new(shared.clone()), Live::default());
         let connection = || Connection {
             caller: "spiffe://mesh.test/host/there/user-root".parse().map(Arc::new).expect("an identity"),

@@ -7,6 +7,7 @@ mod accept;
 pub mod access;
 pub mod access_log;
 mod callers;
+pub mod identities;
 mod inbound;
 pub mod judge;
 pub mod live;
@@ -23,9 +24,9 @@ mod worker;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
 use tokio::sync::watch;
 
+pub use identities::{CurrentIdentity, Identities, Wanted};
 pub use origin::Origin;
 pub use pool::Peer;
 pub use routes::{Here, LocalServices, Route, Routes};
@@ -33,7 +34,7 @@ pub use rules::Rules;
 pub use worker::{BoundWorkers, Listen, Workers};
 
 use crate::{
-    identity::{Identity, IdentityError, NodeName, SpiffeId, tls},
+    identity::{Identity, IdentityError, NodeName},
     observe::Observer,
     workload::Workloads,
 };
@@ -51,8 +52,10 @@ pub struct Shared {
     rules_changed: watch::Sender<()>,
     /// Who this host's processes are, once they are followed; a sidecar does not tell them apart.
     pub workloads: OnceLock<watch::Receiver<Workloads>>,
-    /// Who this host is.
-    pub identity: ArcSwap<CurrentIdentity>,
+    /// Who this host is, and who its workloads and services are.
+    pub identities: Identities,
+    /// Its name.
+    pub node: Arc<NodeName>,
     /// What is counted.
     pub traffic: Traffic,
     /// Where what becomes of connections is told.
@@ -61,46 +64,28 @@ pub struct Shared {
     pub mark: Option<u32>,
 }
 
-/// This host's identity, and what TLS makes of it.
-pub struct CurrentIdentity {
-    /// The identity.
-    pub identity: Arc<Identity>,
-    /// Its id, to be shared.
-    pub id: Arc<SpiffeId>,
-    /// The host that it is of.
-    pub node: Arc<NodeName>,
-    /// Counts renewals: tunnels of an earlier one are not used for new streams.
-    pub generation: u64,
-    /// For accepting tunnels.
-    pub acceptor: Arc<ServerConfig>,
-}
-
-impl CurrentIdentity {
-    /// Prepares `identity` for use.
+impl Shared {
+    /// With nothing to route to and nothing served, on the host that has `identity`. What other identities are needed
+    /// is asked for.
     ///
     /// # Errors
-    /// It is unusable for TLS, or of no host.
-    pub fn new(identity: Arc<Identity>, generation: u64) -> Result<Self, IdentityError> {
-        let acceptor = tls::tunnel_server(&identity)?;
-        let (id, node) = (Arc::new(identity.id.clone()), Arc::new(identity.node()?.clone()));
-        Ok(Self { identity, id, node, generation, acceptor })
-    }
-}
-
-impl Shared {
-    /// With nothing to route to and nothing served.
-    pub fn new(identity: CurrentIdentity, mark: Option<u32>) -> Self {
-        Self {
+    /// The identity is unusable for TLS, or of no host.
+    pub fn new(identity: Arc<Identity>, mark: Option<u32>) -> Result<(Self, Wanted), IdentityError> {
+        let node = Arc::new(identity.node()?.clone());
+        let (identities, wanted) = Identities::new(identity)?;
+        let shared = Self {
             routes: ArcSwap::default(),
             services: ArcSwap::default(),
             rules: ArcSwap::default(),
             rules_changed: watch::Sender::default(),
             workloads: OnceLock::new(),
-            identity: ArcSwap::from_pointee(identity),
+            identities,
+            node,
             traffic: Traffic::default(),
             observer: Arc::default(),
             mark,
-        }
+        };
+        Ok((shared, wanted))
     }
 
     /// From now on streams are judged by `rules`, those that are open too.

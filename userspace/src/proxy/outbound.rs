@@ -3,7 +3,6 @@
 use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
-    sync::Arc,
 };
 
 use tokio::net::TcpStream;
@@ -14,7 +13,7 @@ use super::{
     judge::Connection,
     live::{Forbidden, Place},
     origin::Original,
-    pool::{Lease, Peer},
+    pool::{Ends, Lease},
     relay::{self, RelayError, relay},
     routes::Route,
     worker::Worker,
@@ -61,9 +60,10 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
     if verdict.action == Action::Deny {
         return access.failed(format!("refused: {}", Forbidden(verdict.rule)));
     }
+    let ends = Ends { caller: connection.caller.clone(), peer: route.peer };
     let place = worker.live.enter(connection);
-    let open = Frame::Open(Open { destination, client });
-    match carry(&worker, &mut application, &route.peer, &open, &place).await {
+    let open = Open { destination, client };
+    match carry(&worker, &mut application, &ends, open, &place).await {
         Ok((totals, result)) => {
             if result.is_ok() {
                 let _ = socket::end_on_close(&application);
@@ -127,20 +127,21 @@ type Relayed = (relay::Totals, Result<(), RelayError>);
 async fn carry(
     worker: &Worker,
     application: &mut TcpStream,
-    peer: &Arc<Peer>,
-    open: &Frame,
+    ends: &Ends,
+    open: Open,
     place: &Place<'_>,
 ) -> Result<Relayed, crate::tunnel::DialError> {
-    let lease = worker.pool.lease(peer).await?;
+    let port = open.destination.port();
+    let lease = worker.pool.lease(ends, port).await?;
     if !lease.recycled {
-        return Ok(stream(worker, application, peer, open, place, lease).await.relayed);
+        return Ok(stream(worker, application, ends, open, place, lease).await.relayed);
     }
-    let attempt = stream(worker, application, peer, open, place, lease).await;
+    let attempt = stream(worker, application, ends, open, place, lease).await;
     if !attempt.may_retry {
         return Ok(attempt.relayed);
     }
-    let lease = worker.pool.dial(peer).await?;
-    Ok(stream(worker, application, peer, open, place, lease).await.relayed)
+    let lease = worker.pool.dial(ends, port).await?;
+    Ok(stream(worker, application, ends, open, place, lease).await.relayed)
 }
 
 struct Attempt {
@@ -152,12 +153,12 @@ struct Attempt {
 async fn stream(
     worker: &Worker,
     application: &mut TcpStream,
-    peer: &Arc<Peer>,
-    open: &Frame,
+    ends: &Ends,
+    open: Open,
     place: &Place<'_>,
     mut lease: Lease,
 ) -> Attempt {
-    if let Err(error) = lease.tunnel.send(open).await {
+    if let Err(error) = lease.tunnel.send(&Frame::Open(open)).await {
         return Attempt { relayed: (relay::Totals::default(), Err(error.into())), may_retry: true };
     }
     let (totals, result) = relay(application, &mut lease.tunnel, &worker.watchdog, place).await;
@@ -165,7 +166,7 @@ async fn stream(
     let may_retry = lost && totals == relay::Totals::default() && !lease.tunnel.is_answered();
     // The other host may wait for the rule that has cut the stream, and keep what follows on the tunnel waiting.
     if !matches!(result, Err(RelayError::Forbidden(_))) {
-        worker.pool.put_back(peer, lease);
+        worker.pool.put_back(ends, lease);
     }
     Attempt { relayed: (totals, result), may_retry }
 }

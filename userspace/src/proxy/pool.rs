@@ -13,9 +13,9 @@ use std::{
 use rustls::ClientConfig;
 use tracing::debug;
 
-use super::{Shared, traffic::Counter};
+use super::{CurrentIdentity, Shared, traffic::Counter};
 use crate::{
-    identity::{NodeName, SpiffeId, tls},
+    identity::{IdentityError, NodeName, SpiffeId, WorkloadName, tls},
     tunnel::{DialError, Tunnel, dial},
 };
 
@@ -25,28 +25,39 @@ const MAX_IDLE: usize = 32;
 /// How long a tunnel may be at rest. The accepting side keeps it longer, so that this side closes it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Another agent, as this host reaches it.
+/// A service of another host, as this one reaches it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Peer {
     /// Who it must be.
     pub id: Arc<SpiffeId>,
     /// Its host.
     pub node: Arc<NodeName>,
-    /// Where it accepts tunnels.
+    /// Who serves there, where its host tells.
+    pub workload: Option<WorkloadName>,
+    /// Where its agent accepts tunnels.
     pub address: SocketAddr,
+}
+
+/// Who has tunnels to whom: they are never used for others.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Ends {
+    /// A workload of this host.
+    pub caller: Arc<SpiffeId>,
+    /// The service.
+    pub peer: Arc<Peer>,
 }
 
 /// One worker's tunnels.
 pub struct Pool {
     shared: Arc<Shared>,
-    peers: RefCell<HashMap<Arc<Peer>, Entry>>,
+    ends: RefCell<HashMap<Ends, Entry>>,
 }
 
 #[derive(Default)]
 struct Entry {
     /// The most recently used last.
     idle: VecDeque<Idle>,
-    /// For the current identity of this host.
+    /// For the current identity of the caller.
     config: Option<(u64, Arc<ClientConfig>)>,
     /// A spare tunnel is being dialled.
     warming: bool,
@@ -70,20 +81,20 @@ pub struct Lease {
 impl Pool {
     /// An empty pool.
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, peers: RefCell::default() }
+        Self { shared, ends: RefCell::default() }
     }
 
-    /// A tunnel at rest, or a new one. Takes care that the next stream finds one at rest.
+    /// A tunnel at rest, or a new one. Takes care that the next stream finds one at rest. The service listens on `port`.
     ///
     /// # Errors
     /// There is none, and none can be opened.
-    pub async fn lease(self: &Rc<Self>, peer: &Arc<Peer>) -> Result<Lease, DialError> {
-        if let Some(idle) = self.take_idle(peer) {
-            self.warm(peer);
+    pub async fn lease(self: &Rc<Self>, ends: &Ends, port: u16) -> Result<Lease, DialError> {
+        if let Some(idle) = self.take_idle(ends) {
+            self.warm(ends, port);
             return Ok(Lease { tunnel: idle.tunnel, recycled: true, generation: idle.generation });
         }
-        let lease = self.dial(peer).await?;
-        self.warm(peer);
+        let lease = self.dial(ends, port).await?;
+        self.warm(ends, port);
         Ok(lease)
     }
 
@@ -91,22 +102,25 @@ impl Pool {
     ///
     /// # Errors
     /// It cannot be opened.
-    pub async fn dial(&self, peer: &Arc<Peer>) -> Result<Lease, DialError> {
+    pub async fn dial(&self, ends: &Ends, port: u16) -> Result<Lease, DialError> {
+        let address = ends.peer.address;
+        let identity = self.shared.identities.get(&ends.caller).await;
+        let identity = identity.ok_or_else(|| DialError::NoCertificate(ends.caller.clone()))?;
         let (generation, config) =
-            self.config(peer).map_err(|error| DialError::Identity(peer.address, error))?;
+            self.config(ends, &identity).map_err(|error| DialError::Identity(address, error))?;
         self.shared.traffic.add(Counter::TunnelHandshakes, 1);
         // Streams that need no handshake have no room for one in their tasks.
-        let tunnel = Box::pin(dial(peer.address, config, self.shared.mark)).await?;
+        let tunnel = Box::pin(dial(address, config, Some(port), self.shared.mark)).await?;
         Ok(Lease { tunnel, recycled: false, generation })
     }
 
     /// Takes a tunnel back. One that is not idle is closed: its stream did not come to an end.
-    pub fn put_back(&self, peer: &Arc<Peer>, lease: Lease) {
-        if lease.generation != self.shared.identity.load().generation || !lease.tunnel.is_idle() {
+    pub fn put_back(&self, ends: &Ends, mut lease: Lease) {
+        if Some(lease.generation) != self.generation(&ends.caller) || !lease.tunnel.comes_to_rest() {
             return;
         }
-        let mut peers = self.peers.borrow_mut();
-        let idle = &mut peers.entry(peer.clone()).or_default().idle;
+        let mut all = self.ends.borrow_mut();
+        let idle = &mut all.entry(ends.clone()).or_default().idle;
         if idle.len() < MAX_IDLE {
             self.shared.traffic.add(Counter::TunnelsIdle, 1);
             idle.push_back(Idle {
@@ -118,13 +132,13 @@ impl Pool {
     }
 
     /// Closes tunnels that have been at rest for too long, that the other side closed, or that were opened with
-    /// an earlier certificate of this host.
+    /// an earlier certificate of their caller.
     pub fn sweep(&self) {
-        let generation = self.shared.identity.load().generation;
-        self.peers.borrow_mut().retain(|_, entry| {
+        self.ends.borrow_mut().retain(|ends, entry| {
+            let held = self.shared.identities.held(&ends.caller).map(|identity| identity.generation);
             let before = entry.idle.len();
             entry.idle.retain(|idle| {
-                idle.generation == generation
+                Some(idle.generation) == held
                     && idle.since.elapsed() < IDLE_TIMEOUT
                     && is_usable(&idle.tunnel)
             });
@@ -134,10 +148,10 @@ impl Pool {
     }
 
     /// The most recently used one, whose connection is the likeliest to be alive and its memory to be warm.
-    fn take_idle(&self, peer: &Arc<Peer>) -> Option<Idle> {
-        let generation = self.shared.identity.load().generation;
-        let mut peers = self.peers.borrow_mut();
-        let idle = &mut peers.get_mut(peer)?.idle;
+    fn take_idle(&self, ends: &Ends) -> Option<Idle> {
+        let generation = self.generation(&ends.caller)?;
+        let mut all = self.ends.borrow_mut();
+        let idle = &mut all.get_mut(ends)?.idle;
         while let Some(candidate) = idle.pop_back() {
             self.shared.traffic.subtract(Counter::TunnelsIdle, 1);
             if candidate.generation == generation && is_usable(&candidate.tunnel) {
@@ -149,41 +163,48 @@ impl Pool {
 
     /// Dials a spare tunnel if none is at rest. One at a time: streams that come together dial their own, and
     /// leave them behind.
-    fn warm(self: &Rc<Self>, peer: &Arc<Peer>) {
+    fn warm(self: &Rc<Self>, ends: &Ends, port: u16) {
         {
-            let mut peers = self.peers.borrow_mut();
-            let entry = peers.entry(peer.clone()).or_default();
+            let mut all = self.ends.borrow_mut();
+            let entry = all.entry(ends.clone()).or_default();
             if entry.warming || !entry.idle.is_empty() {
                 return;
             }
             entry.warming = true;
         }
-        let (pool, peer) = (self.clone(), peer.clone());
+        let (pool, ends) = (self.clone(), ends.clone());
         tokio::task::spawn_local(async move {
-            let result = pool.dial(&peer).await;
-            if let Some(entry) = pool.peers.borrow_mut().get_mut(&peer) {
+            let result = pool.dial(&ends, port).await;
+            if let Some(entry) = pool.ends.borrow_mut().get_mut(&ends) {
                 entry.warming = false;
             }
             match result {
-                Ok(lease) => pool.put_back(&peer, lease),
-                Err(error) => debug!(peer = %peer.id, "no spare tunnel: {error}"),
+                Ok(lease) => pool.put_back(&ends, lease),
+                Err(error) => debug!(peer = %ends.peer.id, "no spare tunnel: {error}"),
             }
         });
     }
 
-    /// The TLS configuration for a peer, made once per identity of this host.
-    fn config(&self, peer: &Arc<Peer>) -> Result<(u64, Arc<ClientConfig>), crate::identity::IdentityError> {
-        let current = self.shared.identity.load();
-        let mut peers = self.peers.borrow_mut();
-        let entry = peers.entry(peer.clone()).or_default();
+    /// The TLS configuration for a pair of ends, made once per certificate of the caller.
+    fn config(
+        &self,
+        ends: &Ends,
+        identity: &CurrentIdentity,
+    ) -> Result<(u64, Arc<ClientConfig>), IdentityError> {
+        let mut all = self.ends.borrow_mut();
+        let entry = all.entry(ends.clone()).or_default();
         if let Some((generation, config)) = &entry.config
-            && *generation == current.generation
+            && *generation == identity.generation
         {
             return Ok((*generation, config.clone()));
         }
-        let config = tls::tunnel_client(&current.identity, &peer.id)?;
-        entry.config = Some((current.generation, config.clone()));
-        Ok((current.generation, config))
+        let config = tls::tunnel_client(&identity.identity, &ends.peer.id)?;
+        entry.config = Some((identity.generation, config.clone()));
+        Ok((identity.generation, config))
+    }
+
+    fn generation(&self, caller: &SpiffeId) -> Option<u64> {
+        Some(self.shared.identities.current(caller)?.generation)
     }
 }
 

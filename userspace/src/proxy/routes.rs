@@ -1,7 +1,7 @@
 //! The snapshots that a stream is decided by: where destinations lead, and what this host serves to whom.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
@@ -10,19 +10,17 @@ use super::Peer;
 use crate::{
     catalog::{Catalog, Listener, choose},
     discovery::ExemptPorts,
-    identity::{NodeName, SpiffeId, TrustDomain, WorkloadName},
+    identity::{NodeName, ServiceName, SpiffeId, Subject, TrustDomain},
 };
 
 /// How one destination is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// The agent of the destination's host. Its tunnels go to the destination's own address, so that they take
-    /// the way that the plain connection would have taken.
+    /// The service, behind the agent of its host. Tunnels go to the destination's own address, so that they take the
+    /// way that the plain connection would have taken.
     pub peer: Arc<Peer>,
     /// The address from which this host dials it; unspecified where no route led when this was made.
     pub source: IpAddr,
-    /// Who serves the destination, where its host tells.
-    pub workload: Option<Arc<WorkloadName>>,
 }
 
 /// This host, as far as its routes depend on it.
@@ -42,8 +40,8 @@ pub struct Here<'a> {
 pub struct Routes {
     revision: u64,
     destinations: HashMap<SocketAddr, Route>,
-    /// Every agent in the routes, by its address.
-    peers: HashMap<SocketAddr, Route>,
+    /// By the address of every agent in the routes, that from which this host dials it.
+    sources: HashMap<SocketAddr, IpAddr>,
 }
 
 impl Routes {
@@ -57,27 +55,30 @@ impl Routes {
         mut source_for: impl FnMut(SocketAddr) -> Option<IpAddr>,
     ) -> Self {
         let mut routes = Self { revision: catalog.revision, ..Self::default() };
-        let mut names = HashMap::new();
-        for (destination, endpoint) in catalog.endpoints() {
+        let (endpoints, mut peers) = (catalog.endpoints(), HashMap::new());
+        for (&destination, endpoint) in &endpoints {
             let host = &endpoint.host;
             let is_own = host.node == *here.node || here.addresses.contains(&destination.ip());
             if is_own || here.exempt.contains(destination.port()) {
                 continue;
             }
             let address = SocketAddr::new(destination.ip(), host.report.tunnel_port);
-            let route = routes.peers.entry(address).or_insert_with(|| {
-                let id = SpiffeId::host(here.trust_domain.clone(), host.node.clone()).into();
-                let source = source_for(address).unwrap_or_else(|| unspecified(address));
-                Route {
-                    peer: Arc::new(Peer { id, node: Arc::new(host.node.clone()), address }),
-                    source,
-                    workload: None,
-                }
-            });
+            let source = *routes
+                .sources
+                .entry(address)
+                .or_insert_with(|| source_for(address).unwrap_or_else(|| unspecified(address)));
             let workload = endpoint.listener().workload.as_ref();
-            let workload = workload
-                .map(|name| names.entry(name.clone()).or_insert_with(|| Arc::new(name.clone())).clone());
-            routes.destinations.insert(destination, Route { workload, ..route.clone() });
+            let service =
+                catalog.policy.service_at(&host.node, destination.port()).map(|service| &service.name);
+            let peer = peers.entry((address, service, workload)).or_insert_with(|| {
+                let party =
+                    catalog.policy.source(&host.node, workload.cloned(), service.map(|_| destination.port()));
+                let id =
+                    SpiffeId { trust_domain: here.trust_domain.clone(), subject: party.subject() }.into();
+                let (node, workload) = (Arc::new(host.node.clone()), workload.cloned());
+                Arc::new(Peer { id, node, workload, address })
+            });
+            routes.destinations.insert(destination, Route { peer: peer.clone(), source });
         }
         routes
     }
@@ -109,9 +110,9 @@ impl Routes {
 
     /// Whether `source_for` still answers what the routes were made with.
     pub fn has_sources(&self, mut source_for: impl FnMut(SocketAddr) -> Option<IpAddr>) -> bool {
-        self.peers.iter().all(|(address, route)| {
-            source_for(*address).unwrap_or_else(|| unspecified(*address)) == route.source
-        })
+        self.sources
+            .iter()
+            .all(|(address, source)| source_for(*address).unwrap_or_else(|| unspecified(*address)) == *source)
     }
 }
 
@@ -128,6 +129,10 @@ pub struct LocalServices {
     pub listeners: BTreeSet<Listener>,
     /// Addresses of the other hosts, by node.
     pub peers: HashMap<NodeName, HashSet<IpAddr>>,
+    /// Named services of this host, by port.
+    pub names: BTreeMap<u16, ServiceName>,
+    /// Who its services are, but those that are this host itself.
+    pub identities: HashSet<Arc<SpiffeId>>,
 }
 
 impl LocalServices {
@@ -140,6 +145,27 @@ impl LocalServices {
     /// The listener that takes connections to `destination`, if it is a service of this host.
     pub fn listener(&self, destination: SocketAddr) -> Option<&Listener> {
         if self.addresses.contains(&destination.ip()) { choose(&self.listeners, destination) } else { None }
+    }
+
+    /// Who serves `destination`: a named service, else a workload. `None` if that is not told apart from this host,
+    /// or is none of its services.
+    pub fn subject(&self, node: &NodeName, destination: SocketAddr) -> Option<Subject> {
+        let listener = self.listener(destination)?;
+        let service = self.names.get(&destination.port()).cloned().map(Subject::Service);
+        let workload = || Some(Subject::Workload(node.clone(), listener.workload.clone()?));
+        service.or_else(workload)
+    }
+
+    /// Whether `destination`, one of its services, is who `subject` says. This host vouches for all of them.
+    pub fn is_served_by(&self, destination: SocketAddr, subject: &Subject) -> bool {
+        match (subject, self.names.get(&destination.port())) {
+            (Subject::Host(_), _) => true,
+            (Subject::Service(presented), name) => name == Some(presented),
+            (Subject::Workload(_, presented), None) => self
+                .listener(destination)
+                .is_some_and(|listener| listener.workload.as_ref() == Some(presented)),
+            (Subject::Workload(..), Some(_)) | (Subject::Server(_), _) => false,
+        }
     }
 
     /// Whether a tunnel from `node`, whose connection came from `tunnel_source`, may speak for a client with
@@ -251,7 +277,7 @@ mod tests {
                 listener("10.0.0.5:81"),
                 listener("127.0.0.1:82"),
             ]),
-            peers: HashMap::new(),
+            ..LocalServices::default()
         };
         let serves = |address: &str| services.serves(address.parse().expect("an address"));
         assert!(["10.0.0.1:80", "10.0.0.5:80", "10.0.0.5:81"].into_iter().all(serves));

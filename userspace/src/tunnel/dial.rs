@@ -8,7 +8,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::{Tunnel, frame::Side, tls};
 use crate::{
-    identity::{IdentityError, peer_identity},
+    identity::{IdentityError, SpiffeId, peer_identity, tls::service_name},
     socket,
 };
 
@@ -27,41 +27,46 @@ pub enum DialError {
     /// The TLS handshake failed: one of the two does not accept the other's certificate, or it is no agent.
     #[error("no TLS session with the agent at {0}: {1}")]
     Handshake(SocketAddr, io::Error),
+    /// The workload that wants one has no certificate.
+    #[error("no certificate for {0}: is a server reachable?")]
+    NoCertificate(Arc<SpiffeId>),
     /// This host's own identity, or the verified one of the peer, is unusable.
     #[error("no TLS session with the agent at {0}: {1}")]
     Identity(SocketAddr, IdentityError),
 }
 
-/// Opens a tunnel to the agent at `address`; `config` decides who it must be. `mark` goes on the socket.
+/// Opens a tunnel to the agent at `address`, for the service on one of its ports or for the agent itself; `config`
+/// decides who it must be. `mark` goes on the socket.
 ///
 /// # Errors
 /// The agent cannot be reached, or it is not the expected one, or it does not accept us; each within five seconds.
 pub async fn dial(
     address: SocketAddr,
     config: Arc<ClientConfig>,
+    service: Option<u16>,
     mark: Option<u32>,
 ) -> Result<Box<Tunnel>, DialError> {
     let mut stream = connect(address, mark).await.map_err(|error| DialError::Connect(address, error))?;
-    // The verifier compares SPIFFE ids and no server name is sent, so the name is only a form to fill in.
-    let name = ServerName::IpAddress(address.ip().into());
+    // An address is not sent, and the verifier compares SPIFFE ids: it is only a form to fill in.
+    let name = service.map_or(ServerName::IpAddress(address.ip().into()), service_name);
     let established = within(HANDSHAKE_TIMEOUT, tls::connect(&mut stream, config, name)).await;
     let established = established.map_err(|error| DialError::Handshake(address, error))?;
     let peer = peer_identity(&established.chain).map_err(|error| DialError::Identity(address, error))?;
     Ok(Box::new(Tunnel::new(stream, established, Side::Opener, peer)))
 }
 
-/// Answers the agent that has connected by `stream`; `config` decides who it may be. `permit` is waited for, within
-/// the same time, once the other side has said something that needs an answer.
+/// Answers the agent that has connected by `stream`. `choose` is told which server name it asks for, once it has said
+/// something that needs an answer, and decides who it may be and whom it meets. It gives a permit that is held during
+/// the handshake, and is waited for within the same time.
 ///
 /// # Errors
 /// It is no agent of the mesh, or does not accept us, or takes more than five seconds.
 pub async fn answer<Permit>(
     mut stream: TcpStream,
-    config: Arc<ServerConfig>,
-    permit: impl Future<Output = Permit>,
+    choose: impl AsyncFnOnce(Option<&str>) -> io::Result<(Permit, Arc<ServerConfig>)>,
 ) -> io::Result<Box<Tunnel>> {
     socket::tune_tunnel(&stream)?;
-    let established = within(HANDSHAKE_TIMEOUT, tls::accept(&mut stream, config, permit)).await?;
+    let established = within(HANDSHAKE_TIMEOUT, tls::accept(&mut stream, choose)).await?;
     let peer = peer_identity(&established.chain).map_err(io::Error::other)?;
     Ok(Box::new(Tunnel::new(stream, established, Side::Acceptor, peer)))
 }

@@ -23,6 +23,8 @@ pub enum RefusalReason {
     Draining,
     /// 8: the acceptor could not serve the stream for a reason of its own, such as a limit on open files.
     Internal,
+    /// 9: the destination is another service than the one that the tunnel was opened for.
+    AnotherService,
     /// A number that this version does not know.
     Unknown(u8),
 }
@@ -40,6 +42,7 @@ impl RefusalReason {
             6 => Self::Denied,
             7 => Self::Draining,
             8 => Self::Internal,
+            9 => Self::AnotherService,
             unknown => Self::Unknown(unknown),
         }
     }
@@ -56,6 +59,7 @@ impl RefusalReason {
             Self::Denied => 6,
             Self::Draining => 7,
             Self::Internal => 8,
+            Self::AnotherService => 9,
             Self::Unknown(number) => number,
         }
     }
@@ -72,6 +76,7 @@ impl RefusalReason {
             Self::Denied => "denied",
             Self::Draining => "draining",
             Self::Internal => "internal",
+            Self::AnotherService => "another_service",
             Self::Unknown(_) => "unknown",
         }
     }

@@ -1,6 +1,6 @@
 //! Handshakes with a stock implementation, and those that must fail.
 
-use std::{future::ready, io, net::Ipv4Addr};
+use std::{io, net::Ipv4Addr};
 
 use rustls::AlertDescription;
 use tokio::{
@@ -27,7 +27,7 @@ async fn dial_stock(client: &Identity, expected: &SpiffeId, service: &Identity) 
     let acceptor = TlsAcceptor::from(tls::tunnel_server(service).unwrap());
     let accepted = async { acceptor.accept(listener.accept().await.unwrap().0).await };
     let (ours, theirs) =
-        tokio::join!(dial(address, tls::tunnel_client(client, expected).unwrap(), None), accepted);
+        tokio::join!(dial(address, tls::tunnel_client(client, expected).unwrap(), None, None), accepted);
     (ours.err().unwrap(), theirs.err().unwrap())
 }
 
@@ -67,7 +67,7 @@ async fn an_acceptor_tells_a_client_of_another_mesh_why_it_leaves() {
         let mut stream = TlsConnector::from(config).connect(stock::name(), connected).await.unwrap();
         stream.read_u8().await.unwrap_err()
     };
-    let ours = answer(accepted, tls::tunnel_server(&service).unwrap(), ready(()));
+    let ours = answer(accepted, async |_| Ok(((), tls::tunnel_server(&service).unwrap())));
     let (ours, theirs) = tokio::join!(ours, client);
     let ours = ours.err().unwrap();
     assert!(ours.to_string().contains(OTHER_MESH), "{ours}");
@@ -85,7 +85,7 @@ async fn an_opener_that_is_refused_after_its_handshake_learns_why() {
     let acceptor = TlsAcceptor::from(tls::tunnel_server(&service).unwrap());
     let accepted = async { acceptor.accept(listener.accept().await.unwrap().0).await };
     let config = tls::tunnel_client(&stranger, &service.id).unwrap();
-    let (ours, _refused) = tokio::join!(dial(address, config, None), accepted);
+    let (ours, _refused) = tokio::join!(dial(address, config, None, None), accepted);
     let error = ours.unwrap().receive().await.unwrap_err();
     let expected = RecordError::Alert(OTHER_MESH_ALERT);
     assert!(matches!(&error, TunnelError::Tls(found) if *found == expected), "{error}");
@@ -96,7 +96,8 @@ async fn something_that_is_no_tls_is_refused() {
     let (_, service) = hosts();
     let (mut connected, accepted) = connection().await;
     connected.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    let error = answer(accepted, tls::tunnel_server(&service).unwrap(), ready(())).await.err().unwrap();
+    let error =
+        answer(accepted, async |_| Ok(((), tls::tunnel_server(&service).unwrap()))).await.err().unwrap();
     assert_eq!(error.kind(), io::ErrorKind::InvalidData);
 }
 
@@ -130,7 +131,7 @@ async fn a_frame_may_come_together_with_the_last_message_of_the_handshake() {
         let (mut connected, accepted) = connection().await;
         let config = tls::tunnel_server(&service).unwrap();
         let ours = async {
-            let mut tunnel = answer(accepted, config, ready(())).await.unwrap();
+            let mut tunnel = answer(accepted, async |_| Ok(((), config))).await.unwrap();
             tunnel.receive().await.unwrap()
         };
         let theirs = async {

@@ -5,7 +5,7 @@ mod sessions;
 mod stock;
 mod streams;
 
-use std::{future::ready, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use tokio::net::{TcpListener, TcpStream};
 
@@ -37,9 +37,9 @@ async fn tunnel() -> (Tunnel, Tunnel) {
     let config = tls::tunnel_client(&client, &service.id).unwrap();
     let accepted = async {
         let (stream, _) = listener.accept().await.unwrap();
-        answer(stream, tls::tunnel_server(&service).unwrap(), ready(())).await
+        answer(stream, async |_| Ok(((), tls::tunnel_server(&service).unwrap()))).await
     };
-    let (opener, acceptor) = tokio::join!(dial(address, config, None), accepted);
+    let (opener, acceptor) = tokio::join!(dial(address, config, None, None), accepted);
     (*opener.unwrap(), *acceptor.unwrap())
 }
 

@@ -1,7 +1,7 @@
 //! The tunnel's other end, as an ordinary user of rustls would write it.
 
 use std::{
-    future::{poll_fn, ready},
+    future::poll_fn,
     net::Ipv4Addr,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -39,7 +39,7 @@ pub async fn tunnel(side: Side) -> (Tunnel, TlsStream<TcpStream>) {
     match side {
         Side::Opener => {
             let accepted = async { TlsAcceptor::from(at_service).accept(accepted.await).await };
-            let (ours, stock) = tokio::join!(dial(address, to_service, None), accepted);
+            let (ours, stock) = tokio::join!(dial(address, to_service, None, None), accepted);
             (*ours.unwrap(), stock.unwrap().into())
         }
         Side::Acceptor => {
@@ -47,7 +47,7 @@ pub async fn tunnel(side: Side) -> (Tunnel, TlsStream<TcpStream>) {
                 let stream = TcpStream::connect(address).await.unwrap();
                 TlsConnector::from(to_service).connect(name(), stream).await
             };
-            let accepted = async { answer(accepted.await, at_service, ready(())).await };
+            let accepted = async { answer(accepted.await, async |_| Ok(((), at_service))).await };
             let (ours, stock) = tokio::join!(accepted, connected);
             (*ours.unwrap(), stock.unwrap().into())
         }

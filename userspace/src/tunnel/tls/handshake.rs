@@ -1,12 +1,12 @@
 //! The handshake, by rustls' unbuffered interface, and the session that comes out of it.
 
-use std::{future::Future, io, sync::Arc};
+use std::{io, sync::Arc};
 
 use rustls::{
     ClientConfig, ExtractedSecrets, ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
     kernel::KernelConnection,
-    server::{ServerConnectionData, UnbufferedServerConnection},
+    server::{Acceptor, ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, UnbufferedConnectionCommon, UnbufferedStatus},
 };
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -135,26 +135,33 @@ pub async fn connect(
     Ok(Established { session, chain, received, undecrypted })
 }
 
-/// Does the server's side of the handshake. `permit` is waited for once a whole ClientHello is here.
+/// Does the server's side of the handshake, with the configuration that `choose` has for the server name in the
+/// ClientHello, and while its permit is held.
 ///
 /// # Errors
 /// The connection breaks, the client does not speak the tunnel protocol, or one side does not accept the other.
 pub async fn accept<Permit>(
     stream: &mut TcpStream,
-    config: Arc<ServerConfig>,
-    permit: impl Future<Output = Permit>,
+    choose: impl AsyncFnOnce(Option<&str>) -> io::Result<(Permit, Arc<ServerConfig>)>,
 ) -> io::Result<Established> {
     let mut incoming = Vec::new();
     while !is_whole_record(&incoming) {
         receive(stream, &mut incoming).await?;
     }
-    let _permit = permit.await;
+    let (_permit, config) = choose(server_name(&incoming).as_deref()).await?;
     let mut connection = UnbufferedServerConnection::new(config).map_err(invalid)?;
     let (received, undecrypted) = drive(stream, &mut connection, incoming).await?;
     let chain = facts(&connection)?;
     let (secrets, schedule) = connection.dangerous_into_kernel_connection().map_err(invalid)?;
     let session = Session::new(secrets, Schedule::Server(schedule)).map_err(invalid)?;
     Ok(Established { session, chain, received, undecrypted })
+}
+
+/// The server name in a ClientHello, if it is one and has one; what is wrong with it the handshake will say.
+fn server_name(hello: &[u8]) -> Option<String> {
+    let mut acceptor = Acceptor::default();
+    acceptor.read_tls(&mut &*hello).ok()?;
+    Some(acceptor.accept().ok()??.client_hello().server_name()?.to_owned())
 }
 
 /// What the loop does next, when rustls has been asked.
