@@ -11,7 +11,6 @@ use clap::Args;
 use serde::Serialize;
 
 use super::output::{self, Format};
-use super::rule::line;
 use super::{ReadOptions, daemon};
 use crate::api::v1::{self, whois_request::Subject};
 use crate::cli::status::local_error;
@@ -92,7 +91,7 @@ fn page(known: &Known) -> String {
     if known.rules.is_empty() {
         page.push_str("rules     none, the default holds\n");
     }
-    known.rules.iter().for_each(|rule| _ = writeln!(page, "{:<10}{}", "rule", rule.text));
+    known.rules.iter().for_each(|rule| _ = writeln!(page, "{:<10}{}: {}", "rule", rule.id, rule.text));
     page
 }
 
@@ -128,7 +127,8 @@ impl TryFrom<v1::Known> for Known {
         };
         let some = |text: String| Some(text).filter(|text| !text.is_empty());
         let rules = known.rules.into_iter().map(Rule::try_from).collect::<Result<Vec<_>, _>>()?;
-        let rule = |rule: &Rule| KnownRule { id: rule.id.number(), text: line(rule).trim_end().to_owned() };
+        let dry_run = |rule: &Rule| if rule.dry_run { " (dry run)" } else { "" };
+        let rule = |rule: &Rule| KnownRule { id: rule.id.number(), text: format!("{rule}{}", dry_run(rule)) };
         let (pid, uid) = known.process.as_ref().map(|process| (process.pid, process.uid)).unzip();
         Ok(Self {
             identity: some(known.identity),
@@ -170,5 +170,15 @@ mod tests {
             "identity  spiffe://mesh.test/service/fortune\nat        fcs00:8181\nmode      strict\n\
              rules     none, the default holds\n"
         );
+        let rule = v1::Rule {
+            id: 3,
+            action: v1::Action::Deny.into(),
+            source: "*".to_owned(),
+            destination: "service/fortune".to_owned(),
+            dry_run: true,
+        };
+        let known = v1::Known { rules: vec![rule], ..v1::Known::default() };
+        let page = page(&Known::try_from(known).unwrap());
+        assert!(page.ends_with("\nrule      3: deny * service/fortune (dry run)\n"), "{page}");
     }
 }

@@ -110,7 +110,9 @@ impl AccessRecord {
             result: None,
         };
         record.log(None);
-        record.shared.observer.mention(|| Arc::new(record.event("opened", None)));
+        if verdict.action == Action::Allow {
+            record.shared.observer.mention(|| Arc::new(record.event("opened", None)));
+        }
         record
     }
 
