@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use divan::{Bencher, black_box};
 use murmesh::discovery::ExemptPorts;
 use murmesh::identity::{NodeName, WorkloadName};
-use murmesh::policy::compile::{Compiler, Reachable, Room, Tables, View, changes};
+use murmesh::policy::compile::{Compiler, Reachable, Room, Tables, View, Who, changes};
 use murmesh::policy::{Action, Policy, Rule, RuleId};
 
 /// Endpoints and rules.
@@ -65,11 +65,13 @@ impl World {
 
     fn compile(&self, compiler: &mut Compiler) -> Tables {
         let (tables, full) = compiler.compile(&View {
-            policy: &self.policy,
-            node: &self.node,
-            cgroups: &self.cgroups,
-            users: &BTreeMap::new(),
-            listening: &HashMap::new(),
+            who: Who {
+                policy: &self.policy,
+                node: &self.node,
+                cgroups: &self.cgroups,
+                users: &BTreeMap::new(),
+                listening: &HashMap::new(),
+            },
             endpoints: self.endpoints.clone(),
             addresses: &BTreeSet::new(),
             mesh: &BTreeSet::new(),

@@ -19,7 +19,7 @@ use crate::{
     identity::{NodeName, WorkloadName},
     policy::{
         Policy,
-        compile::{Compiler, Full, Reachable, Room, Tables, View},
+        compile::{Compiler, Full, Reachable, Room, Tables, View, Who},
     },
     proxy::Routes,
     workload::Workloads,
@@ -65,12 +65,29 @@ impl Enforcement {
         Self { maps, compiler, workloads, problems, full: Vec::new() }
     }
 
-    /// Waits until workloads have come or gone.
+    /// Has the kernel half know which workloads come and go, until there is one for which that is not enough, and
+    /// [`Self::enforce`] must be called again. `policy` and `serving` are those of the last such call.
     ///
     /// # Errors
-    /// They are not followed any more.
-    pub async fn workloads_change(&mut self) -> Result<(), watch::error::RecvError> {
-        self.workloads.changed().await
+    /// Workloads are not followed any more.
+    pub async fn follow_workloads(
+        &mut self,
+        policy: &Policy,
+        node: &NodeName,
+        serving: &Served,
+    ) -> Result<(), watch::error::RecvError> {
+        let listening = listening(serving);
+        loop {
+            self.workloads.changed().await?;
+            let workloads = self.workloads.borrow_and_update().clone();
+            let users = workloads.users().named(policy, listening.keys());
+            let (cgroups, users, listening) = (workloads.cgroups(), &users, &listening);
+            let who = Who { policy, node, cgroups, users, listening };
+            let changes = self.compiler.follow(&who, self.maps.present());
+            if changes.is_none_or(|changes| self.maps.write(changes).is_err()) {
+                return Ok(());
+            }
+        }
     }
 
     /// Has workers take over `known.routes` by `take_over` when nothing is redirected any more that they do not have,
@@ -98,12 +115,16 @@ impl Enforcement {
         let canaries =
             CANARIES.map(|address| Reachable { address, source: Some(address.ip()), destination: None });
         let endpoints = canaries.into_iter().chain(elsewhere(known)).chain(here(known)).collect();
-        let (tables, full) = self.compiler.compile(&View {
+        let listening = listening(known.serving);
+        let who = Who {
             policy: known.policy,
             node: known.node,
             cgroups: workloads.cgroups(),
-            users: &workloads.users().named(known.policy, []),
-            listening: &listening(known.serving),
+            users: &workloads.users().named(known.policy, listening.keys()),
+            listening: &listening,
+        };
+        let (tables, full) = self.compiler.compile(&View {
+            who,
             endpoints,
             addresses: &known.serving.addresses,
             mesh: known.mesh,

@@ -112,7 +112,7 @@ impl Publisher {
             tokio::select! {
                 changed = catalog.changed() => changed?,
                 changed = served.changed() => changed?,
-                changed = workloads_change(&mut self.enforcement) => changed?,
+                changed = workloads_change(&mut self.enforcement, &known, node, &serving) => changed?,
                 () = routes_change(&self.shared, &mut ticks) => debug!("this host's routes to others changed"),
             }
         }
@@ -134,11 +134,19 @@ impl Publisher {
     }
 }
 
-/// Never, without a kernel half.
-async fn workloads_change(enforcement: &mut Option<Enforcement>) -> anyhow::Result<()> {
+/// Until the kernel half must be told more than which workloads there are. Never, without one, and before the first
+/// catalog.
+async fn workloads_change(
+    enforcement: &mut Option<Enforcement>,
+    catalog: &Catalog,
+    node: &NodeName,
+    serving: &Served,
+) -> anyhow::Result<()> {
     match enforcement {
-        Some(enforcement) => Ok(enforcement.workloads_change().await?),
-        None => std::future::pending().await,
+        Some(enforcement) if catalog.revision > 0 => {
+            Ok(enforcement.follow_workloads(&catalog.policy, node, serving).await?)
+        }
+        _ => std::future::pending().await,
     }
 }
 

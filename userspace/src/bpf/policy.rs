@@ -89,7 +89,11 @@ impl PolicyMaps {
         self.write(changes(&self.present, wanted))
     }
 
-    fn write(&mut self, changes: Vec<Change>) -> Result<(), BpfError> {
+    /// Carries out changes in their order.
+    ///
+    /// # Errors
+    /// The kernel does not take an entry; those before it are written.
+    pub fn write(&mut self, changes: Vec<Change>) -> Result<(), BpfError> {
         if !changes.is_empty() {
             debug!(changes = changes.len(), "writing maps");
         }

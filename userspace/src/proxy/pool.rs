@@ -115,8 +115,8 @@ impl Pool {
     }
 
     /// Takes a tunnel back. One that is not idle is closed: its stream did not come to an end.
-    pub fn put_back(&self, ends: &Ends, lease: Lease) {
-        if Some(lease.generation) != self.generation(&ends.caller) || !lease.tunnel.is_idle() {
+    pub fn put_back(&self, ends: &Ends, mut lease: Lease) {
+        if Some(lease.generation) != self.generation(&ends.caller) || !lease.tunnel.comes_to_rest() {
             return;
         }
         let mut all = self.ends.borrow_mut();

@@ -223,6 +223,15 @@ impl Tunnel {
         self.state.is_idle() && !self.sending && (self.side == Side::Acceptor || self.incoming.is_empty())
     }
 
+    /// As [`Self::is_idle`], once the opener has dealt with messages of TLS itself that came behind the last frame.
+    pub fn comes_to_rest(&mut self) -> bool {
+        let expects_nothing = self.side == Side::Opener && self.state.is_idle();
+        if expects_nothing && !matches!(self.incoming.next(&mut self.session), Ok(None)) {
+            return false;
+        }
+        self.is_idle()
+    }
+
     /// Whether the acceptor has answered the current stream's OPEN.
     pub fn is_answered(&self) -> bool {
         self.state.phase(Side::Acceptor) != Phase::Asked

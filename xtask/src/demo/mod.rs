@@ -1,5 +1,6 @@
-//! `cargo xtask demo`: the same two programs, first in clear, then through Murmesh.
+//! `cargo xtask demo`: the same two programs, first in clear, then through Murmesh, then with rules.
 
+mod policy;
 mod wire;
 
 use std::time::Duration;
@@ -9,13 +10,13 @@ use murmesh_lab::{Capture, Host, Lab, Process, TUNNEL_PORT, Topology, on_interru
 
 use crate::{build, setup};
 
-/// What the service's host runs, once for both acts.
+/// What the service's host runs, once for all acts.
 const SERVICE: [&str; 4] = ["socat", "-v", "tcp-l:8181,bind=0,fork,reuseaddr", "exec:/usr/games/fortune"];
 
-/// What the client's host runs in both acts.
+/// What the client's host runs in all acts.
 const CLIENT: [&str; 3] = ["nc", "fcs00", "8181"];
 
-/// `socat -v` logs what it relays but not for whom, so a second one that also logs its peers starts at the end.
+/// `socat -v` logs what it relays but not for whom, so a second one that also logs its peers starts later.
 /// That Murmesh carries it at once shows that services need no registration.
 const LOGGING_SERVICE: [&str; 5] =
     ["socat", "-d", "-d", "tcp-l:8182,bind=0,fork,reuseaddr", "exec:/usr/games/fortune"];
@@ -23,7 +24,7 @@ const LOGGING_SERVICE: [&str; 5] =
 /// Any one step.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Prepares the machine, builds, and plays both acts in a lab of its own, which is removed at the end.
+/// Prepares the machine, builds, and plays all acts in a lab of its own, which is removed at the end.
 pub fn run() -> Result<()> {
     if !murmesh_lab::is_root() {
         bail!("the demo makes network namespaces, which needs root: sudo -E cargo xtask demo");
@@ -47,6 +48,9 @@ pub fn run() -> Result<()> {
     let (_daemons, wire) = start_murmesh(&lab).context("starting Murmesh")?;
     through_murmesh(client, &service, wire).context("with Murmesh")?;
     real_client_address(service_host, client).context("showing the client's address")?;
+    let server = lab.host("murmesh00")?;
+    policy::rules(server, client).context("denying and allowing")?;
+    policy::strict(server, client).context("with a strict service")?;
 
     title("Summary");
     println!(
@@ -55,12 +59,15 @@ pub fn run() -> Result<()> {
     println!(
         "  In clear, the wire showed the fortune. Through Murmesh, it shows TLS 1.3 between two hosts that"
     );
-    println!("  proved who they are, and the service still sees who is calling.");
+    println!(
+        "  proved who they are, and the service still sees who is calling. A rule decides who may call, and the"
+    );
+    println!("  kernel enforces it; a strict service is out of reach for everybody outside of the mesh.");
     println!("  Removing the hosts and everything that runs in them.");
     Ok(())
 }
 
-/// First act.
+/// Without Murmesh.
 fn in_clear(client: &Host) -> Result<()> {
     title("Without Murmesh");
     let wire = client.capture("tcp")?;
@@ -91,7 +98,7 @@ fn start_murmesh(lab: &Lab) -> Result<(Vec<Process>, Capture<'_>)> {
     Ok((daemons, wire))
 }
 
-/// Second act.
+/// With Murmesh.
 fn through_murmesh(client: &Host, service: &Process, wire: Capture<'_>) -> Result<()> {
     title("With Murmesh");
     let fortune = fetch(client, &CLIENT)?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use murmesh_common::{self as kernel, CLASS_CHANGES, VerdictKey, WorkloadEntry};
 
-use super::{CLOSED, Full, Tables, View, kernel_verdict};
+use super::{CLOSED, Full, Tables, Who, kernel_verdict};
 use crate::identity::WorkloadName;
 use crate::policy::{
     Destination, DestinationClass, DestinationPattern, IdentityPattern, Policy, SourceClass,
@@ -73,31 +73,36 @@ pub struct Sources {
 }
 
 impl Sources {
-    pub fn new(view: &View<'_>, numbers: &mut Numbers) -> Self {
-        let others = view.policy.source_class(&view.policy.source(view.node, None, []));
+    pub fn new(who: &Who<'_>, numbers: &mut Numbers) -> Self {
+        let others = who.policy.source_class(&who.policy.source(who.node, None, []));
         let mut sources =
             Self { others, numbered: BTreeMap::new(), workloads: BTreeMap::new(), users: HashMap::new() };
         let mut known = HashMap::new();
-        let mut class = |name| *known.entry(name).or_insert_with(|| sources.class(view, name, numbers));
+        let mut class = |name| *known.entry(name).or_insert_with(|| sources.class(who, name, numbers));
         let by_user = WorkloadEntry { class: 0, by_user: 1 };
         let workload = |name| WorkloadEntry { class: name, by_user: 0 };
-        let workloads = view.cgroups.iter();
+        let workloads = who.cgroups.iter();
         let workloads: BTreeMap<_, _> = workloads
             .map(|(cgroup, name)| (*cgroup, name.as_ref().map_or(by_user, |name| workload(class(name)))))
             .collect();
-        let users = view.users.iter().map(|(uid, name)| (*uid, class(name)));
+        let users = who.users.iter().map(|(uid, name)| (*uid, class(name)));
         let users = users.filter(|(_, class)| *class != 0).collect();
         (sources.workloads, sources.users) = (workloads, users);
         sources
     }
 
-    fn class(&mut self, view: &View<'_>, name: &WorkloadName, numbers: &mut Numbers) -> kernel::SourceClass {
-        let ports = view.listening.get(name).into_iter().flatten().copied();
-        let class = view.policy.source_class(&view.policy.source(view.node, Some(name.clone()), ports));
+    /// The classes that verdicts are needed for.
+    pub fn numbers(&self) -> impl Iterator<Item = kernel::SourceClass> {
+        self.numbered.keys().copied()
+    }
+
+    fn class(&mut self, who: &Who<'_>, name: &WorkloadName, numbers: &mut Numbers) -> kernel::SourceClass {
+        let ports = who.listening.get(name).into_iter().flatten().copied();
+        let class = who.policy.source_class(&who.policy.source(who.node, Some(name.clone()), ports));
         if class == self.others {
             return 0;
         }
-        let number = numbers.source(view.policy, &class);
+        let number = numbers.source(who.policy, &class);
         self.numbered.insert(number, class);
         number
     }

@@ -26,11 +26,12 @@ use crate::discovery::ExemptPorts;
 use crate::identity::{NodeName, WorkloadName};
 use classes::{Destinations, Numbers, Sources};
 
-/// This host, as far as what its kernel half must know depends on it.
-pub struct View<'a> {
+/// Who is who on this host.
+#[derive(Clone, Copy)]
+pub struct Who<'a> {
     /// The rules.
     pub policy: &'a Policy,
-    /// Its name.
+    /// The host's name.
     pub node: &'a NodeName,
     /// Who the processes of each cgroup are; `None` if that is told by their user.
     pub cgroups: &'a HashMap<u64, Option<WorkloadName>>,
@@ -38,6 +39,12 @@ pub struct View<'a> {
     pub users: &'a BTreeMap<u32, WorkloadName>,
     /// Ports on which workloads of this host listen: they go by the names of these services.
     pub listening: &'a HashMap<WorkloadName, BTreeSet<u16>>,
+}
+
+/// This host, as far as what its kernel half must know depends on it.
+pub struct View<'a> {
+    /// Who is who on it.
+    pub who: Who<'a>,
     /// What connections are redirected to, and this host's own services.
     pub endpoints: Vec<Reachable>,
     /// This host's addresses: not outside of the mesh, whatever network they are in.
@@ -120,22 +127,25 @@ pub struct Full {
 pub struct Compiler {
     room: Room,
     numbers: Numbers,
+    /// Of the sources that the last tables have verdicts for.
+    judged: BTreeSet<kernel::SourceClass>,
 }
 
 impl Compiler {
     /// For maps of some size that may hold `present` already, from an earlier agent.
     pub fn new(room: Room, present: &Tables) -> Self {
-        Self { room, numbers: Numbers::beyond(present) }
+        Self { room, numbers: Numbers::beyond(present), judged: BTreeSet::new() }
     }
 
     /// What the maps must hold, and what does not fit.
     pub fn compile(&mut self, view: &View<'_>) -> (Tables, Vec<Full>) {
         let (mut tables, mut full) = (Tables::default(), Vec::new());
-        let sources = Sources::new(view, &mut self.numbers);
-        let mut destinations = Destinations::new(view.policy);
+        let (policy, sources) = (view.who.policy, Sources::new(&view.who, &mut self.numbers));
+        self.judged = sources.numbers().collect();
+        let mut destinations = Destinations::new(policy);
         let mut index = |reachable: &Reachable| Some(destinations.add(reachable.destination.as_ref()?));
         let indexes: Vec<Option<usize>> = view.endpoints.iter().map(&mut index).collect();
-        let nodes = egress::nodes(view.policy, view.addresses);
+        let nodes = egress::nodes(policy, view.addresses);
         let nodes = nodes.into_iter().map(|(entry, node)| (entry, node.index(&mut destinations))).collect();
 
         let judged = destinations.judge(&sources, &mut self.numbers, self.room.verdicts);
@@ -148,6 +158,20 @@ impl Compiler {
         modes::put(&mut tables, view, &self.room, &mut full);
         self.numbers.forget_unused();
         (tables, full)
+    }
+
+    /// What changes when workloads come or go while rules, services and all that is in the last tables but workloads
+    /// and users stay as they are: far less to do than all of it. `None` if there is one for which there are no
+    /// verdicts, or no room: then all of it must be done.
+    pub fn follow(&mut self, who: &Who<'_>, present: &Tables) -> Option<Vec<Change>> {
+        let sources = Sources::new(who, &mut self.numbers);
+        let (mut wanted, mut full) = (Tables::default(), Vec::new());
+        if !sources.numbers().all(|number| self.judged.contains(&number)) {
+            return None;
+        }
+        self.put_sources(&mut wanted, sources, &mut full);
+        let (workloads, users) = (present.workloads.clone(), present.users.clone());
+        full.is_empty().then(|| changes(&Tables { workloads, users, ..Tables::default() }, &wanted))
     }
 
     /// What goes beyond the room must not go in clear: it is returned, to be refused as if it were outside the mesh.

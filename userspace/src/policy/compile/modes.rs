@@ -14,7 +14,7 @@ const MAX_ADDRESSES: usize = 65_536;
 
 /// Fills in ports, exceptions and addresses.
 pub fn put(tables: &mut Tables, view: &View<'_>, room: &Room, full: &mut Vec<Full>) {
-    tables.state.mode = port_mode(view.policy.defaults.mode) as u32;
+    tables.state.mode = port_mode(view.who.policy.defaults.mode) as u32;
     put_ports(tables, view);
     if tables.exceptions.len() > room.egress {
         full.push(Full {
@@ -35,12 +35,14 @@ pub fn put(tables: &mut Tables, view: &View<'_>, room: &Room, full: &mut Vec<Ful
 /// Exempt ports are so whatever was said of a service on one: nobody is locked out by accident.
 fn put_ports(tables: &mut Tables, view: &View<'_>) {
     let mut ports = HashMap::<u16, PortMode>::new();
-    for service in view.policy.services().values().filter(|service| service.hosts.contains(view.node)) {
-        let is_first = view.policy.service_at(view.node, service.port).is_some_and(|first| first == service);
+    for service in view.who.policy.services().values().filter(|service| service.hosts.contains(view.who.node))
+    {
+        let is_first =
+            view.who.policy.service_at(view.who.node, service.port).is_some_and(|first| first == service);
         if !is_first || view.exempt.contains(service.port) {
             continue;
         }
-        let mode = match port_mode(view.policy.mode_at(view.node, service.port)) {
+        let mode = match port_mode(view.who.policy.mode_at(view.who.node, service.port)) {
             PortMode::Strict if !service.exceptions.is_empty() => PortMode::StrictWithExceptions,
             mode => mode,
         };

@@ -70,7 +70,7 @@ async fn exchange(side: Side, updates: KeyUpdates) {
         "the bytes are not those that were sent"
     );
     assert_eq!(totals, Totals { sent: LENGTH as u64, received: LENGTH as u64 });
-    assert!(ours.is_idle());
+    assert!(ours.comes_to_rest());
     let [sealed, opened] = ours.records_under_keys();
     assert_eq!(sealed < UNDER_ONE_KEY, updates.ours_after_records.or(theirs_ask).is_some(), "{sealed}");
     assert_eq!(opened < UNDER_ONE_KEY, theirs_ask.is_some(), "{opened}");

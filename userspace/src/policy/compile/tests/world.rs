@@ -1,4 +1,4 @@
-//! What the kernel half decides with the compiled tables, against the rules themselves.
+//! A host of the mesh, what the rules say of calls on it, and what its kernel half decides.
 
 use std::cell::Cell;
 
@@ -8,41 +8,41 @@ use murmesh_common::{
 };
 use proptest::prelude::*;
 
-use super::*;
+use super::super::*;
 use crate::policy::Party;
 use crate::policy::tests::{ADDRESSES, NODES, PORTS, SERVICES, policy, service};
 
 const SETTINGS: Settings = Settings { netns_cookie: 7, mark: 1, outbound_port: 0, padding: 0 };
 /// Plenty.
-const ROOM: Room = Room { endpoints: 100, verdicts: 10_000, egress: 10_000, workloads: 100, users: 100 };
-const UNIT: u64 = 1;
-const OTHER_UNIT: u64 = 2;
-const BY_USER: u64 = 3;
-const UNSEEN: u64 = 4;
+pub const ROOM: Room = Room { endpoints: 100, verdicts: 10_000, egress: 10_000, workloads: 100, users: 100 };
+pub const UNIT: u64 = 1;
+pub const OTHER_UNIT: u64 = 2;
+pub const BY_USER: u64 = 3;
+pub const UNSEEN: u64 = 4;
 
 /// A host of the mesh, with rules about it.
 #[derive(Clone, Debug)]
-struct World {
-    policy: Policy,
+pub struct World {
+    pub policy: Policy,
     /// Who listens on the ports of the two hosts.
-    listeners: Vec<Option<WorkloadName>>,
-    listening: HashMap<WorkloadName, BTreeSet<u16>>,
+    pub listeners: Vec<Option<WorkloadName>>,
+    pub listening: HashMap<WorkloadName, BTreeSet<u16>>,
 }
 
-fn name(text: &str) -> WorkloadName {
+pub fn name(text: &str) -> WorkloadName {
     text.parse().unwrap()
 }
 
-fn node(index: usize) -> NodeName {
+pub fn node(index: usize) -> NodeName {
     NODES[index].parse().unwrap()
 }
 
-fn here() -> BTreeSet<IpAddr> {
+pub fn here() -> BTreeSet<IpAddr> {
     BTreeSet::from(["10.1.0.1".parse().unwrap(), ADDRESSES[0].parse().unwrap()])
 }
 
 impl World {
-    fn cgroups() -> HashMap<u64, Option<WorkloadName>> {
+    pub fn cgroups() -> HashMap<u64, Option<WorkloadName>> {
         let units = [(UNIT, "nginx.service"), (OTHER_UNIT, "other.service")];
         units.map(|(id, unit)| (id, Some(name(unit)))).into_iter().chain([(BY_USER, None)]).collect()
     }
@@ -67,17 +67,29 @@ impl World {
         endpoints
     }
 
-    fn compile(&self, compiler: &mut Compiler) -> (Tables, Vec<Full>) {
-        compiler.compile(&View {
+    pub fn compile(&self, compiler: &mut Compiler) -> (Tables, Vec<Full>) {
+        self.with(&Self::cgroups(), |who| {
+            compiler.compile(&View {
+                who,
+                endpoints: self.endpoints(),
+                addresses: &here(),
+                mesh: &BTreeSet::from(["10.1.0.2".parse().unwrap()]),
+                exempt: &ExemptPorts::default(),
+            })
+        })
+    }
+
+    pub fn with<T>(
+        &self,
+        cgroups: &HashMap<u64, Option<WorkloadName>>,
+        work: impl FnOnce(Who<'_>) -> T,
+    ) -> T {
+        work(Who {
             policy: &self.policy,
             node: &node(0),
-            cgroups: &Self::cgroups(),
+            cgroups,
             users: &BTreeMap::from([(0, name("user-root"))]),
             listening: &self.listening,
-            endpoints: self.endpoints(),
-            addresses: &here(),
-            mesh: &BTreeSet::from(["10.1.0.2".parse().unwrap()]),
-            exempt: &ExemptPorts::default(),
         })
     }
 
@@ -110,7 +122,7 @@ impl World {
     }
 
     /// The decision that follows.
-    fn decision(&self, call: &Call) -> Decision {
+    pub fn decision(&self, call: &Call) -> Decision {
         let is_carried = call.destination.ip() == IpAddr::from([10, 1, 0, 2])
             && PORTS.contains(&call.destination.port())
             && call.protocol == Protocol::Tcp;
@@ -129,7 +141,7 @@ impl World {
 }
 
 #[derive(Clone, Debug)]
-struct Call {
+pub struct Call {
     cgroup: u64,
     uid: u32,
     destination: SocketAddr,
@@ -189,7 +201,7 @@ fn longest_prefix(tables: &Tables, key: &NetworkKey) -> Option<kernel::Destinati
 }
 
 /// The decision, and whether it depended on a source that is not known.
-fn decided(tables: &Tables, call: &Call) -> (Decision, bool) {
+pub fn decided(tables: &Tables, call: &Call) -> (Decision, bool) {
     let kernel = Kernel { tables, call, asked_for_source: Cell::new(false) };
     let attempt = Attempt {
         destination: call.destination.into(),
@@ -211,12 +223,12 @@ fn decided(tables: &Tables, call: &Call) -> (Decision, bool) {
 }
 
 /// What is right for a source that is not known: the agent finds out, and where there is none it is refused.
-fn of_unknown_source(decision: &Decision) -> bool {
+pub fn of_unknown_source(decision: &Decision) -> bool {
     decision.report == Some(UNKNOWN_SOURCE) && decision.action == Done::Deny
         || matches!(decision.action, Done::Redirect(_)) && decision.report.is_none()
 }
 
-fn worlds() -> impl Strategy<Value = World> {
+pub fn worlds() -> impl Strategy<Value = World> {
     let listener =
         || prop::option::of(prop::sample::select(vec!["nginx.service", "user-root"]).prop_map(name));
     let named = prop::collection::vec((0..NODES.len(), 0..PORTS.len()), 0..=SERVICES.len());
@@ -233,7 +245,7 @@ fn worlds() -> impl Strategy<Value = World> {
         })
 }
 
-fn calls() -> impl Strategy<Value = Vec<Call>> {
+pub fn calls() -> impl Strategy<Value = Vec<Call>> {
     let addresses: Vec<IpAddr> = ["10.1.0.1", "10.1.0.2", "127.0.0.1", "::1"]
         .iter()
         .chain(&ADDRESSES)
@@ -250,133 +262,4 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
         },
     );
     prop::collection::vec(call, 1..24)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
-
-    #[test]
-    fn decisions_with_the_tables_are_the_verdicts_of_the_rules(world in worlds(), calls in calls()) {
-        let (tables, full) = world.compile(&mut Compiler::new(ROOM, &Tables::default()));
-        prop_assert_eq!(full, vec![]);
-        for call in calls {
-            let (decision, unknown) = decided(&tables, &call);
-            let right = decision == world.decision(&call);
-            prop_assert!(if unknown { of_unknown_source(&decision) } else { right },
-                "{:?}: {:?}, not {:?}", call, decision, world.decision(&call));
-        }
-    }
-
-    #[test]
-    fn what_does_not_fit_is_refused(
-        world in worlds(),
-        calls in calls(),
-        room in (1_usize..8, 0_usize..6, 1_usize..20, 1_usize..4, 0_usize..2),
-    ) {
-        let (endpoints, verdicts, egress, workloads, users) = room;
-        // Those of this host alone always fit.
-        let room = Room { endpoints: 3 * PORTS.len() + endpoints, verdicts, egress: 4 + egress, workloads, users };
-        let (tables, full) = world.compile(&mut Compiler::new(room, &Tables::default()));
-        prop_assert!(tables.endpoints.len() <= room.endpoints && tables.verdicts.len() <= room.verdicts);
-        prop_assert!(tables.egress.len() <= room.egress && tables.users.len() <= room.users);
-        prop_assert!(tables.workloads.len() <= room.workloads);
-        for call in calls {
-            let (decision, unknown) = decided(&tables, &call);
-            let right = decision == world.decision(&call) || unknown && of_unknown_source(&decision);
-            let closed = decision == Decision { action: Done::Deny, report: Some(NO_ROOM) };
-            prop_assert!(right || closed && !full.is_empty(), "{:?}: {:?}", call, decision);
-        }
-    }
-}
-
-proptest! {
-    // Each looks at every call after every single write.
-    #![proptest_config(ProptestConfig::with_cases(100))]
-
-    #[test]
-    fn no_change_ever_opens_a_hole(before in worlds(), after in worlds(), restarted: bool, calls in calls()) {
-        let mut compiler = Compiler::new(ROOM, &Tables::default());
-        let (mut present, _) = before.compile(&mut compiler);
-        if restarted {
-            compiler = Compiler::new(ROOM, &present);
-        }
-        let (wanted, _) = after.compile(&mut compiler);
-        let mut all = removals(&present, &wanted);
-        all.extend(changes(&present, &wanted));
-        for change in all {
-            present.apply(change);
-            for call in &calls {
-                let (decision, unknown) = decided(&present, call);
-                let expected = [before.decision(call), after.decision(call)];
-                prop_assert!(
-                    expected.contains(&decision) || unknown && of_unknown_source(&decision),
-                    "{:?} after {:?}: {:?}, not {:?}", call, change, decision, expected
-                );
-            }
-        }
-        prop_assert_eq!(present, wanted);
-    }
-}
-
-#[test]
-fn without_rules_there_is_nothing_but_endpoints() {
-    let world = World {
-        policy: Policy::default(),
-        listeners: vec![None; NODES.len() * PORTS.len()],
-        listening: HashMap::new(),
-    };
-    let (tables, _) = world.compile(&mut Compiler::new(ROOM, &Tables::default()));
-    assert_eq!(tables.endpoints.len(), PORTS.len(), "of the other host");
-    assert_eq!((tables.state.egress, tables.state.loopback), (0, 0));
-    assert!(tables.verdicts.is_empty() && tables.egress.is_empty() && tables.users.is_empty());
-}
-
-#[test]
-fn what_a_new_rule_does_not_concern_keeps_its_entries() {
-    let mut world = World {
-        policy: Policy::default(),
-        listeners: vec![None; NODES.len() * PORTS.len()],
-        listening: HashMap::new(),
-    };
-    let rule = |number, source: &str, destination: &str| crate::policy::Rule {
-        id: crate::policy::RuleId::new(number).unwrap(),
-        action: Action::Deny,
-        source: source.parse().unwrap(),
-        destination: destination.parse().unwrap(),
-        dry_run: false,
-    };
-    world.policy.put_rule(rule(1, "host/fcc00/nginx.service", "host/fcs00/*:80"));
-    let mut compiler = Compiler::new(ROOM, &Tables::default());
-    let (before, _) = world.compile(&mut compiler);
-    world.policy.put_rule(rule(2, "host/fcc00/other.service", "host/fcs00/*:8181"));
-    world.policy.remove_rule(crate::policy::RuleId::new(1).unwrap());
-    world.policy.put_rule(rule(3, "host/fcc00/nginx.service", "host/fcs00/*:80"));
-    let (after, _) = world.compile(&mut compiler);
-    let changes = changes(&before, &after);
-    let of_nginx = changes.iter().filter(|change| matches!(change, Change::Workload(UNIT, _)));
-    assert_eq!(of_nginx.count(), 0, "{changes:?}");
-    let endpoints = changes.iter().filter(|change| matches!(change, Change::Endpoint(..)));
-    assert_eq!(endpoints.count(), 1, "only port 8181: {changes:?}");
-}
-
-#[test]
-fn a_strict_port_lets_in_what_is_excepted_and_an_exempt_one_everybody() {
-    let mut policy = Policy::default();
-    for (name, port) in [("fortune", 8181), ("login", 22)] {
-        let exceptions = BTreeSet::from(["192.0.2.0/24".parse().unwrap()]);
-        let strict = Some(crate::policy::Mode::Strict);
-        policy.put_service(crate::policy::Service {
-            mode: strict,
-            exceptions,
-            ..service(name, NODES[0], port)
-        });
-    }
-    let (listeners, listening) = (vec![None; NODES.len() * PORTS.len()], HashMap::new());
-    let (tables, _) =
-        World { policy, listeners, listening }.compile(&mut Compiler::new(ROOM, &Tables::default()));
-    let mode = |port: u16| tables.ports.get(&port.to_be()).copied();
-    assert_eq!(mode(8181), Some(kernel::PortMode::StrictWithExceptions as u32));
-    assert_eq!(mode(22), Some(kernel::PortMode::Exempt as u32));
-    assert_eq!((mode(80), tables.state.mode), (None, kernel::PortMode::Open as u32));
-    assert_eq!(tables.exceptions.len(), 1, "of the strict one");
 }
