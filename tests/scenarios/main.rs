@@ -19,6 +19,7 @@ mod lab;
 mod live_streams;
 mod local;
 mod neighbours;
+mod observe;
 mod policy;
 mod records;
 mod refused;

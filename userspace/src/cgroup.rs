@@ -13,7 +13,7 @@ use nix::libc;
 pub enum CgroupError {
     /// /proc cannot be read.
     #[error("{0}: {1}")]
-    Proc(&'static str, io::Error),
+    Proc(String, io::Error),
     /// There is no cgroup v2.
     #[error(
         "no cgroup v2 hierarchy is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or name it with --cgroup"
@@ -27,17 +27,25 @@ pub enum CgroupError {
 /// None is mounted, or /proc/self/mountinfo cannot be read.
 pub fn root() -> Result<PathBuf, CgroupError> {
     const MOUNTS: &str = "/proc/self/mountinfo";
-    let mounts = fs::read_to_string(MOUNTS).map_err(|error| CgroupError::Proc(MOUNTS, error))?;
+    let mounts = fs::read_to_string(MOUNTS).map_err(|error| CgroupError::Proc(MOUNTS.to_owned(), error))?;
     find_root(&mounts).ok_or(CgroupError::NotMounted)
 }
 
 /// This process's cgroup v2 directory below `root`.
 ///
 /// # Errors
-/// /proc/self/cgroup cannot be read or has no cgroup v2 line.
+/// /proc cannot be read, or has no cgroup v2 line.
 pub fn own(root: &Path) -> Result<PathBuf, CgroupError> {
-    const CGROUP: &str = "/proc/self/cgroup";
-    let lines = fs::read_to_string(CGROUP).map_err(|error| CgroupError::Proc(CGROUP, error))?;
+    of(root, std::process::id())
+}
+
+/// The cgroup v2 directory of a process, below `root`.
+///
+/// # Errors
+/// /proc has no such process, or its file no cgroup v2 line.
+pub fn of(root: &Path, pid: u32) -> Result<PathBuf, CgroupError> {
+    let file = format!("/proc/{pid}/cgroup");
+    let lines = fs::read_to_string(&file).map_err(|error| CgroupError::Proc(file, error))?;
     let path = lines.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(CgroupError::NotMounted)?;
     Ok(root.join(path))
 }

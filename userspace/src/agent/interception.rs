@@ -7,8 +7,9 @@ use murmesh_common::{ListenerChange, Settings};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tracing::info;
 
+use super::observe;
 use crate::{
-    bpf::{self, BpfError, Hook, KernelHalf, LoadOptions, Pins, PolicyMaps},
+    bpf::{self, BpfError, Hook, KernelHalf, KernelVerdict, LoadOptions, Pins, PolicyMaps},
     cgroup,
     policy::compile::Room,
 };
@@ -91,6 +92,14 @@ impl Interception {
     /// They are taken already.
     pub fn listener_events(&mut self) -> anyhow::Result<mpsc::Receiver<(ListenerChange, u64)>> {
         Ok(bpf::listener_events(&mut self.half)?)
+    }
+
+    /// What the kernel half tells of its verdicts, once.
+    ///
+    /// # Errors
+    /// They are taken already.
+    pub fn verdict_events(&mut self) -> anyhow::Result<mpsc::Receiver<KernelVerdict>> {
+        Ok(bpf::verdict_events(&mut self.half, observe::QUEUE)?)
     }
 
     /// Where links and maps are pinned.

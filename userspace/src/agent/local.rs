@@ -1,18 +1,25 @@
 //! What the agent tells the command line. Nothing of it is remembered: everything is looked up, or probed, when
 //! asked.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
+use futures_util::stream::{self, Stream, StreamExt};
 use murmesh_common::Counter as KernelCounter;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::{AgentOptions, Interception, InterceptionOptions, canary, enforce::Problems};
+use super::{
+    AgentOptions, Interception, InterceptionOptions, canary,
+    enforce::Problems,
+    observe::{self, Watch},
+    whois,
+};
 use crate::{
     api::{unix_seconds, v1},
     bpf::{Counters, HOOKS, Hook, Pins, attached_hooks},
     catalog::Catalog,
     control::{Control, ServerStatus},
+    observe::Filter,
     proxy::{
         Shared,
         traffic::{Counter, Traffic},
@@ -105,6 +112,8 @@ fn traffic(traffic: &Traffic, redirected: u64) -> v1::Traffic {
 
 #[tonic::async_trait]
 impl v1::local_server::Local for AgentLocal {
+    type ObserveStream = Pin<Box<dyn Stream<Item = Result<v1::ObserveResponse, Status>> + Send>>;
+
     async fn create_token(
         &self,
         _request: Request<v1::CreateTokenRequest>,
@@ -148,5 +157,28 @@ impl v1::local_server::Local for AgentLocal {
             contested_addresses: server.contested.iter().map(ToString::to_string).collect(),
             server_error: server.error.or(server.refusal).unwrap_or_default(),
         }))
+    }
+
+    async fn observe(
+        &self,
+        request: Request<v1::ObserveRequest>,
+    ) -> Result<Response<Self::ObserveStream>, Status> {
+        let request = request.into_inner();
+        let (filter, pins) = (Filter::from(&request), self.kernel.as_ref().map(|kernel| &kernel.pins));
+        if !request.follow {
+            let remembered = observe::remembered(&filter, &self.shared, pins);
+            return Ok(Response::new(stream::iter(remembered).map(Ok).boxed()));
+        }
+        let watch = Watch::new(filter, &self.shared, pins);
+        let told = stream::unfold(watch, async |mut watch| Some((Ok(watch.next().await), watch)));
+        Ok(Response::new(Box::pin(told)))
+    }
+
+    async fn whois(&self, request: Request<v1::WhoisRequest>) -> Result<Response<v1::WhoisResponse>, Status> {
+        let subject = request.into_inner().subject;
+        let (shared, catalog) = (self.shared.clone(), self.catalog.borrow().clone());
+        let asked = tokio::task::spawn_blocking(move || whois::answer(subject, &shared, &catalog));
+        let known = asked.await.map_err(|error| Status::internal(error.to_string()))??;
+        Ok(Response::new(v1::WhoisResponse { known }))
     }
 }

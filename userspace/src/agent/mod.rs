@@ -7,7 +7,10 @@ mod enforce;
 mod identities;
 mod interception;
 mod local;
+mod observe;
+mod process;
 mod publish;
+mod whois;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -210,6 +213,7 @@ fn start(
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
     };
     let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
+    let verdicts = interception.as_mut().map(|interception| interception.verdict_events()).transpose()?;
     let local = local::AgentLocal::new(options, control, shared, interception.as_deref(), problems);
 
     let mut tasks = JoinSet::new();
@@ -223,6 +227,9 @@ fn start(
     tasks.spawn(follow_identity(control.identity.clone(), shared.clone()));
     let served = socket.serve(Routes::new(LocalServer::new(local)), shutdown.clone());
     tasks.spawn(async move { Ok(served.await?) });
+    if let Some(verdicts) = verdicts {
+        tasks.spawn(observe::tell(verdicts, shared.clone()));
+    }
     tasks.spawn(announce_ready(control.catalog.clone()));
     Ok(Running { workers, discovery, tasks })
 }

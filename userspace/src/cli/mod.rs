@@ -6,6 +6,7 @@ pub mod check;
 mod config;
 pub mod daemon;
 pub mod members;
+pub mod observe;
 pub mod output;
 pub mod policy;
 pub mod rule;
@@ -15,6 +16,7 @@ pub mod services;
 pub mod sidecar;
 pub mod status;
 pub mod token;
+pub mod whois;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -67,6 +69,10 @@ pub enum Command {
     /// Name services and set their mode (on the server's host).
     #[command(subcommand)]
     Service(service::ServiceCommand),
+    /// Show what became of this host's connections: refused, in clear, failed; with -f also those that go well.
+    Observe(observe::ObserveArgs),
+    /// Tell who a process of this host is, or who is at an address, and which rules speak of it.
+    Whois(whois::WhoisArgs),
     /// Find out whether this host can run an agent, and whether a running one works.
     Check(check::CheckArgs),
     /// Measure what connections cost: plain TCP, the mesh, and other ways, side by side.

@@ -24,9 +24,17 @@ pub enum Format {
 /// # Errors
 /// When standard output cannot be written.
 pub fn print(text: &str) -> anyhow::Result<()> {
+    print_while_read(text).map(|_| ())
+}
+
+/// Prints to standard output, and tells whether anybody still reads it.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn print_while_read(text: &str) -> anyhow::Result<bool> {
     match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("standard output cannot be written"),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("standard output cannot be written"),
     }
 }
 

@@ -45,6 +45,11 @@ impl IdentityPattern {
         patterns
     }
 
+    /// Whether it speaks of `party`.
+    pub fn covers(&self, party: &Party) -> bool {
+        Self::all_of(party).contains(self)
+    }
+
     /// How narrow it is: a pattern with a higher number comes first.
     pub(super) fn specificity(&self) -> u16 {
         use Component::{Any, Exactly};

@@ -1,6 +1,11 @@
 //! The access log: one line when a stream opens and one when it ends, whatever ends it.
 
-use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    borrow::Cow,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use super::{
     Shared,
@@ -11,8 +16,12 @@ use super::{
 };
 use crate::{
     identity::SpiffeId,
-    policy::{Action, Verdict},
+    observe::{End, Event, Outcome, Process},
+    policy::{Action, Protocol, Verdict},
 };
+
+/// Reason of the end of a stream that did not fail.
+const ENDED: &str = "ended";
 
 /// Which half of a connection this host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +71,8 @@ pub struct AccessRecord {
     parties: Parties,
     caller: Option<Caller>,
     verdict: Verdict,
+    /// What the caller was called at the beginning, if anybody followed then.
+    process_name: Option<Box<str>>,
     opened: Instant,
     totals: Totals,
     /// What ended it; a task that is dropped did not get to say.
@@ -83,6 +94,8 @@ impl AccessRecord {
         shared.traffic.add(Counter::StreamsActive, 1);
         let opened = Instant::now();
         let totals = Totals::default();
+        let named = caller.filter(|_| shared.observer.is_followed());
+        let process_name = named.and_then(|caller| Process::name_of(caller.pid)).map(String::into_boxed_str);
         let record = Self {
             shared,
             direction,
@@ -91,17 +104,59 @@ impl AccessRecord {
             parties,
             caller,
             verdict,
+            process_name,
             opened,
             totals,
             result: None,
         };
         record.log(None);
+        record.shared.observer.mention(|| Arc::new(record.event("opened", None)));
         record
     }
 
     fn log(&self, close: Option<Close<'_>>) {
         let Self { direction, client, destination, ref parties, caller, verdict, .. } = *self;
         access_log::add(&Line { direction, client, destination, parties, caller, verdict, close });
+    }
+
+    fn event(&self, what: &str, end: Option<End>) -> Event {
+        let outcome = match self.verdict.action {
+            Action::Deny => Outcome::Denied,
+            Action::Allow if end.is_some() && what != ENDED => Outcome::Error,
+            Action::Allow => Outcome::Allowed,
+        };
+        let (caller, node) = match self.direction {
+            Direction::Outbound => (self.parties.local.as_ref(), self.parties.peer.node().cloned()),
+            Direction::Inbound => (Some(&self.parties.peer), Some(self.shared.node.as_ref().clone())),
+        };
+        let process = self.caller.map(|Caller { pid, uid, .. }| {
+            let name = self.process_name.as_ref().map(ToString::to_string);
+            Process { pid, uid, name: name.or_else(|| Process::name_of(pid)) }
+        });
+        Event {
+            time: SystemTime::now(),
+            outcome,
+            process,
+            caller: caller.map(|id| id.subject.clone()),
+            source: Some(self.client),
+            node,
+            destination: self.destination,
+            protocol: Some(Protocol::Tcp),
+            rule: self.verdict.rule,
+            what: what.to_owned(),
+            end,
+        }
+    }
+
+    /// To be remembered, unless all went well.
+    fn tell_end(&self, reason: &str) {
+        let Totals { sent, received } = self.totals;
+        let event = || self.event(reason, Some(End { sent, received, duration: self.opened.elapsed() }));
+        if reason == ENDED {
+            self.shared.observer.mention(|| Arc::new(event()));
+        } else {
+            self.shared.observer.tell(event());
+        }
     }
 
     /// Takes note of how the relay ended.
@@ -126,15 +181,16 @@ impl Drop for AccessRecord {
         traffic.add(Counter::BytesSent, self.totals.sent);
         traffic.add(Counter::BytesReceived, self.totals.received);
         let reason: Cow<'_, str> = match self.result.take() {
-            Some(Ok(())) => "ended".into(),
+            Some(Ok(())) => ENDED.into(),
             Some(Err(reason)) => reason.into(),
             None => "cut off by the agent, which stopped or failed".into(),
         };
-        if reason != "ended" {
+        if reason != ENDED {
             traffic.add(Counter::StreamsFailed, 1);
         }
         let Totals { sent, received } = self.totals;
         let duration_us = self.opened.elapsed().as_micros();
         self.log(Some(Close { sent, received, duration_us, reason: &reason }));
+        self.tell_end(&reason);
     }
 }

@@ -37,6 +37,7 @@ pub use worker::{BoundWorkers, Listen, Workers};
 
 use crate::{
     identity::{Identity, IdentityError, NodeName},
+    observe::Observer,
     workload::Workloads,
 };
 use traffic::Traffic;
@@ -59,6 +60,8 @@ pub struct Shared {
     pub node: Arc<NodeName>,
     /// What is counted.
     pub traffic: Traffic,
+    /// Where what becomes of connections is told.
+    pub observer: Arc<Observer>,
     /// `SO_MARK` of the agent's own sockets; a sidecar has no hooks to be exempt from.
     pub mark: Option<u32>,
 }
@@ -81,6 +84,7 @@ impl Shared {
             identities,
             node,
             traffic: Traffic::default(),
+            observer: Arc::default(),
             mark,
         };
         Ok((shared, wanted))

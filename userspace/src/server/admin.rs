@@ -28,6 +28,8 @@ pub struct AdminService {
 
 #[tonic::async_trait]
 impl Local for AdminService {
+    type ObserveStream = futures_util::stream::Empty<Result<v1::ObserveResponse, Status>>;
+
     async fn create_token(
         &self,
         request: Request<v1::CreateTokenRequest>,
@@ -63,6 +65,20 @@ impl Local for AdminService {
             servers: self.servers.iter().map(ToString::to_string).collect(),
             ..v1::StatusResponse::default()
         }))
+    }
+
+    async fn observe(
+        &self,
+        _request: Request<v1::ObserveRequest>,
+    ) -> Result<Response<Self::ObserveStream>, Status> {
+        Err(Status::unimplemented("only an agent sees connections: run `murmesh observe` where one runs"))
+    }
+
+    async fn whois(
+        &self,
+        _request: Request<v1::WhoisRequest>,
+    ) -> Result<Response<v1::WhoisResponse>, Status> {
+        Err(Status::unimplemented("only an agent knows processes: run `murmesh whois` where one runs"))
     }
 }
 
