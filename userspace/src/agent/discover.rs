@@ -1,6 +1,10 @@
 //! Keeps the report about this host true: what it serves, and at which addresses.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use murmesh_common::ListenerChange;
 use tokio::{
@@ -12,6 +16,7 @@ use tracing::{info, warn};
 use crate::{
     catalog::{Listener, Report},
     discovery::{DiscoveryError, ExemptPorts, Listeners, ListeningSocket, host_addresses, listening_sockets},
+    identity::WorkloadName,
     workload::Workloads,
 };
 
@@ -25,6 +30,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Changes that are taken together.
 const MAX_CHANGES: usize = 1024;
+
+/// Cgroups of others that are remembered.
+const MAX_STRANGERS: usize = 1024;
 
 /// From the kernel half: what became of the listener with this cookie.
 type Change = (ListenerChange, u64);
@@ -45,7 +53,35 @@ pub struct Discovery {
     /// For the report.
     pub tunnel_port: u16,
     /// Who they may be that listen, where the kernel half tells them apart.
-    pub workloads: Option<watch::Receiver<Workloads>>,
+    pub owners: Option<Owners>,
+}
+
+/// Tells who listens.
+pub struct Owners {
+    workloads: watch::Receiver<Workloads>,
+    /// Cgroups that are not below ours, or not any more: they are not looked for each time. Their numbers are not given
+    /// again.
+    strangers: HashSet<u64>,
+}
+
+impl Owners {
+    /// Of `workloads`.
+    pub fn new(workloads: watch::Receiver<Workloads>) -> Self {
+        Self { workloads, strangers: HashSet::new() }
+    }
+
+    fn of(&mut self, socket: &ListeningSocket) -> Option<WorkloadName> {
+        let cgroup = socket.cgroup.filter(|cgroup| !self.strangers.contains(cgroup))?;
+        let workloads = self.workloads.borrow().clone();
+        let owner = workloads.of(cgroup, socket.uid);
+        if owner.is_none() {
+            if self.strangers.len() >= MAX_STRANGERS {
+                self.strangers.clear();
+            }
+            self.strangers.insert(cgroup);
+        }
+        owner
+    }
 }
 
 impl Discovery {
@@ -63,7 +99,7 @@ impl Discovery {
             let looked = tokio::select! {
                 _ = ticks.tick() => dump(&mut listeners),
                 Some(changes) = next(&mut events) => take(&mut listeners, &changes),
-                () = workloads_change(&mut self.workloads) => Ok(()),
+                () = workloads_change(&mut self.owners) => Ok(()),
             };
             if let Err(error) = looked.and_then(|()| self.publish(&listeners, &served, &report, &mut is_told))
             {
@@ -74,15 +110,14 @@ impl Discovery {
     }
 
     fn publish(
-        &self,
+        &mut self,
         listeners: &Listeners,
         served: &watch::Sender<Served>,
         report: &watch::Sender<Option<Report>>,
         is_told: &mut bool,
     ) -> Result<(), DiscoveryError> {
-        let workloads = self.workloads.as_ref().map(|workloads| workloads.borrow().clone());
-        let workload = |socket: &ListeningSocket| workloads.as_ref()?.of(socket.cgroup?, socket.uid);
-        let listeners = listeners.public(&self.exempt, workload);
+        let owners = &mut self.owners;
+        let listeners = listeners.public(&self.exempt, |socket| owners.as_mut()?.of(socket));
         let now = Served { addresses: host_addresses()?, listeners };
         let first = report.borrow().is_none();
         if *served.borrow() == now && !first {
@@ -137,9 +172,9 @@ async fn next(events: &mut Option<mpsc::Receiver<Change>>) -> Option<Vec<Change>
 }
 
 /// Never, where they are not told apart.
-async fn workloads_change(workloads: &mut Option<watch::Receiver<Workloads>>) {
-    let changed = match workloads {
-        Some(workloads) => workloads.changed().await.is_ok(),
+async fn workloads_change(owners: &mut Option<Owners>) {
+    let changed = match owners {
+        Some(owners) => owners.workloads.changed().await.is_ok(),
         None => false,
     };
     if !changed {

@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use crate::{
     control::{ControlError, Issuer, jitter},
-    identity::{Identity, SpiffeId},
+    identity::{Identity, SpiffeId, Subject},
     limited_log::LimitedLog,
     proxy::{Shared, Wanted},
 };
@@ -73,9 +73,11 @@ impl Keeper {
         }
     }
 
-    /// What is planned already has failed not long ago, or is renewed in time.
+    /// What is planned already has failed not long ago, or is renewed in time. That of the host itself is renewed by
+    /// others.
     fn plan(&mut self, id: Arc<SpiffeId>) {
-        if !self.requested.contains(&id) {
+        let is_ours = matches!(id.subject, Subject::Workload(..) | Subject::Service(_));
+        if is_ours && !self.requested.contains(&id) {
             self.planned.entry(id).or_insert(Planned { due: SystemTime::now(), failures: 0 });
         }
     }

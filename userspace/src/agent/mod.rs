@@ -38,7 +38,7 @@ use crate::{
     proxy::{BoundWorkers, Listen, Origin, Shared, Workers},
     workload::{self, Workloads},
 };
-use discover::{Discovery, Served};
+use discover::{Discovery, Owners, Served};
 use enforce::{Enforcement, Problems};
 use identities::Keeper;
 use publish::Publisher;
@@ -217,7 +217,11 @@ fn start(
     let local = local::AgentLocal::new(options, control, shared, interception.as_deref(), problems);
 
     let mut tasks = JoinSet::new();
-    let discovery = Discovery { exempt: options.exempt.clone(), tunnel_port: options.tunnel_port, workloads };
+    let discovery = Discovery {
+        exempt: options.exempt.clone(),
+        tunnel_port: options.tunnel_port,
+        owners: workloads.map(Owners::new),
+    };
     let discovery = tokio::spawn(discovery.run(events, served_sender, control.report.clone()));
     tasks.spawn(publisher.run(control.identity.clone(), control.catalog.clone(), served));
     tasks.spawn(follow_identity(control.identity.clone(), shared.clone()));

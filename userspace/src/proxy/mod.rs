@@ -17,6 +17,7 @@ mod pool;
 pub mod relay;
 mod routes;
 mod rules;
+mod services;
 pub mod traffic;
 pub mod watchdog;
 mod worker;
@@ -29,8 +30,9 @@ use tokio::sync::watch;
 pub use identities::{CurrentIdentity, Identities, Wanted};
 pub use origin::Origin;
 pub use pool::Peer;
-pub use routes::{Here, LocalServices, Route, Routes};
+pub use routes::{Here, Route, Routes};
 pub use rules::Rules;
+pub use services::LocalServices;
 pub use worker::{BoundWorkers, Listen, Workers};
 
 use crate::{

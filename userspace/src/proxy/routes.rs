@@ -1,16 +1,16 @@
-//! The snapshots that a stream is decided by: where destinations lead, and what this host serves to whom.
+//! The snapshot that tells where destinations lead.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
 use super::Peer;
 use crate::{
-    catalog::{Catalog, Listener, choose},
+    catalog::Catalog,
     discovery::ExemptPorts,
-    identity::{NodeName, ServiceName, SpiffeId, Subject, TrustDomain},
+    identity::{NodeName, SpiffeId, TrustDomain},
 };
 
 /// How one destination is reached.
@@ -120,66 +120,13 @@ fn unspecified(like: SocketAddr) -> IpAddr {
     if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
-/// What tunnels may reach on this host, and which clients may come through them.
-#[derive(Debug, Default)]
-pub struct LocalServices {
-    /// This host's addresses that others dial.
-    pub addresses: BTreeSet<IpAddr>,
-    /// Listeners that are neither exempt nor bound to loopback.
-    pub listeners: BTreeSet<Listener>,
-    /// Addresses of the other hosts, by node.
-    pub peers: HashMap<NodeName, HashSet<IpAddr>>,
-    /// Named services of this host, by port.
-    pub names: BTreeMap<u16, ServiceName>,
-    /// Who its services are, but those that are this host itself.
-    pub identities: HashSet<Arc<SpiffeId>>,
-}
-
-impl LocalServices {
-    /// Whether `destination` is a service of this host. It is dialled by this very address, so that a listener
-    /// that is bound to loopback only is never reached.
-    pub fn serves(&self, destination: SocketAddr) -> bool {
-        self.listener(destination).is_some()
-    }
-
-    /// The listener that takes connections to `destination`, if it is a service of this host.
-    pub fn listener(&self, destination: SocketAddr) -> Option<&Listener> {
-        if self.addresses.contains(&destination.ip()) { choose(&self.listeners, destination) } else { None }
-    }
-
-    /// Who serves `destination`: a named service, else a workload. `None` if that is not told apart from this host,
-    /// or is none of its services.
-    pub fn subject(&self, node: &NodeName, destination: SocketAddr) -> Option<Subject> {
-        let listener = self.listener(destination)?;
-        let service = self.names.get(&destination.port()).cloned().map(Subject::Service);
-        let workload = || Some(Subject::Workload(node.clone(), listener.workload.clone()?));
-        service.or_else(workload)
-    }
-
-    /// Whether `destination`, one of its services, is who `subject` says. This host vouches for all of them.
-    pub fn is_served_by(&self, destination: SocketAddr, subject: &Subject) -> bool {
-        match (subject, self.names.get(&destination.port())) {
-            (Subject::Host(_), _) => true,
-            (Subject::Service(presented), name) => name == Some(presented),
-            (Subject::Workload(_, presented), None) => self
-                .listener(destination)
-                .is_some_and(|listener| listener.workload.as_ref() == Some(presented)),
-            (Subject::Workload(..), Some(_)) | (Subject::Server(_), _) => false,
-        }
-    }
-
-    /// Whether a tunnel from `node`, whose connection came from `tunnel_source`, may speak for a client with
-    /// address `client`: a host can only name addresses of its own.
-    pub fn may_speak_for(&self, node: &NodeName, tunnel_source: IpAddr, client: IpAddr) -> bool {
-        client == tunnel_source.to_canonical()
-            || self.peers.get(node).is_some_and(|addresses| addresses.contains(&client))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{Host, Report};
+    use crate::{
+        catalog::{Host, Listener, Report},
+        policy::Service,
+    };
 
     const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
@@ -231,6 +178,38 @@ mod tests {
     }
 
     #[test]
+    fn a_route_demands_the_workload_that_listens_and_rather_the_service_that_has_a_name() {
+        let mut there = Host::clone(&host("there", &["10.0.0.2"]));
+        there.report.listeners = [80, 81, 82]
+            .map(|port| Listener {
+                address: SocketAddr::new(ip("0.0.0.0"), port),
+                ipv6_only: false,
+                workload: "web.service".parse().ok(),
+            })
+            .into();
+        let mut catalog = Catalog {
+            revision: 1,
+            hosts: [(there.node.clone(), Arc::new(there))].into(),
+            ..Catalog::default()
+        };
+        Arc::make_mut(&mut catalog.policy).put_service(Service {
+            name: "shop".parse().expect("a name"),
+            hosts: ["there".parse().expect("a name")].into(),
+            port: 82,
+            mode: None,
+            exceptions: BTreeSet::new(),
+        });
+        let (node, mesh) = ("here".parse().expect("a name"), "mesh.test".parse().expect("a name"));
+        let (addresses, exempt) = (BTreeSet::new(), ExemptPorts::default());
+        let here = Here { node: &node, trust_domain: &mesh, addresses: &addresses, exempt: &exempt };
+        let routes = Routes::new(&catalog, &here, |_| Some(SOURCE));
+        let peer = |port| &routes.get(SocketAddr::new(ip("10.0.0.2"), port)).expect("a route").peer;
+        assert_eq!(peer(80).id.to_string(), "spiffe://mesh.test/host/there/web.service");
+        assert!(Arc::ptr_eq(peer(80), peer(81)), "one service on two ports has one pool");
+        assert_eq!(peer(82).id.to_string(), "spiffe://mesh.test/service/shop");
+    }
+
+    #[test]
     fn nothing_is_routed_to_this_host() {
         let hosts = [host("here", &["10.0.0.1"]), host("there", &["10.0.0.2"])];
         let routes = routes(&hosts, &["10.0.0.1"], |_| Some(SOURCE));
@@ -266,41 +245,5 @@ mod tests {
         assert!(with_bridge.get(bridge).is_none());
         assert_eq!(destinations(&with_bridge), BTreeSet::from(["10.0.0.2:80".to_owned()]));
         assert!(routes(&hosts, &["10.0.0.1"], |_| Some(SOURCE)).get(bridge).is_some());
-    }
-
-    #[test]
-    fn a_service_is_a_listener_on_an_address_of_this_host() {
-        let services = LocalServices {
-            addresses: BTreeSet::from([ip("10.0.0.1"), ip("10.0.0.5")]),
-            listeners: BTreeSet::from([
-                listener("0.0.0.0:80"),
-                listener("10.0.0.5:81"),
-                listener("127.0.0.1:82"),
-            ]),
-            ..LocalServices::default()
-        };
-        let serves = |address: &str| services.serves(address.parse().expect("an address"));
-        assert!(["10.0.0.1:80", "10.0.0.5:80", "10.0.0.5:81"].into_iter().all(serves));
-        let others =
-            ["10.0.0.1:81", "10.0.0.1:82", "127.0.0.1:80", "127.0.0.1:82", "10.0.0.9:80", "10.0.0.1:22"];
-        assert!(!others.into_iter().any(serves));
-    }
-
-    #[test]
-    fn a_host_speaks_for_its_own_addresses_only() {
-        let node = |name: &str| name.parse().expect("a name");
-        let services = LocalServices {
-            peers: HashMap::from([
-                (node("a"), HashSet::from([ip("10.0.0.2"), ip("10.0.0.3")])),
-                (node("b"), HashSet::from([ip("10.0.0.4")])),
-            ]),
-            ..LocalServices::default()
-        };
-        let may =
-            |name: &str, client: &str| services.may_speak_for(&node(name), ip("::ffff:10.0.0.2"), ip(client));
-        assert!(may("a", "10.0.0.3"), "another address of the host");
-        assert!(may("unknown", "10.0.0.2"), "where the tunnel itself comes from, as an IPv4 address");
-        assert!(!may("a", "10.0.0.4"), "an address of another host");
-        assert!(!may("unknown", "10.0.0.3"), "a host that the catalog does not have");
     }
 }

@@ -1,0 +1,147 @@
+//! The snapshot that tells what this host serves to whom, and as whom.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use crate::{
+    catalog::{Listener, choose},
+    identity::{NodeName, ServiceName, SpiffeId, Subject},
+};
+
+/// What tunnels may reach on this host, and which clients may come through them.
+#[derive(Debug, Default)]
+pub struct LocalServices {
+    /// This host's addresses that others dial.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Listeners that are neither exempt nor bound to loopback.
+    pub listeners: BTreeSet<Listener>,
+    /// Addresses of the other hosts, by node.
+    pub peers: HashMap<NodeName, HashSet<IpAddr>>,
+    /// Named services of this host, by port.
+    pub names: BTreeMap<u16, ServiceName>,
+    /// Who its services are, but those that are this host itself.
+    pub identities: HashSet<Arc<SpiffeId>>,
+}
+
+impl LocalServices {
+    /// Whether `destination` is a service of this host. It is dialled by this very address, so that a listener
+    /// that is bound to loopback only is never reached.
+    pub fn serves(&self, destination: SocketAddr) -> bool {
+        self.listener(destination).is_some()
+    }
+
+    /// The listener that takes connections to `destination`, if it is a service of this host.
+    pub fn listener(&self, destination: SocketAddr) -> Option<&Listener> {
+        if self.addresses.contains(&destination.ip()) { choose(&self.listeners, destination) } else { None }
+    }
+
+    /// Who serves `destination`: a named service, else a workload. `None` if that is not told apart from this host,
+    /// or is none of its services.
+    pub fn subject(&self, node: &NodeName, destination: SocketAddr) -> Option<Subject> {
+        let listener = self.listener(destination)?;
+        let service = self.names.get(&destination.port()).cloned().map(Subject::Service);
+        let workload = || Some(Subject::Workload(node.clone(), listener.workload.clone()?));
+        service.or_else(workload)
+    }
+
+    /// Whether `destination`, one of its services, is who `subject` says. This host vouches for all of them.
+    pub fn is_served_by(&self, destination: SocketAddr, subject: &Subject) -> bool {
+        match (subject, self.names.get(&destination.port())) {
+            (Subject::Host(_), _) => true,
+            (Subject::Service(presented), name) => name == Some(presented),
+            (Subject::Workload(_, presented), None) => self
+                .listener(destination)
+                .is_some_and(|listener| listener.workload.as_ref() == Some(presented)),
+            (Subject::Workload(..), Some(_)) | (Subject::Server(_), _) => false,
+        }
+    }
+
+    /// Whether a tunnel from `node`, whose connection came from `tunnel_source`, may speak for a client with
+    /// address `client`: a host can only name addresses of its own.
+    pub fn may_speak_for(&self, node: &NodeName, tunnel_source: IpAddr, client: IpAddr) -> bool {
+        client == tunnel_source.to_canonical()
+            || self.peers.get(node).is_some_and(|addresses| addresses.contains(&client))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn listener(address: &str) -> Listener {
+        Listener { address: address.parse().expect("an address"), ipv6_only: false, workload: None }
+    }
+
+    #[test]
+    fn a_service_is_a_listener_on_an_address_of_this_host() {
+        let services = LocalServices {
+            addresses: BTreeSet::from([ip("10.0.0.1"), ip("10.0.0.5")]),
+            listeners: BTreeSet::from([
+                listener("0.0.0.0:80"),
+                listener("10.0.0.5:81"),
+                listener("127.0.0.1:82"),
+            ]),
+            ..LocalServices::default()
+        };
+        let serves = |address: &str| services.serves(address.parse().expect("an address"));
+        assert!(["10.0.0.1:80", "10.0.0.5:80", "10.0.0.5:81"].into_iter().all(serves));
+        let others =
+            ["10.0.0.1:81", "10.0.0.1:82", "127.0.0.1:80", "127.0.0.1:82", "10.0.0.9:80", "10.0.0.1:22"];
+        assert!(!others.into_iter().any(serves));
+    }
+
+    #[test]
+    fn a_host_speaks_for_its_own_addresses_only() {
+        let node = |name: &str| name.parse().expect("a name");
+        let services = LocalServices {
+            peers: HashMap::from([
+                (node("a"), HashSet::from([ip("10.0.0.2"), ip("10.0.0.3")])),
+                (node("b"), HashSet::from([ip("10.0.0.4")])),
+            ]),
+            ..LocalServices::default()
+        };
+        let may =
+            |name: &str, client: &str| services.may_speak_for(&node(name), ip("::ffff:10.0.0.2"), ip(client));
+        assert!(may("a", "10.0.0.3"), "another address of the host");
+        assert!(may("unknown", "10.0.0.2"), "where the tunnel itself comes from, as an IPv4 address");
+        assert!(!may("a", "10.0.0.4"), "an address of another host");
+        assert!(!may("unknown", "10.0.0.3"), "a host that the catalog does not have");
+    }
+
+    #[test]
+    fn a_service_is_who_listens_unless_it_has_a_name() {
+        let workload = "web.service".parse().ok();
+        let services = LocalServices {
+            addresses: BTreeSet::from([ip("10.0.0.1")]),
+            listeners: BTreeSet::from([
+                Listener { workload: workload.clone(), ..listener("0.0.0.0:80") },
+                Listener { workload, ..listener("0.0.0.0:81") },
+                listener("0.0.0.0:82"),
+            ]),
+            names: BTreeMap::from([(81, "shop".parse().expect("a name"))]),
+            ..LocalServices::default()
+        };
+        let node = "here".parse().expect("a name");
+        let at = |port| SocketAddr::new(ip("10.0.0.1"), port);
+        let subject = |port| services.subject(&node, at(port)).map(|subject| subject.to_string());
+        assert_eq!(subject(80).as_deref(), Some("host/here/web.service"));
+        assert_eq!(subject(81).as_deref(), Some("service/shop"));
+        assert_eq!((subject(82), subject(83)), (None, None));
+        let [web, shop] = [80, 81].map(|port| services.subject(&node, at(port)).expect("told apart"));
+        assert!(services.is_served_by(at(80), &web) && services.is_served_by(at(81), &shop));
+        let others = [(81, &web), (82, &web), (80, &shop), (82, &shop)];
+        assert!(!others.into_iter().any(|(port, subject)| services.is_served_by(at(port), subject)));
+        assert!(
+            [80, 81, 82]
+                .into_iter()
+                .all(|port| services.is_served_by(at(port), &Subject::Host(node.clone())))
+        );
+    }
+}
