@@ -17,7 +17,7 @@ use crate::policy::compile::{Change, Tables, changes, removals};
 pub(super) const POLICY_MAPS: [&str; 9] =
     ["ENDPOINTS", "WORKLOADS", "USERS", "VERDICTS", "EGRESS", "PORTS", "EXCEPTIONS", "ADDRESSES", "POLICY"];
 
-/// The maps that are named in [`POLICY_MAPS`], and what is in them.
+/// The maps that are named in `POLICY_MAPS`, and what is in them.
 pub struct PolicyMaps {
     endpoints: Named<HashMap<MapData, SocketAddress, Endpoint>>,
     workloads: Named<HashMap<MapData, u64, WorkloadEntry>>,
