@@ -104,8 +104,9 @@ impl Publisher {
             let services = Arc::new(local_services(&known, &serving, &own.id));
             self.shared.services.store(services.clone());
             services.identities.iter().for_each(|id| self.shared.identities.want(id));
-            self.publish_routes(node, &serving, &known, routes);
+            // Nothing is carried without routes, and nothing may be carried before its rules are here.
             self.shared.set_rules(Rules::new(known.clone(), services, node.clone()));
+            self.publish_routes(node, &serving, &known, routes);
             if let Some((wanted, upstream)) = &self.upstream {
                 upstream.store(wanted.resolve(&known).map(Arc::new));
             }

@@ -175,6 +175,10 @@ fn authorise(
     if worker.stop.is_cancelled() {
         return Err(RefusalReason::Draining);
     }
+    // Without a catalog there are no rules yet, which would allow everything.
+    if worker.shared.routes.load().revision() == 0 {
+        return Err(RefusalReason::Internal);
+    }
     let services = worker.shared.services.load();
     if !services.serves(connection.destination) {
         return Err(RefusalReason::NotAService);

@@ -110,8 +110,9 @@ pub fn decide(settings: &Settings, attempt: &Attempt, knowledge: &impl Knowledge
     let Some(protocol) = attempt.protocol else { return Decision::PASS };
     let is_ours = attempt.netns_cookie == settings.netns_cookie;
     let is_loopback = attempt.destination.is_on_this_host();
-    // Loopback of another namespace is another host's, whatever its addresses are here.
-    if attempt.mark == settings.mark || is_loopback && !is_ours {
+    // The agent's sockets are in its own namespace; in another, a container may be free to set any mark. Loopback of
+    // another namespace is another host's, whatever its addresses are here.
+    if is_ours && attempt.mark == settings.mark || is_loopback && !is_ours {
         return Decision::PASS;
     }
     let policy = knowledge.policy();
@@ -126,10 +127,8 @@ pub fn decide(settings: &Settings, attempt: &Attempt, knowledge: &impl Knowledge
 /// The `sendmsg` hooks' decision on a datagram to an address: only egress rules speak of these.
 #[inline(always)]
 pub fn decide_datagram(settings: &Settings, attempt: &Attempt, knowledge: &impl Knowledge) -> Decision {
-    if attempt.mark == settings.mark
-        || attempt.destination.is_on_this_host()
-        || knowledge.policy().egress == 0
-    {
+    let is_agents = attempt.netns_cookie == settings.netns_cookie && attempt.mark == settings.mark;
+    if is_agents || attempt.destination.is_on_this_host() || knowledge.policy().egress == 0 {
         return Decision::PASS;
     }
     match attempt.protocol {

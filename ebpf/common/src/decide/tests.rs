@@ -104,6 +104,8 @@ fn a_denial_names_its_rule_and_comes_before_every_other_refusal() {
     assert_eq!(decide(&SETTINGS, &foreign, &world), Decision::denied(3), "in other namespaces too");
     let marked = Attempt { mark: SETTINGS.mark, ..attempt() };
     assert_eq!(decide(&SETTINGS, &marked, &world), Decision::PASS, "but not the agent's own");
+    let disguised = Attempt { netns_cookie: 8, ..marked };
+    assert_eq!(decide(&SETTINGS, &disguised, &world), Decision::denied(3), "which are in its own namespace");
 }
 
 #[test]
@@ -225,7 +227,7 @@ fn reference(attempt: &Attempt, world: &World) -> Decision {
     };
     let reported = |verdict: Verdict| (verdict.dry_run != 0).then_some(verdict.dry_run);
 
-    let nobodys_business = attempt.protocol.is_none() || attempt.mark == SETTINGS.mark;
+    let nobodys_business = attempt.protocol.is_none() || ours && attempt.mark == SETTINGS.mark;
     if nobodys_business || on_this_host && !ours {
         return Decision::PASS;
     }
