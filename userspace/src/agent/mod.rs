@@ -36,7 +36,7 @@ use crate::{
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
     proxy::{BoundWorkers, Listen, Origin, Shared, Workers},
-    workload::{self, Workloads},
+    workload::{self, Finder, Naming},
 };
 use discover::{Discovery, Owners, Served};
 use enforce::{Enforcement, Problems};
@@ -188,10 +188,9 @@ fn start(
     mut interception: Option<&mut Interception>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Running> {
-    let workloads = interception.as_ref().map(|interception| workload::watch(&interception.options().cgroup));
-    let workloads = workloads.transpose()?;
-    if let Some(workloads) = &workloads {
-        shared.workloads.get_or_init(|| workloads.clone());
+    let finder = interception.as_ref().map(|interception| finder(interception.options())).transpose()?;
+    if let Some(finder) = &finder {
+        shared.workloads.get_or_init(|| finder.clone());
     }
     let upstream = Arc::new(ArcSwapOption::empty());
     let pins = interception.as_ref().map(|interception| interception.pins().clone());
@@ -207,8 +206,8 @@ fn start(
         exempt: options.exempt.clone(),
         enforcement: interception
             .as_mut()
-            .zip(workloads.clone())
-            .map(|(interception, workloads)| enforcement(interception, workloads, &problems))
+            .zip(finder.as_ref())
+            .map(|(interception, finder)| enforcement(interception, finder, &problems))
             .transpose()?,
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
     };
@@ -220,7 +219,7 @@ fn start(
     let discovery = Discovery {
         exempt: options.exempt.clone(),
         tunnel_port: options.tunnel_port,
-        owners: workloads.map(Owners::new),
+        owners: finder.map(Owners::new),
     };
     let discovery = tokio::spawn(discovery.run(events, served_sender, control.report.clone()));
     tasks.spawn(publisher.run(control.identity.clone(), control.catalog.clone(), served));
@@ -234,12 +233,19 @@ fn start(
     Ok(Running { workers, discovery, tasks })
 }
 
+/// Who is who on this host.
+fn finder(options: &InterceptionOptions) -> anyhow::Result<Arc<Finder>> {
+    let naming = Naming::new(options.workloads.clone());
+    Ok(Arc::new(Finder::new(workload::watch(&options.cgroup, naming)?)))
+}
+
 fn enforcement(
     interception: &mut Interception,
-    workloads: watch::Receiver<Workloads>,
+    finder: &Finder,
     problems: &Problems,
 ) -> anyhow::Result<Enforcement> {
     let room = interception.options().room;
+    let workloads = finder.workloads().clone();
     Ok(Enforcement::new(interception.take_policy()?, room, workloads, problems.clone()))
 }
 
