@@ -3,6 +3,7 @@
 mod access_log;
 mod addresses;
 mod agent_stop;
+mod attacks;
 mod bench;
 mod bulk;
 mod check_and_status;
@@ -20,6 +21,7 @@ mod live_streams;
 mod local;
 mod neighbours;
 mod observe;
+mod paths;
 mod policy;
 mod records;
 mod refused;

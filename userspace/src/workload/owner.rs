@@ -4,7 +4,7 @@
 //! outermost cgroup that is no slice says: nobody gets the name of a unit by making a cgroup of that name in a tree of
 //! their own, and neither does a container whose manager keeps it outside of the slices.
 
-use std::path::Path;
+use std::{ffi::OsStr, path::Path};
 
 use crate::identity::WorkloadName;
 
@@ -33,12 +33,12 @@ pub fn of(path: &Path) -> Option<Owner> {
         return Some(Owner::Caller);
     };
     let name = outermost.to_str()?;
-    let is_unit = matches!(extension(outermost.as_ref()), Some("service" | "scope"));
+    let is_unit = matches!(extension(outermost), Some("service" | "scope"));
     let workload = if is_unit { WorkloadName::of_unit(name) } else { WorkloadName::of_cgroup(name) };
     Some(Owner::Workload(workload.ok()?))
 }
 
-fn extension<'a>(name: &'a std::ffi::OsStr) -> Option<&'a str> {
+fn extension(name: &OsStr) -> Option<&str> {
     Path::new(name).extension()?.to_str()
 }
 

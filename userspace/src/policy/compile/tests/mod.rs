@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::policy::tests::{NODES, PORTS, service};
-use world::{OTHER_UNIT, ROOM, UNIT, UNSEEN, World, calls, decided, name, of_unknown_source, unit, worlds};
+use world::{OTHER_UNIT, ROOM, UNIT, UNSEEN, World, calls, decided, of_unknown_source, unit, worlds};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
