@@ -36,6 +36,7 @@ use crate::{
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
     proxy::{BoundWorkers, Listen, Origin, Shared, Workers},
+    seal::KeySource,
     workload::{self, Workloads},
 };
 use discover::{Discovery, Owners, Served};
@@ -48,6 +49,8 @@ use publish::Publisher;
 pub struct AgentOptions {
     /// Where the identity is kept.
     pub data_dir: PathBuf,
+    /// The key that secrets there are sealed with.
+    pub seal: KeySource,
     /// Where the command line finds the running daemon.
     pub run_dir: PathBuf,
     /// The name to join as.
@@ -165,6 +168,7 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
 async fn join(options: &AgentOptions, shutdown: &CancellationToken) -> anyhow::Result<Control> {
     let control = ControlOptions {
         data_dir: options.data_dir.clone(),
+        seal: options.seal.clone(),
         join: options.join.clone(),
         node: options.node.clone(),
         mark: options.capture.mark(),

@@ -28,6 +28,7 @@ pub use membership::Membership;
 use crate::catalog::{Catalog, Report, WireError};
 use crate::identity::token::ServerAddress;
 use crate::identity::{Identity, IdentityError, JoinToken, NodeName};
+use crate::seal::{KeySource, SealError};
 
 /// How long a clean stop waits for the server to acknowledge that nothing is served any more.
 const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,6 +38,8 @@ const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct ControlOptions {
     /// Where the key and the membership are kept.
     pub data_dir: PathBuf,
+    /// The key that secrets in `data_dir` are sealed with.
+    pub seal: KeySource,
     /// Used only when `data_dir` holds no membership yet.
     pub join: Option<JoinToken>,
     /// The name to join as; a membership in `data_dir` keeps its own.
@@ -79,6 +82,9 @@ pub enum ControlError {
     /// A key, certificate or name is not usable.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// A secret cannot be sealed or opened.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// No connection to a server.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -125,7 +131,8 @@ pub struct Control {
 /// # Errors
 /// When the host is not a member and cannot become one, or its files are unusable.
 pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Result<Control, ControlError> {
-    let membership = enrolment::membership(&options, &shutdown).await?;
+    let sealer = membership::sealer(&options.data_dir, &options.seal)?;
+    let membership = enrolment::membership(&options, &sealer, &shutdown).await?;
     let (identity_sender, identity) = watch::channel(membership.identity()?);
     let (catalog_sender, catalog) = watch::channel(Arc::default());
     let (report, report_receiver) = watch::channel(None);
