@@ -3,6 +3,7 @@
 //! State is published on `watch` channels; readers borrow it and never wait for a server.
 
 mod backoff;
+mod cache;
 mod connection;
 mod enrolment;
 mod issuer;
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use backoff::jitter;
+pub use cache::{Cache, Cached};
 pub use connection::DialError;
 #[cfg(test)]
 pub(crate) use connection::dial;
@@ -114,12 +116,16 @@ pub enum ControlError {
 pub struct Control {
     /// The host's identity; replaced at each renewal.
     pub identity: watch::Receiver<Arc<Identity>>,
-    /// The catalog as last heard; kept while no server answers.
+    /// The catalog as last heard, also before the last restart; kept while no server answers.
     pub catalog: watch::Receiver<Arc<Catalog>>,
     /// What this host says about itself; `None` until there is something to say.
     pub report: watch::Sender<Option<Report>>,
     /// Whether a server answers.
     pub status: watch::Receiver<ServerStatus>,
+    /// Where it is kept what the mesh is known to be.
+    pub cache: Arc<Cache>,
+    /// Certificates of workloads and services that were kept there.
+    pub cached_identities: Vec<Identity>,
     acknowledged: watch::Receiver<Option<Report>>,
     mark: Option<u32>,
     _tasks: JoinSet<()>,
@@ -134,7 +140,9 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let sealer = membership::sealer(&options.data_dir, &options.seal)?;
     let membership = enrolment::membership(&options, &sealer, &shutdown).await?;
     let (identity_sender, identity) = watch::channel(membership.identity()?);
-    let (catalog_sender, catalog) = watch::channel(Arc::default());
+    let cache = Cache::new(&options.data_dir, sealer, &identity.borrow().id);
+    let Cached { catalog, identities: cached_identities } = cache.load(&identity.borrow());
+    let (catalog_sender, catalog) = watch::channel(Arc::new(catalog));
     let (report, report_receiver) = watch::channel(None);
     let servers = membership.servers().to_vec();
     let (status_sender, status) = watch::channel(ServerStatus { servers, ..ServerStatus::default() });
@@ -153,7 +161,17 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let stop = shutdown.clone();
     tasks.spawn(async move { stop.run_until_cancelled(session.run()).await.unwrap_or_default() });
     tasks.spawn(async move { shutdown.run_until_cancelled(renewal).await.unwrap_or_default() });
-    Ok(Control { identity, catalog, report, status, acknowledged, mark: options.mark, _tasks: tasks })
+    Ok(Control {
+        identity,
+        catalog,
+        report,
+        status,
+        cache: Arc::new(cache),
+        cached_identities,
+        acknowledged,
+        mark: options.mark,
+        _tasks: tasks,
+    })
 }
 
 impl Control {
