@@ -63,6 +63,17 @@ pub struct Owners {
     found: HashMap<(u64, u32), Option<WorkloadName>>,
 }
 
+/// What this host serves at this moment.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn now(exempt: &ExemptPorts, workloads: &Workloads) -> Result<Served, DiscoveryError> {
+    let mut listeners = Listeners::default();
+    dump(&mut listeners)?;
+    let listeners = listeners.public(exempt, |socket| workloads.of(socket.cgroup?, socket.uid));
+    Ok(Served { addresses: host_addresses()?, listeners })
+}
+
 impl Owners {
     /// As `finder` knows them.
     pub fn new(finder: Arc<Finder>) -> Self {

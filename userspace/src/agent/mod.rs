@@ -9,7 +9,9 @@ mod interception;
 mod local;
 mod observe;
 mod process;
+mod protection;
 mod publish;
+mod remember;
 mod whois;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -36,18 +38,23 @@ use crate::{
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
     proxy::{BoundWorkers, Listen, Origin, Shared, Workers},
+    seal::KeySource,
     workload::{self, Finder, Naming},
 };
 use discover::{Discovery, Owners, Served};
 use enforce::{Enforcement, Problems};
 use identities::Keeper;
+use protection::FirstProtection;
 use publish::Publisher;
+use remember::Memory;
 
 /// What an agent or a sidecar is started with.
 #[derive(Debug, Clone)]
 pub struct AgentOptions {
     /// Where the identity is kept.
     pub data_dir: PathBuf,
+    /// The key that secrets there are sealed with.
+    pub seal: KeySource,
     /// Where the command line finds the running daemon.
     pub run_dir: PathBuf,
     /// The name to join as.
@@ -90,11 +97,26 @@ impl Capture {
         }
     }
 
-    fn attach(&self) -> anyhow::Result<Option<Interception>> {
-        match self {
-            Self::Kernel(kernel) => Ok(Some(Interception::attach(kernel)?)),
-            Self::Sidecar(_) => Ok(None),
-        }
+    /// Attaches the hooks, if there are any, which enforce `first` from then on.
+    fn attach(
+        &self,
+        first: &FirstProtection<'_>,
+        finder: Option<&Arc<Finder>>,
+    ) -> anyhow::Result<Option<Interception>> {
+        let (Self::Kernel(kernel), Some(finder)) = (self, finder) else { return Ok(None) };
+        let workloads = finder.workloads();
+        let mut put = Ok(());
+        let interception =
+            Interception::attach(kernel, |maps| put = first.put(maps, kernel.room, workloads))?;
+        put?;
+        Ok(Some(interception))
+    }
+
+    /// Who is who on this host, which the kernel half asks for.
+    fn finder(&self) -> anyhow::Result<Option<Arc<Finder>>> {
+        let Self::Kernel(kernel) = self else { return Ok(None) };
+        let naming = Naming::new(kernel.workloads.clone());
+        Ok(Some(Arc::new(Finder::new(workload::watch(&kernel.cgroup, naming)?))))
     }
 
     fn upstream(&self) -> Option<Upstream> {
@@ -138,16 +160,23 @@ pub struct SidecarOptions {
 pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let socket = LocalSocket::bind(&options.run_dir, options.capture.socket_name())?;
-    let control = join(&options, &shutdown).await?;
+    let mut control = join(&options, &shutdown).await?;
     let (shared, wanted) = Shared::new(control.identity.borrow().clone(), options.capture.mark())?;
     let shared = Arc::new(shared);
     // Ports first: an agent that cannot serve must not touch the hooks of one that was killed, which still
     // refuse what they redirect.
     let bound = Workers::bind(&options.capture.listen(options.tunnel_port), options.capture.mark())?;
-    let mut interception = options.capture.attach()?;
+    let (catalog, identity) = (control.catalog.borrow().clone(), control.identity.borrow().clone());
+    let first = FirstProtection { catalog: &catalog, identity: &identity, exempt: &options.exempt };
+    if let Some(finder) = options.capture.finder()? {
+        shared.workloads.get_or_init(|| finder);
+    }
+    let mut interception = options.capture.attach(&first, shared.workloads.get())?;
+    let mut keeper = Keeper::new(control.issuer(), shared.clone());
+    keeper.adopt(std::mem::take(&mut control.cached_identities));
     let mut running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
     if let Ok(running) = &mut running {
-        running.tasks.spawn(Keeper::new(control.issuer(), shared.clone()).run(wanted));
+        running.tasks.spawn(keeper.run(wanted));
     }
     let running = match running {
         Ok(mut running) => running.until(&shutdown).await.map(|()| running),
@@ -165,6 +194,7 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
 async fn join(options: &AgentOptions, shutdown: &CancellationToken) -> anyhow::Result<Control> {
     let control = ControlOptions {
         data_dir: options.data_dir.clone(),
+        seal: options.seal.clone(),
         join: options.join.clone(),
         node: options.node.clone(),
         mark: options.capture.mark(),
@@ -188,10 +218,7 @@ fn start(
     mut interception: Option<&mut Interception>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Running> {
-    let finder = interception.as_ref().map(|interception| finder(interception.options())).transpose()?;
-    if let Some(finder) = &finder {
-        shared.workloads.get_or_init(|| finder.clone());
-    }
+    let finder = shared.workloads.get().cloned();
     let upstream = Arc::new(ArcSwapOption::empty());
     let pins = interception.as_ref().map(|interception| interception.pins().clone());
     let workers = bound.start(shared, options.drain_timeout, || match &pins {
@@ -213,9 +240,12 @@ fn start(
     };
     let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
     let verdicts = interception.as_mut().map(|interception| interception.verdict_events()).transpose()?;
-    let local = local::AgentLocal::new(options, control, shared, interception.as_deref(), problems);
+    let memory = Memory::new(control.cache.clone(), control.catalog.clone(), shared.clone());
+    let local =
+        local::AgentLocal::new(options, control, shared, interception.as_deref(), problems, memory.saved());
 
     let mut tasks = JoinSet::new();
+    tasks.spawn(memory.run());
     let discovery = Discovery {
         exempt: options.exempt.clone(),
         tunnel_port: options.tunnel_port,
@@ -231,12 +261,6 @@ fn start(
     }
     tasks.spawn(announce_ready(control.catalog.clone()));
     Ok(Running { workers, discovery, tasks })
-}
-
-/// Who is who on this host.
-fn finder(options: &InterceptionOptions) -> anyhow::Result<Arc<Finder>> {
-    let naming = Naming::new(options.workloads.clone());
-    Ok(Arc::new(Finder::new(workload::watch(&options.cgroup, naming)?)))
 }
 
 fn enforcement(
