@@ -57,23 +57,32 @@ impl Leadership {
         loop {
             match self.attempt(claim).await {
                 Ok(Some(revision)) => return revision,
-                Ok(None) => {}
-                Err(error) => debug!(%error, "no leader can be elected"),
+                Ok(None) => {
+                    // Fails only when the feed is gone, and this server with it.
+                    let _ = leader.wait_for(Option::is_none).await;
+                }
+                Err(error) => {
+                    debug!(%error, "no leader can be elected");
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
-            tokio::time::sleep(PAUSE).await;
-            // Fails only when the feed is gone, and this server with it.
-            let _ = leader.wait_for(Option::is_none).await;
         }
     }
 
+    /// The revision of the claim if it was the first; else waits until the feed knows of the other one.
     async fn attempt(&self, claim: &str) -> Result<Option<u64>, StoreError> {
         let conditions = vec![Condition::Absent(LEADER.to_owned())];
         let changes = vec![Change::Announce(LEADER.to_owned(), claim.into())];
         if let Outcome::Applied(revision) = self.store.commit(Transaction { conditions, changes }).await? {
             return Ok(Some(revision));
         }
-        let entry = self.store.get(LEADER).await?;
-        Ok(entry.filter(|entry| entry.value == claim.as_bytes()).map(|entry| entry.revision))
+        let Some(entry) = self.store.get(LEADER).await? else { return Ok(None) };
+        if entry.value == claim.as_bytes() {
+            return Ok(Some(entry.revision));
+        }
+        // When the feed does not know the other one yet, nobody seems to lead.
+        self.feed.reached(entry.revision).await;
+        Ok(None)
     }
 
     /// Returns when it turns out that somebody else leads.

@@ -67,7 +67,10 @@ impl EmbeddedStore {
         let revision = prepare(&database).map_err(|error| failed(&error))?;
         let latest = watch::Sender::new(revision);
         let (state, session) = (Mutex::default(), watch::Sender::new(1));
-        Ok(Self { commits: TaskTracker::new(), shared: Arc::new(Shared { database, state, latest, session }) })
+        Ok(Self {
+            commits: TaskTracker::new(),
+            shared: Arc::new(Shared { database, state, latest, session }),
+        })
     }
 }
 

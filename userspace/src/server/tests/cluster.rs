@@ -131,5 +131,5 @@ async fn a_server_that_comes_back_has_everything() {
     drop(one.stop().await);
     let one = server(&cluster, "one", tempfile::tempdir().unwrap()).await;
     assert!(has_endpoint(&members(&one).await, "10.99.0.20:8181"), "before it is ready");
-    sees(&one, |catalog| is_connected(catalog, "fcs00") && leaders(catalog) == ["two"]).await;
+    sees(&one, |catalog| is_connected(catalog, "fcs00") && leaders(catalog).len() == 1).await;
 }
