@@ -85,8 +85,8 @@ pub fn policy() -> PolicyState {
 #[inline(always)]
 pub fn count(counter: Counter) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: the slot belongs to this CPU, and a program is not preempted by another on the same CPU
-        // for long enough to matter to a counter.
+        // A program is not preempted by another on the same CPU for long enough to matter to a counter.
+        // SAFETY: the slot belongs to this CPU.
         unsafe { *value += 1 };
     }
 }

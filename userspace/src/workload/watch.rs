@@ -43,9 +43,9 @@ pub fn watch(root: &Path) -> Result<watch::Receiver<Workloads>, WorkloadError> {
     let empty = Workloads { root: root.to_owned(), cgroups: Arc::default(), users: Arc::default() };
     let (sender, receiver) = watch::channel(empty);
     tree.publish(&sender);
+    let readable = Readable(tree.inotify.clone());
     // SAFETY: the inotify instance owns its descriptor and keeps it until it is dropped, after the registration.
-    let inotify =
-        unsafe { AsyncFd::register_with_interest(Readable(tree.inotify.clone()), Interest::READABLE) };
+    let inotify = unsafe { AsyncFd::register_with_interest(readable, Interest::READABLE) };
     let inotify = inotify.map_err(|error| failed(error.into()))?;
     tokio::spawn(follow(tree, inotify, sender));
     Ok(receiver)
