@@ -19,6 +19,7 @@ use crate::{
     bpf::{Counters, HOOKS, Hook, Pins, attached_hooks},
     catalog::Catalog,
     control::{Control, ServerStatus},
+    log_writer,
     observe::Filter,
     proxy::{
         Shared,
@@ -107,6 +108,7 @@ fn traffic(traffic: &Traffic, redirected: u64) -> v1::Traffic {
         tunnel_handshakes: traffic.get(Counter::TunnelHandshakes),
         missing_records: traffic.get(Counter::MissingRecords),
         redirected,
+        log_lines_lost: log_writer::lost(),
     }
 }
 

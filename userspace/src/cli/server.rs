@@ -50,7 +50,7 @@ pub struct ServerArgs {
 /// # Errors
 /// When the server cannot start, or serving fails.
 pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
-    daemon::start_log(arguments.daemon.log_format)?;
+    let _last_lines = daemon::start_log(arguments.daemon.log_format)?;
     let node = daemon::node_name(arguments.node)?;
     let options = ServerOptions {
         run_dir: arguments.daemon.run_dir(),

@@ -62,6 +62,7 @@ struct Traffic {
     tunnel_handshakes: u64,
     missing_records: u64,
     redirected: u64,
+    log_lines_lost: u64,
 }
 
 /// Prints how the daemon is doing; fails when something is wrong.
@@ -153,6 +154,11 @@ fn page(status: &v1::StatusResponse, problems: &[String], now: SystemTime) -> St
         let list = status.contested_addresses.join(", ");
         let _ = writeln!(page, "WARNING: another host claimed {list} first; see `murmesh check`");
     }
+    let lost = status.traffic.as_ref().map_or(0, |traffic| traffic.log_lines_lost);
+    if lost > 0 {
+        let _ =
+            writeln!(page, "WARNING: {lost} lines of the log were dropped: nobody reads them fast enough");
+    }
     match problems {
         [] => page.push_str("all is well\n"),
         problems => problems.iter().for_each(|problem| {
@@ -222,6 +228,7 @@ impl From<&v1::Traffic> for Traffic {
             tunnel_handshakes: traffic.tunnel_handshakes,
             missing_records: traffic.missing_records,
             redirected: traffic.redirected,
+            log_lines_lost: traffic.log_lines_lost,
         }
     }
 }

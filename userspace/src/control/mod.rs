@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use backoff::jitter;
+pub(crate) use backoff::{Backoff, jitter};
 pub use connection::DialError;
 #[cfg(test)]
 pub(crate) use connection::dial;

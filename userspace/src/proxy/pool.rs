@@ -203,8 +203,9 @@ impl Pool {
         Ok((identity.generation, config))
     }
 
+    /// That of its certificate, if it is still valid.
     fn generation(&self, caller: &SpiffeId) -> Option<u64> {
-        Some(self.shared.identities.current(caller)?.generation)
+        Some(self.shared.identities.valid(caller)?.generation)
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Instant,
 };
 
 use crate::{
@@ -22,8 +23,21 @@ pub struct LocalServices {
     pub peers: HashMap<NodeName, HashSet<IpAddr>>,
     /// Named services of this host, by port.
     pub names: BTreeMap<u16, ServiceName>,
+    /// Names that services of this host had until a moment ago.
+    pub former_names: Vec<FormerName>,
     /// Who its services are, but those that are this host itself.
     pub identities: HashSet<Arc<SpiffeId>>,
+}
+
+/// A name that the service on a port has lost. Other hosts may hear of it later than this one, and have tunnels to it.
+#[derive(Debug, Clone)]
+pub struct FormerName {
+    /// The port.
+    pub port: u16,
+    /// The name.
+    pub name: ServiceName,
+    /// Until when it is still good enough.
+    pub until: Instant,
 }
 
 impl LocalServices {
@@ -47,16 +61,25 @@ impl LocalServices {
         service.or_else(workload)
     }
 
-    /// Whether `destination`, one of its services, is who `subject` says. This host vouches for all of them.
+    /// Whether `destination`, one of its services, is who `subject` says. This host vouches for all of them, and
+    /// whoever listens stays who it is when its port gets a name.
     pub fn is_served_by(&self, destination: SocketAddr, subject: &Subject) -> bool {
-        match (subject, self.names.get(&destination.port())) {
-            (Subject::Host(_), _) => true,
-            (Subject::Service(presented), name) => name == Some(presented),
-            (Subject::Workload(_, presented), None) => self
+        let port = destination.port();
+        match subject {
+            Subject::Host(_) => true,
+            Subject::Service(presented) => {
+                self.names.get(&port) == Some(presented) || self.had_name(port, presented)
+            }
+            Subject::Workload(_, presented) => self
                 .listener(destination)
                 .is_some_and(|listener| listener.workload.as_ref() == Some(presented)),
-            (Subject::Workload(..), Some(_)) | (Subject::Server(_), _) => false,
+            Subject::Server(_) => false,
         }
+    }
+
+    fn had_name(&self, port: u16, name: &ServiceName) -> bool {
+        let mut former = self.former_names.iter().filter(|former| former.port == port);
+        former.any(|former| former.name == *name && Instant::now() < former.until)
     }
 
     /// Whether a tunnel from `node`, whose connection came from `tunnel_source`, may speak for a client with
@@ -69,6 +92,8 @@ impl LocalServices {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -136,12 +161,28 @@ mod tests {
         assert_eq!((subject(82), subject(83)), (None, None));
         let [web, shop] = [80, 81].map(|port| services.subject(&node, at(port)).expect("told apart"));
         assert!(services.is_served_by(at(80), &web) && services.is_served_by(at(81), &shop));
-        let others = [(81, &web), (82, &web), (80, &shop), (82, &shop)];
+        assert!(services.is_served_by(at(81), &web), "it listens there, too");
+        let others = [(82, &web), (80, &shop), (82, &shop)];
         assert!(!others.into_iter().any(|(port, subject)| services.is_served_by(at(port), subject)));
         assert!(
             [80, 81, 82]
                 .into_iter()
                 .all(|port| services.is_served_by(at(port), &Subject::Host(node.clone())))
         );
+    }
+
+    #[test]
+    fn a_name_is_good_enough_for_a_moment_after_it_was_lost() {
+        let name: ServiceName = "shop".parse().expect("a name");
+        let (now, at) = (Instant::now(), SocketAddr::new(ip("10.0.0.1"), 81));
+        let lost = |until| LocalServices {
+            former_names: vec![FormerName { port: 81, name: name.clone(), until }],
+            ..LocalServices::default()
+        };
+        let shop = Subject::Service(name.clone());
+        assert!(lost(now + Duration::from_secs(60)).is_served_by(at, &shop));
+        assert!(!lost(now).is_served_by(at, &shop));
+        let other = Subject::Service("other".parse().expect("a name"));
+        assert!(!lost(now + Duration::from_secs(60)).is_served_by(at, &other));
     }
 }

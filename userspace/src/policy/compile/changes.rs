@@ -8,7 +8,7 @@ use murmesh_common::{
     self as kernel, CLASS_CHANGES, Endpoint, PolicyState, SocketAddress, VerdictKey, WorkloadEntry,
 };
 
-use super::{NetworkEntry, Tables};
+use super::{CLOSED, NetworkEntry, Tables};
 
 /// One write to a map; `None` removes the entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,10 +36,20 @@ pub enum Change {
 }
 
 /// Takes away the endpoints that are no longer wanted. Apart from the other changes, because the agent keeps its own
-/// routes to them until it is done.
+/// routes to them until it is done. What is refused from now on because there is no room for it is refused before it
+/// is taken away.
 pub fn removals(present: &Tables, wanted: &Tables) -> Vec<Change> {
     let gone = present.endpoints.keys().filter(|address| !wanted.endpoints.contains_key(address));
-    gone.map(|address| Change::Endpoint(*address, None)).collect()
+    let gone: Vec<_> = gone.map(|address| Change::Endpoint(*address, None)).collect();
+    let refused = wanted.egress.iter().filter(|(_, destination)| **destination == CLOSED);
+    if gone.is_empty() || refused.clone().next().is_none() {
+        return gone;
+    }
+    let new = refused.filter(|(entry, destination)| present.egress.get(entry) != Some(destination));
+    let new = new.map(|(entry, destination)| Change::Egress(*entry, Some(*destination)));
+    let state = PolicyState { egress: 1, ..present.state };
+    let state = (present.state != state).then_some(Change::State(state));
+    new.chain(state).chain(gone).collect()
 }
 
 /// Everything but [`removals`].

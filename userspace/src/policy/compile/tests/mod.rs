@@ -89,6 +89,35 @@ proptest! {
         }
         prop_assert_eq!(present, wanted);
     }
+
+    #[test]
+    fn what_loses_its_room_or_gets_it_is_refused_meanwhile(
+        before in worlds(),
+        after in worlds(),
+        loses: bool,
+        endpoints in 1_usize..4,
+        calls in calls(),
+    ) {
+        let small = Room { endpoints: 3 * PORTS.len() + endpoints, ..ROOM };
+        let rooms = if loses { [ROOM, small] } else { [small, ROOM] };
+        let (mut present, _) = before.compile(&mut Compiler::new(rooms[0], &Tables::default()));
+        let (wanted, _) = after.compile(&mut Compiler::new(rooms[1], &present));
+        let mut all = removals(&present, &wanted);
+        all.extend(changes(&present, &wanted));
+        for change in all {
+            present.apply(change);
+            for call in &calls {
+                let (decision, unknown) = decided(&present, call);
+                let closed = Decision { action: Done::Deny, report: Some(NO_ROOM) };
+                let expected = [before.decision(call), after.decision(call), closed];
+                prop_assert!(
+                    expected.contains(&decision) || unknown && of_unknown_source(&decision),
+                    "{:?} after {:?}: {:?}, not {:?}", call, change, decision, expected
+                );
+            }
+        }
+        prop_assert_eq!(present, wanted);
+    }
 }
 
 #[test]
