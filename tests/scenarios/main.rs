@@ -15,6 +15,7 @@ mod fortune;
 mod full_map;
 mod half_close;
 mod hostile_peers;
+mod in_clear;
 mod join;
 mod lab;
 mod live_streams;

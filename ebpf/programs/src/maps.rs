@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use murmesh_common::{
-    ConnectionRecord, Counter, Destination, Endpoint, HandshakeKey, ListenerEvent, NetworkKey, PolicyState,
+    ConnectionRecord, Counter, DenialKey, Destination, Endpoint, HandshakeKey, ListenerEvent, NetworkKey, PolicyState,
     Settings, SocketAddress, SourceClass, Verdict, VerdictEvent, VerdictKey, WorkloadEntry,
 };
 
@@ -48,6 +48,11 @@ pub static EXCEPTIONS: LpmTrie<NetworkKey, u32, 65536> = LpmTrie::new();
 /// Addresses of this host and of the mesh: an `Owner` as a number.
 #[btf_map]
 pub static ADDRESSES: HashMap<[u32; 4], u32, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Not 0 where a rule could refuse a port of this host to some workload of a group of hosts. Every group has an entry
+/// for all its other ports.
+#[btf_map]
+pub static DENIALS: HashMap<DenialKey, u32, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// What there are rules for.
 #[btf_map]

@@ -47,8 +47,8 @@ pub struct Known<'a> {
     pub serving: &'a Served,
     /// What it reaches through the mesh.
     pub routes: &'a Routes,
-    /// Addresses of the mesh's hosts.
-    pub mesh: &'a BTreeSet<IpAddr>,
+    /// Addresses of the mesh's hosts, and whose they are.
+    pub mesh: &'a BTreeMap<IpAddr, &'a NodeName>,
     /// Ports that are never meshed.
     pub exempt: &'a ExemptPorts,
 }

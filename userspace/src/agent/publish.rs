@@ -20,7 +20,7 @@ use super::{
     enforce::{Enforcement, Known},
 };
 use crate::{
-    catalog::Catalog,
+    catalog::{Catalog, Host},
     control::Backoff,
     discovery::ExemptPorts,
     identity::{Identity, NodeName, SpiffeId},
@@ -132,11 +132,11 @@ impl Publisher {
 
     /// Workers must have a route before the kernel redirects to it, and until it does not any more. False if the
     /// kernel half did not take all of it.
-    fn publish_routes(
+    fn publish_routes<'a>(
         &mut self,
         node: &NodeName,
         serving: &Served,
-        catalog: &Catalog,
+        catalog: &'a Catalog,
         routes: Routes,
     ) -> bool {
         let routes = Arc::new(routes);
@@ -148,7 +148,9 @@ impl Publisher {
             }
             Some(enforcement) => {
                 let (policy, exempt) = (&*catalog.policy, &self.exempt);
-                let mesh = catalog.hosts.values().flat_map(|host| host.report.addresses.iter().copied());
+                let addresses =
+                    |host: &'a Host| host.report.addresses.iter().map(|address| (*address, &host.node));
+                let mesh = catalog.hosts.values().flat_map(|host| addresses(host));
                 let (mesh, routes) = (&mesh.collect(), &*routes);
                 enforcement.enforce(&Known { policy, node, serving, routes, mesh, exempt }, take_over)
             }

@@ -1,7 +1,7 @@
 //! `murmesh status`. JSON: `{healthy, problems, role, node, version, trust_domain, spiffe_id,
 //! certificate_expires_at, catalog_revision, endpoints, contested_addresses, servers, connected_server,
-//! interception, traffic}`. `interception` is `{cgroup, bpf_dir, attached, missing, canary_error, map_problems}` and
-//! `traffic` has the counters of the running agent; both are null where they do not apply.
+//! interception, traffic}`. `interception` is `{cgroup, bpf_dir, attached, missing, canary_error, map_problems,
+//! unheld_services}` and `traffic` has the counters of the running agent; both are null where they do not apply.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -49,6 +49,7 @@ struct Interception<'a> {
     missing: &'a [String],
     canary_error: Option<&'a str>,
     map_problems: &'a [String],
+    unheld_services: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -154,6 +155,10 @@ fn page(status: &v1::StatusResponse, problems: &[String], now: SystemTime) -> St
         let list = status.contested_addresses.join(", ");
         let _ = writeln!(page, "WARNING: another host claimed {list} first; see `murmesh check`");
     }
+    for service in status.interception.iter().flat_map(|interception| &interception.unheld_services) {
+        let _ =
+            writeln!(page, "WARNING: nothing listens for the strict service {service}; see `murmesh check`");
+    }
     let lost = status.traffic.as_ref().map_or(0, |traffic| traffic.log_lines_lost);
     if lost > 0 {
         let _ =
@@ -210,6 +215,7 @@ impl<'a> Status<'a> {
                 missing: &found.missing,
                 canary_error: some(&found.canary_error),
                 map_problems: &found.map_problems,
+                unheld_services: &found.unheld_services,
             }),
             traffic: status.traffic.as_ref().map(Traffic::from),
         }

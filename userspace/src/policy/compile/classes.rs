@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use murmesh_common::{self as kernel, CLASS_CHANGES, VerdictKey, WorkloadEntry};
+use murmesh_common::{self as kernel, CLASS_CHANGES, Owner, VerdictKey, WorkloadEntry};
 
+use super::denials::Closed;
 use super::{CLOSED, Full, Tables, Who, kernel_verdict};
 use crate::identity::WorkloadName;
 use crate::policy::{
@@ -17,6 +18,7 @@ pub struct Numbers {
     last: u32,
     sources: HashMap<Vec<IdentityPattern>, Given>,
     destinations: HashMap<(bool, Vec<DestinationPattern>), Given>,
+    groups: HashMap<Closed, Given>,
 }
 
 #[derive(Debug)]
@@ -33,8 +35,11 @@ impl Numbers {
         let endpoints = present.endpoints.values().map(|endpoint| endpoint.destination.class);
         let destinations = endpoints.chain(present.egress.values().map(|destination| destination.class));
         let pairs = present.verdicts.keys().flat_map(|key| [key.source, key.destination]);
-        let numbers = sources.chain(destinations).chain(pairs).filter(|number| *number != CLASS_CHANGES);
-        Self { last: numbers.max().unwrap_or(0), sources: HashMap::new(), destinations: HashMap::new() }
+        let groups = present.addresses.values().filter_map(|owner| Owner::group(*owner));
+        let groups = groups.chain(present.denials.keys().map(|key| key.group));
+        let numbers = sources.chain(destinations).chain(pairs).chain(groups);
+        let last = numbers.filter(|number| *number != CLASS_CHANGES).max().unwrap_or(0);
+        Self { last, sources: HashMap::new(), destinations: HashMap::new(), groups: HashMap::new() }
     }
 
     fn source(&mut self, policy: &Policy, class: &SourceClass) -> u32 {
@@ -46,10 +51,16 @@ impl Numbers {
         give(&mut self.destinations, (class.is_outside(), patterns), &mut self.last)
     }
 
+    /// Of the hosts that could be refused `closed`.
+    pub fn group(&mut self, closed: Closed) -> kernel::Group {
+        give(&mut self.groups, closed, &mut self.last)
+    }
+
     /// Forgets what was not asked for since the last call.
     pub fn forget_unused(&mut self) {
         self.sources.retain(|_, given| std::mem::take(&mut given.used));
         self.destinations.retain(|_, given| std::mem::take(&mut given.used));
+        self.groups.retain(|_, given| std::mem::take(&mut given.used));
     }
 }
 
