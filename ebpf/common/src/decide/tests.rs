@@ -170,7 +170,7 @@ fn worlds() -> impl Strategy<Value = World> {
     )
         .prop_map(
             |((egress_on, loopback), endpoints, workload, user, verdicts, egress, agent_listens)| World {
-                policy: PolicyState { egress: egress_on, loopback, mode: 0 },
+                policy: PolicyState { egress: egress_on, loopback, ..PolicyState::default() },
                 endpoints,
                 workload,
                 user,
