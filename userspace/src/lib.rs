@@ -17,6 +17,7 @@ pub mod log_writer;
 pub mod observe;
 pub mod policy;
 pub mod proxy;
+pub mod seal;
 pub mod server;
 pub mod socket;
 pub mod store;

@@ -20,7 +20,7 @@ use super::{
     enforce::{Enforcement, Known},
 };
 use crate::{
-    catalog::{Catalog, Host},
+    catalog::Catalog,
     control::Backoff,
     discovery::ExemptPorts,
     identity::{Identity, NodeName, SpiffeId},
@@ -96,6 +96,8 @@ impl Publisher {
         let mut ticks = interval(ROUTES_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut backoff = Backoff::new();
+        // A catalog that comes from disk is here before it is known what this host serves.
+        served.changed().await?;
         loop {
             let known = catalog.borrow_and_update().clone();
             let serving = served.borrow_and_update().clone();
@@ -132,11 +134,11 @@ impl Publisher {
 
     /// Workers must have a route before the kernel redirects to it, and until it does not any more. False if the
     /// kernel half did not take all of it.
-    fn publish_routes<'a>(
+    fn publish_routes(
         &mut self,
         node: &NodeName,
         serving: &Served,
-        catalog: &'a Catalog,
+        catalog: &Catalog,
         routes: Routes,
     ) -> bool {
         let routes = Arc::new(routes);
@@ -148,10 +150,7 @@ impl Publisher {
             }
             Some(enforcement) => {
                 let (policy, exempt) = (&*catalog.policy, &self.exempt);
-                let addresses =
-                    |host: &'a Host| host.report.addresses.iter().map(|address| (*address, &host.node));
-                let mesh = catalog.hosts.values().flat_map(|host| addresses(host));
-                let (mesh, routes) = (&mesh.collect(), &*routes);
+                let (mesh, routes) = (&catalog.addresses(), &*routes);
                 enforcement.enforce(&Known { policy, node, serving, routes, mesh, exempt }, take_over)
             }
         }
@@ -185,7 +184,7 @@ async fn routes_change(shared: &Shared, ticks: &mut Interval) {
 }
 
 /// `None` where no route leads.
-fn source_for(destination: SocketAddr) -> Option<IpAddr> {
+pub(super) fn source_for(destination: SocketAddr) -> Option<IpAddr> {
     socket::source_for(destination).ok()
 }
 

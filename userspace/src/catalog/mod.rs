@@ -66,6 +66,12 @@ pub struct Listener {
 }
 
 impl Catalog {
+    /// Addresses of the hosts, and whose they are.
+    pub fn addresses(&self) -> BTreeMap<IpAddr, &NodeName> {
+        let hosts = self.hosts.values();
+        hosts.flat_map(|host| host.report.addresses.iter().map(|address| (*address, &host.node))).collect()
+    }
+
     /// The named services of `node` that are strict there while nothing listens on their port, as far as the host tells:
     /// what a packet filter forwards from it, to a container for example, is not held back by the kernel half.
     pub fn unheld_services(&self, node: &NodeName) -> impl Iterator<Item = &Service> {
