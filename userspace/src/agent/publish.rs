@@ -24,7 +24,8 @@ use crate::{
     control::Backoff,
     discovery::ExemptPorts,
     identity::{Identity, NodeName, SpiffeId},
-    proxy::{FormerName, Here, LocalServices, Routes, Rules, Shared},
+    policy::Service,
+    proxy::{FormerlyNamed, Here, LocalServices, Routes, Rules, Shared},
     socket,
 };
 
@@ -109,7 +110,7 @@ impl Publisher {
             };
             let routes = Routes::new(&known, &here, source_for);
             let mut services = local_services(&known, &serving, &own.id);
-            services.former_names = former_names(&self.shared.services.load(), &services);
+            services.formerly_named = formerly_named(&self.shared.services.load(), &services);
             let services = Arc::new(services);
             self.shared.services.store(services.clone());
             services.identities.iter().for_each(|id| self.shared.identities.want(id));
@@ -189,13 +190,14 @@ pub(super) fn source_for(destination: SocketAddr) -> Option<IpAddr> {
 }
 
 /// What `before` had names for that `now` has others for, or none.
-fn former_names(before: &LocalServices, now: &LocalServices) -> Vec<FormerName> {
+fn formerly_named(before: &LocalServices, now: &LocalServices) -> Vec<FormerlyNamed> {
     let time = Instant::now();
-    let remembered = before.former_names.iter().filter(|former| time < former.until).cloned();
-    let lost = before.names.iter().filter(|(port, name)| now.names.get(port) != Some(name));
-    let lost =
-        lost.map(|(port, name)| FormerName { port: *port, name: name.clone(), until: time + FORMER_NAMES });
-    remembered.chain(lost).collect()
+    let remembered = before.formerly_named.iter().filter(|former| time < former.until).cloned();
+    let is_lost = |service: &&Arc<Service>| {
+        now.named.get(&service.port).is_none_or(|present| present.name != service.name)
+    };
+    let lost = before.named.values().filter(is_lost).cloned();
+    remembered.chain(lost.map(|service| FormerlyNamed { service, until: time + FORMER_NAMES })).collect()
 }
 
 fn local_services(catalog: &Catalog, served: &Served, own: &SpiffeId) -> LocalServices {
@@ -206,12 +208,12 @@ fn local_services(catalog: &Catalog, served: &Served, own: &SpiffeId) -> LocalSe
         .filter(|host| !is_own(&host.node))
         .map(|host| (host.node.clone(), host.report.addresses.iter().copied().collect()))
         .collect();
-    let mut names = BTreeMap::new();
+    let mut named = BTreeMap::new();
     for service in catalog.policy.services().values().filter(|service| service.hosts.iter().any(is_own)) {
-        names.entry(service.port).or_insert_with(|| service.name.clone());
+        named.entry(service.port).or_insert_with(|| service.clone());
     }
     let (addresses, listeners) = (served.addresses.clone(), served.listeners.clone());
-    let mut services = LocalServices { addresses, listeners, peers, names, ..LocalServices::default() };
+    let mut services = LocalServices { addresses, listeners, peers, named, ..LocalServices::default() };
     let Some(node) = own.node() else { return services };
     let ports: BTreeSet<_> = services.listeners.iter().map(|listener| listener.address.port()).collect();
     let destinations = ports

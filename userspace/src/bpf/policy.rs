@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData};
 use murmesh_common::{
-    DenialKey, Destination, Endpoint, NetworkKey, PolicyState, SocketAddress, SourceClass, Verdict,
+    DenialKey, Destination, Endpoint, NetworkKey, PolicyState, SocketAddress, SourceClass, UserKey, Verdict,
     VerdictKey, WorkloadEntry,
 };
 use nix::libc;
@@ -31,7 +31,7 @@ pub(super) const POLICY_MAPS: [&str; 10] = [
 pub struct PolicyMaps {
     endpoints: Named<HashMap<MapData, SocketAddress, Endpoint>>,
     workloads: Named<HashMap<MapData, u64, WorkloadEntry>>,
-    users: Named<HashMap<MapData, u32, SourceClass>>,
+    users: Named<HashMap<MapData, UserKey, SourceClass>>,
     verdicts: Named<HashMap<MapData, VerdictKey, Verdict>>,
     egress: Named<LpmTrie<MapData, NetworkKey, Destination>>,
     ports: Named<HashMap<MapData, u16, u32>>,

@@ -32,13 +32,13 @@ pub use origin::Origin;
 pub use pool::Peer;
 pub use routes::{Here, Route, Routes};
 pub use rules::Rules;
-pub use services::{FormerName, LocalServices};
+pub use services::{FormerlyNamed, LocalServices};
 pub use worker::{BoundWorkers, Listen, Workers};
 
 use crate::{
     identity::{Identity, IdentityError, NodeName},
     observe::Observer,
-    workload::Workloads,
+    workload::Finder,
 };
 use traffic::Traffic;
 
@@ -53,7 +53,7 @@ pub struct Shared {
     /// Says that there are new rules.
     rules_changed: watch::Sender<()>,
     /// Who this host's processes are, once they are followed; a sidecar does not tell them apart.
-    pub workloads: OnceLock<watch::Receiver<Workloads>>,
+    pub workloads: OnceLock<Arc<Finder>>,
     /// Who this host is, and who its workloads and services are.
     pub identities: Identities,
     /// Its name.

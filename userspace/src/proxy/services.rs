@@ -10,6 +10,7 @@ use std::{
 use crate::{
     catalog::{Listener, choose},
     identity::{NodeName, ServiceName, SpiffeId, Subject},
+    policy::Service,
 };
 
 /// What tunnels may reach on this host, and which clients may come through them.
@@ -22,21 +23,19 @@ pub struct LocalServices {
     /// Addresses of the other hosts, by node.
     pub peers: HashMap<NodeName, HashSet<IpAddr>>,
     /// Named services of this host, by port.
-    pub names: BTreeMap<u16, ServiceName>,
-    /// Names that services of this host had until a moment ago.
-    pub former_names: Vec<FormerName>,
+    pub named: BTreeMap<u16, Arc<Service>>,
+    /// Those whose names were others a moment ago.
+    pub formerly_named: Vec<FormerlyNamed>,
     /// Who its services are, but those that are this host itself.
     pub identities: HashSet<Arc<SpiffeId>>,
 }
 
-/// A name that the service on a port has lost. Other hosts may hear of it later than this one, and have tunnels to it.
+/// A service whose name was taken from it. Other hosts may hear of that later than this one, and have tunnels to it.
 #[derive(Debug, Clone)]
-pub struct FormerName {
-    /// The port.
-    pub port: u16,
-    /// The name.
-    pub name: ServiceName,
-    /// Until when it is still good enough.
+pub struct FormerlyNamed {
+    /// As it was.
+    pub service: Arc<Service>,
+    /// Until when the name is still good enough.
     pub until: Instant,
 }
 
@@ -56,30 +55,38 @@ impl LocalServices {
     /// or is none of its services.
     pub fn subject(&self, node: &NodeName, destination: SocketAddr) -> Option<Subject> {
         let listener = self.listener(destination)?;
-        let service = self.names.get(&destination.port()).cloned().map(Subject::Service);
+        let service = self.name(listener).cloned().map(Subject::Service);
         let workload = || Some(Subject::Workload(node.clone(), listener.workload.clone()?));
         service.or_else(workload)
+    }
+
+    /// The name of the service that a listener is, if it has one.
+    fn name(&self, listener: &Listener) -> Option<&ServiceName> {
+        let service = self.named.get(&listener.address.port())?;
+        service.is_served_by(listener.workload.as_ref()).then_some(&service.name)
     }
 
     /// Whether `destination`, one of its services, is who `subject` says. This host vouches for all of them, and
     /// whoever listens stays who it is when its port gets a name.
     pub fn is_served_by(&self, destination: SocketAddr, subject: &Subject) -> bool {
-        let port = destination.port();
+        let Some(listener) = self.listener(destination) else { return false };
         match subject {
             Subject::Host(_) => true,
             Subject::Service(presented) => {
-                self.names.get(&port) == Some(presented) || self.had_name(port, presented)
+                self.name(listener) == Some(presented) || self.had_name(listener, presented)
             }
-            Subject::Workload(_, presented) => self
-                .listener(destination)
-                .is_some_and(|listener| listener.workload.as_ref() == Some(presented)),
+            Subject::Workload(_, presented) => listener.workload.as_ref() == Some(presented),
             Subject::Server(_) => false,
         }
     }
 
-    fn had_name(&self, port: u16, name: &ServiceName) -> bool {
-        let mut former = self.former_names.iter().filter(|former| former.port == port);
-        former.any(|former| former.name == *name && Instant::now() < former.until)
+    fn had_name(&self, listener: &Listener, name: &ServiceName) -> bool {
+        self.formerly_named.iter().any(|FormerlyNamed { service, until }| {
+            service.port == listener.address.port()
+                && service.name == *name
+                && service.is_served_by(listener.workload.as_ref())
+                && Instant::now() < *until
+        })
     }
 
     /// Whether a tunnel from `node`, whose connection came from `tunnel_source`, may speak for a client with
@@ -102,6 +109,18 @@ mod tests {
 
     fn listener(address: &str) -> Listener {
         Listener { address: address.parse().expect("an address"), ipv6_only: false, workload: None }
+    }
+
+    fn named(name: &str, port: u16, workload: Option<&str>) -> (u16, Arc<Service>) {
+        let service = Service {
+            name: name.parse().expect("a name"),
+            hosts: BTreeSet::new(),
+            port,
+            mode: None,
+            exceptions: BTreeSet::new(),
+            workload: workload.map(|workload| workload.parse().expect("a name")),
+        };
+        (port, service.into())
     }
 
     #[test]
@@ -149,8 +168,9 @@ mod tests {
                 Listener { workload: workload.clone(), ..listener("0.0.0.0:80") },
                 Listener { workload, ..listener("0.0.0.0:81") },
                 listener("0.0.0.0:82"),
+                Listener { workload: "user-mallory".parse().ok(), ..listener("0.0.0.0:83") },
             ]),
-            names: BTreeMap::from([(81, "shop".parse().expect("a name"))]),
+            named: [named("shop", 81, None), named("bank", 83, Some("bank.service"))].into(),
             ..LocalServices::default()
         };
         let node = "here".parse().expect("a name");
@@ -158,7 +178,10 @@ mod tests {
         let subject = |port| services.subject(&node, at(port)).map(|subject| subject.to_string());
         assert_eq!(subject(80).as_deref(), Some("host/here/web.service"));
         assert_eq!(subject(81).as_deref(), Some("service/shop"));
-        assert_eq!((subject(82), subject(83)), (None, None));
+        assert_eq!((subject(82), subject(84)), (None, None));
+        assert_eq!(subject(83).as_deref(), Some("host/here/user-mallory"), "it is the bank's port");
+        let bank = Subject::Service("bank".parse().expect("a name"));
+        assert!(!services.is_served_by(at(83), &bank));
         let [web, shop] = [80, 81].map(|port| services.subject(&node, at(port)).expect("told apart"));
         assert!(services.is_served_by(at(80), &web) && services.is_served_by(at(81), &shop));
         assert!(services.is_served_by(at(81), &web), "it listens there, too");
@@ -173,16 +196,18 @@ mod tests {
 
     #[test]
     fn a_name_is_good_enough_for_a_moment_after_it_was_lost() {
-        let name: ServiceName = "shop".parse().expect("a name");
         let (now, at) = (Instant::now(), SocketAddr::new(ip("10.0.0.1"), 81));
-        let lost = |until| LocalServices {
-            former_names: vec![FormerName { port: 81, name: name.clone(), until }],
+        let minute = now + Duration::from_secs(60);
+        let lost = |workload, until| LocalServices {
+            addresses: BTreeSet::from([ip("10.0.0.1")]),
+            listeners: BTreeSet::from([listener("0.0.0.0:81")]),
+            formerly_named: vec![FormerlyNamed { service: named("shop", 81, workload).1, until }],
             ..LocalServices::default()
         };
-        let shop = Subject::Service(name.clone());
-        assert!(lost(now + Duration::from_secs(60)).is_served_by(at, &shop));
-        assert!(!lost(now).is_served_by(at, &shop));
-        let other = Subject::Service("other".parse().expect("a name"));
-        assert!(!lost(now + Duration::from_secs(60)).is_served_by(at, &other));
+        let service = |name: &str| Subject::Service(name.parse().expect("a name"));
+        assert!(lost(None, minute).is_served_by(at, &service("shop")));
+        assert!(!lost(None, now).is_served_by(at, &service("shop")), "for a moment only");
+        assert!(!lost(None, minute).is_served_by(at, &service("other")));
+        assert!(!lost(Some("web.service"), minute).is_served_by(at, &service("shop")), "it was another's");
     }
 }

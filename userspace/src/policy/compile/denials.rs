@@ -118,7 +118,9 @@ impl<'a> Denying<'a> {
         let mut destinations = HashMap::<_, Vec<u16>>::new();
         for port in ports {
             let on = |port: Option<u16>| workloads.get(&port).into_iter().flatten().copied();
-            let listeners: BTreeSet<_> = [None].into_iter().chain(on(None)).chain(on(Some(port))).collect();
+            let own = policy.service_at(here, port).map(|service| service.workload.as_ref());
+            let listeners = [None].into_iter().chain(own).chain(on(None)).chain(on(Some(port)));
+            let listeners: BTreeSet<_> = listeners.collect();
             let class = |listener: Option<&WorkloadName>| {
                 policy.destination_class(&policy.destination(here, listener.cloned(), port))
             };
@@ -154,7 +156,7 @@ impl<'a> Denying<'a> {
         classes.insert(class(None, None));
         if self.sources.iter().any(|pattern| matches!(pattern, IdentityPattern::Service(_))) {
             let services = self.policy.services().values().filter(|service| service.hosts.contains(node));
-            classes.extend(services.map(|service| class(None, Some(service.port))));
+            classes.extend(services.map(|service| class(service.workload.clone(), Some(service.port))));
         }
         classes
     }
