@@ -105,7 +105,7 @@ pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
     if let Some(ServerCommand::Reseal(arguments)) = arguments.command {
         return reseal(arguments);
     }
-    daemon::start_log(arguments.daemon.log_format)?;
+    let _last_lines = daemon::start_log(arguments.daemon.log_format)?;
     let node = daemon::node_name(arguments.node)?;
     let options = ServerOptions {
         run_dir: arguments.daemon.run_dir(),
