@@ -3,6 +3,7 @@
 mod access_log;
 mod addresses;
 mod agent_stop;
+mod at_rest;
 mod bench;
 mod bulk;
 mod check_and_status;
@@ -34,6 +35,8 @@ mod slow_reader;
 mod start_failures;
 mod storm;
 mod support;
+mod three_servers;
 mod unreachable;
 mod wire;
+mod without_servers;
 mod workload_identity;

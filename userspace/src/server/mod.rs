@@ -12,15 +12,18 @@ mod policy;
 mod presence;
 mod records;
 mod registry;
+mod roots;
+mod sealing;
 mod servers;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod view;
 
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -40,6 +43,7 @@ use crate::api::{MAX_REQUEST_BYTES, unix_seconds, v1};
 use crate::identity::token::{ServerAddress, ServerAddressError};
 use crate::identity::{IdentityError, NodeName, SpiffeId, TrustDomain};
 use crate::local::{LocalError, LocalSocket, SERVER_SOCKET};
+use crate::seal::{KeyId, KeySource};
 use crate::store::{EmbeddedStore, EtcdOptions, EtcdStore, Store, StoreError};
 use admin::AdminService;
 use administration::AdministrationService;
@@ -51,6 +55,8 @@ pub use policy::DEFAULT_MAX_RULES;
 use policy::PolicyRecords;
 use presence::Presence;
 use registry::{Registry, RegistryError};
+use roots::RootRecords;
+use transfer::TransferError;
 
 /// Where agents find a server unless told otherwise.
 pub const DEFAULT_PORT: u16 = 9190;
@@ -79,6 +85,8 @@ pub enum StoreOptions {
 pub struct ServerOptions {
     /// Where its records are kept.
     pub store: StoreOptions,
+    /// The key that secrets in the database are sealed with.
+    pub seal: KeySource,
     /// Where the Unix socket for the command line is made.
     pub run_dir: PathBuf,
     /// Addresses to listen on; none means port 9190 on every address.
@@ -109,6 +117,9 @@ pub enum ServerError {
     /// The database fails.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Records cannot be moved, or were not moved completely.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     /// A record in the database fails.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -181,15 +192,18 @@ impl Server {
     pub async fn bind(options: ServerOptions) -> Result<Self, ServerError> {
         let store = open_store(&options.store).await?;
         wait_for_quorum(&*store).await?;
+        transfer::ensure_finished(&*store).await?;
         let registry = Arc::new(Registry::new(store.clone()));
-        let authority = registry.authority(options.trust_domain.as_ref()).await?;
-        let asked = options.trust_domain.unwrap_or_else(|| authority.trust_domain().clone());
-        if asked != *authority.trust_domain() {
-            let found = authority.trust_domain().clone();
+        let sealer = Arc::new(sealing::open(&*store, &options.seal).await?);
+        let roots = RootRecords { store: store.clone(), sealer };
+        let roots = roots.load(options.trust_domain.as_ref()).await?;
+        let found = roots.authority.trust_domain().clone();
+        let asked = options.trust_domain.unwrap_or_else(|| found.clone());
+        if asked != found {
             return Err(ServerError::OtherTrustDomain { found, asked });
         }
         let id = SpiffeId::server(asked, options.node.clone());
-        let credentials = Arc::new(Credentials::new(authority, id, options.certificate_lifetime)?);
+        let credentials = Arc::new(Credentials::new(roots, id, options.certificate_lifetime)?);
         let listeners = listener::bind(&options.listen)?;
         let addresses = listener::advertised(options.advertise, &listeners)?;
         let alone = matches!(options.store, StoreOptions::Embedded(_));
@@ -198,7 +212,7 @@ impl Server {
         let policy = PolicyRecords {
             store: store.clone(),
             feed: feed.clone(),
-            trust_domain: credentials.authority().trust_domain().clone(),
+            trust_domain: credentials.trust_domain().clone(),
             max_rules: options.max_rules,
         };
         let administration = AdministrationService { policy };
@@ -216,12 +230,11 @@ impl Server {
     /// # Errors
     /// When a listener fails for good.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), ServerError> {
-        let tls = self.credentials.tls()?;
         info!(listen = ?self.addresses(), id = %self.credentials.id(), "ready");
         let mut tasks = JoinSet::new();
         let (sender, connections) = mpsc::channel(1);
         for listener in self.listeners {
-            tasks.spawn(listener::accept(listener, tls.clone(), sender.clone()));
+            tasks.spawn(listener::accept(listener, self.credentials.clone(), sender.clone()));
         }
         tasks.spawn(self.credentials.clone().keep_renewed());
         let (name, store, registry) = (self.name.to_string(), self.store, self.registry.clone());
@@ -275,6 +288,22 @@ impl Server {
     }
 }
 
+/// Writes all records of the mesh into a file, and returns how many there are.
+///
+/// # Errors
+/// When the store is in use, holds no mesh or fails, or the file cannot be written.
+pub async fn export(store: &StoreOptions, path: &Path) -> Result<usize, ServerError> {
+    Ok(transfer::export(&*open_store(store).await?, path).await?)
+}
+
+/// Puts all records of such a file into an empty store, and returns how many there are.
+///
+/// # Errors
+/// When the store is in use, holds a mesh or fails, or the file is not an export.
+pub async fn import(store: &StoreOptions, path: &Path) -> Result<usize, ServerError> {
+    Ok(transfer::import(&*open_store(store).await?, path).await?)
+}
+
 /// Waits until the store answers: machines that start together are not ready together.
 async fn wait_for_quorum(store: &dyn Store) -> Result<(), StoreError> {
     loop {
@@ -296,6 +325,19 @@ fn record(name: &NodeName, addresses: &[ServerAddress]) -> v1::Server {
     }
 }
 
+/// Seals every secret in the store anew; no server may use it meanwhile. The key from `old` gives way to the one
+/// from `new`, or to a new one in the data directory. Returns the id of the new key.
+///
+/// # Errors
+/// When the store is in use or sealed with another key, or a key cannot be had.
+pub async fn reseal(
+    store: &StoreOptions,
+    old: &KeySource,
+    new: Option<&KeySource>,
+) -> Result<KeyId, ServerError> {
+    Ok(sealing::reseal(&*open_store(store).await?, old, new).await?)
+}
+
 /// The store, which is made if it is missing.
 ///
 /// # Errors
@@ -309,6 +351,6 @@ pub async fn open_store(options: &StoreOptions) -> Result<Arc<dyn Store>, Server
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(|error| ServerError::DataDirectory { path: path.clone(), reason: error.to_string() })?;
+        .map_err(|error| ServerError::DataDirectory { path: path.to_owned(), reason: error.to_string() })?;
     Ok(Arc::new(EmbeddedStore::open(&path.join(DATABASE_FILE))?))
 }
