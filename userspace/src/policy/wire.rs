@@ -127,6 +127,7 @@ impl From<&Service> for v1::Service {
             port: service.port.into(),
             mode: service.mode.map_or(v1::Mode::Unspecified, v1::Mode::from).into(),
             exceptions: service.exceptions.iter().map(Network::to_string).collect(),
+            workload: service.workload.as_ref().map(ToString::to_string).unwrap_or_default(),
         }
     }
 }
@@ -142,6 +143,10 @@ impl TryFrom<v1::Service> for Service {
             port: port.ok_or(InvalidMessage::Port(message.port))?,
             mode: mode(message.mode)?,
             exceptions: message.exceptions.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+            workload: match message.workload.as_str() {
+                "" => None,
+                workload => Some(workload.parse()?),
+            },
         })
     }
 }
@@ -205,6 +210,7 @@ mod tests {
             port: 80,
             mode: v1::Mode::Strict.into(),
             exceptions: vec!["192.0.2.0/24".to_owned()],
+            workload: "web.service".to_owned(),
         }
     }
 
@@ -244,6 +250,7 @@ mod tests {
             v1::Service { port: 65_616, ..service() },
             v1::Service { mode: 9, ..service() },
             v1::Service { name: "*".to_owned(), ..service() },
+            v1::Service { workload: "*".to_owned(), ..service() },
         ] {
             assert!(Service::try_from(wrong.clone()).is_err(), "{wrong:?}");
         }

@@ -304,6 +304,19 @@ pub async fn import(store: &StoreOptions, path: &Path) -> Result<usize, ServerEr
     Ok(transfer::import(&*open_store(store).await?, path).await?)
 }
 
+/// Seals every secret in the store anew; no server may use it meanwhile. The key from `old` gives way to the one
+/// from `new`, or to a new one in the data directory. Returns the id of the new key.
+///
+/// # Errors
+/// When the store is in use or sealed with another key, or a key cannot be had.
+pub async fn reseal(
+    store: &StoreOptions,
+    old: &KeySource,
+    new: Option<&KeySource>,
+) -> Result<KeyId, ServerError> {
+    Ok(sealing::reseal(&*open_store(store).await?, old, new).await?)
+}
+
 /// Waits until the store answers: machines that start together are not ready together.
 async fn wait_for_quorum(store: &dyn Store) -> Result<(), StoreError> {
     loop {
@@ -323,19 +336,6 @@ fn record(name: &NodeName, addresses: &[ServerAddress]) -> v1::Server {
         last_seen: unix_seconds(SystemTime::now()),
         ..v1::Server::default()
     }
-}
-
-/// Seals every secret in the store anew; no server may use it meanwhile. The key from `old` gives way to the one
-/// from `new`, or to a new one in the data directory. Returns the id of the new key.
-///
-/// # Errors
-/// When the store is in use or sealed with another key, or a key cannot be had.
-pub async fn reseal(
-    store: &StoreOptions,
-    old: &KeySource,
-    new: Option<&KeySource>,
-) -> Result<KeyId, ServerError> {
-    Ok(sealing::reseal(&*open_store(store).await?, old, new).await?)
 }
 
 /// The store, which is made if it is missing.
