@@ -40,6 +40,7 @@ mod slow_reader;
 mod start_failures;
 mod storm;
 mod support;
+mod three_servers;
 mod unreachable;
 mod wire;
 mod without_servers;
