@@ -11,7 +11,7 @@ use murmesh_common::{Destination, Endpoint};
 use tokio::sync::watch;
 use tracing::{debug, error};
 
-use super::{canary::CANARIES, discover::Served};
+use super::{canary::CANARIES, discover::Served, reset::Resetter};
 use crate::{
     bpf::{BpfError, PolicyMaps},
     catalog::{Listener, choose},
@@ -35,6 +35,7 @@ pub struct Enforcement {
     workloads: watch::Receiver<Workloads>,
     problems: Problems,
     full: Vec<Full>,
+    resetter: Resetter,
 }
 
 /// What is known, beside this host's workloads.
@@ -62,7 +63,7 @@ impl Enforcement {
         problems: Problems,
     ) -> Self {
         let compiler = Compiler::new(room, maps.present());
-        Self { maps, compiler, workloads, problems, full: Vec::new() }
+        Self { maps, compiler, workloads, problems, full: Vec::new(), resetter: Resetter::default() }
     }
 
     /// Has the kernel half know which workloads come and go, until there is one for which that is not enough, and
@@ -98,6 +99,10 @@ impl Enforcement {
         let written = self.maps.remove_endpoints(&wanted);
         take_over();
         let written = written.and_then(|()| self.maps.update(&wanted));
+        if written.is_ok() && known.routes.revision() > 0 {
+            let Served { addresses, listeners } = known.serving;
+            self.resetter.follow(known.policy, known.node, known.exempt, listeners, addresses);
+        }
         self.tell(&wanted, written);
     }
 

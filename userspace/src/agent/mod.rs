@@ -8,8 +8,10 @@ mod identities;
 mod interception;
 mod local;
 mod observe;
+mod plaintext;
 mod process;
 mod publish;
+mod reset;
 mod whois;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -205,6 +207,7 @@ fn start(
     let publisher = Publisher {
         shared: shared.clone(),
         exempt: options.exempt.clone(),
+        servers: control.status.clone(),
         enforcement: interception
             .as_mut()
             .zip(workloads.clone())
@@ -229,6 +232,9 @@ fn start(
     tasks.spawn(async move { Ok(served.await?) });
     if let Some(verdicts) = verdicts {
         tasks.spawn(observe::tell(verdicts, shared.clone()));
+    }
+    if let Some(pins) = pins {
+        tasks.spawn(plaintext::watch(pins, control.plaintext.clone()));
     }
     tasks.spawn(announce_ready(control.catalog.clone()));
     Ok(Running { workers, discovery, tasks })

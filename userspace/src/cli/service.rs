@@ -1,11 +1,12 @@
-//! `murmesh service`. JSON of `list`: a list of `{name, hosts, port, mode, exceptions}`, where `mode` is null for the
-//! default of the mesh.
+//! `murmesh service`. JSON of `list`: a list of `{name, hosts, port, mode, exceptions, existing, unconfirmed}`, where
+//! `mode` is null for the default of the mesh, and `unconfirmed` null or `{mode, until}`.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::going_strict::{GoingStrict, ListedUnconfirmed, way_back};
 use super::output::{self, Format};
 use super::{ReadOptions, RunDirectory, daemon, members};
 use crate::api::v1;
@@ -19,6 +20,8 @@ use crate::policy::{Mode, Network, Service};
 pub enum ServiceCommand {
     /// Name a service, or change one. What is not given stays as it is.
     Set(SetArgs),
+    /// Keep a mode that was set with --confirm.
+    Confirm(ConfirmArgs),
     /// Take a service's name away. What listens goes on as an unnamed service.
     Remove(RemoveArgs),
     /// List the named services.
@@ -44,6 +47,17 @@ pub struct SetArgs {
     /// Networks that are let in from outside the mesh, in clear, instead of those before; "none" for no network.
     #[arg(long = "except", value_delimiter = ',', value_name = "NETWORK")]
     exceptions: Vec<String>,
+    #[command(flatten)]
+    going_strict: GoingStrict,
+}
+
+/// Arguments of `murmesh service confirm`.
+#[derive(Debug, Args)]
+pub struct ConfirmArgs {
+    #[command(flatten)]
+    run_directory: RunDirectory,
+    /// The name.
+    name: ServiceName,
 }
 
 /// Arguments of `murmesh service remove`.
@@ -53,6 +67,9 @@ pub struct RemoveArgs {
     run_directory: RunDirectory,
     /// The name.
     name: ServiceName,
+    /// Also when what listens becomes strict by default, and refuses clients that were let in, in clear, before.
+    #[arg(long)]
+    force: bool,
 }
 
 /// Arguments of `murmesh service list`.
@@ -69,6 +86,8 @@ struct Listed {
     port: u16,
     mode: Option<String>,
     exceptions: Vec<String>,
+    existing: String,
+    unconfirmed: Option<ListedUnconfirmed>,
 }
 
 /// Runs one of the commands.
@@ -78,6 +97,7 @@ struct Listed {
 pub fn run(command: ServiceCommand) -> anyhow::Result<ExitCode> {
     match command {
         ServiceCommand::Set(arguments) => set(arguments),
+        ServiceCommand::Confirm(arguments) => confirm(&arguments),
         ServiceCommand::Remove(arguments) => remove(&arguments),
         ServiceCommand::List(arguments) => list(&arguments),
     }
@@ -90,6 +110,9 @@ fn set(arguments: SetArgs) -> anyhow::Result<ExitCode> {
         port: arguments.port.map(u32::from),
         mode: arguments.mode.map(i32::from),
         exceptions: exceptions(arguments.exceptions)?,
+        existing: arguments.going_strict.existing(),
+        confirm_seconds: arguments.going_strict.confirm_seconds(),
+        force: arguments.going_strict.force,
     };
     daemon::block_on(async {
         let mut server = connect_to_server(&arguments.run_directory.run_dir).await?;
@@ -99,10 +122,20 @@ fn set(arguments: SetArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+fn confirm(arguments: &ConfirmArgs) -> anyhow::Result<ExitCode> {
+    daemon::block_on(async {
+        let mut server = connect_to_server(&arguments.run_directory.run_dir).await?;
+        let request = v1::ConfirmServiceRequest { name: arguments.name.to_string() };
+        let service = server.confirm_service(request).await.map_err(local_error)?.into_inner();
+        output::print(&format!("service {}\n", Service::try_from(service)?))?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
 fn remove(arguments: &RemoveArgs) -> anyhow::Result<ExitCode> {
     daemon::block_on(async {
         let mut server = connect_to_server(&arguments.run_directory.run_dir).await?;
-        let request = v1::RemoveServiceRequest { name: arguments.name.to_string() };
+        let request = v1::RemoveServiceRequest { name: arguments.name.to_string(), force: arguments.force };
         let service = server.remove_service(request).await.map_err(local_error)?.into_inner();
         output::print(&format!("removed service {}\n", Service::try_from(service)?))?;
         Ok(ExitCode::SUCCESS)
@@ -151,7 +184,7 @@ fn row(service: &Service) -> [String; 5] {
         service.name.to_string(),
         joined(service.hosts.iter().map(ToString::to_string).collect()),
         service.port.to_string(),
-        service.mode.map_or("default".to_owned(), |mode| mode.to_string()),
+        service.mode.map_or("default".to_owned(), |mode| mode.to_string()) + &way_back(service.unconfirmed),
         joined(service.exceptions.iter().map(ToString::to_string).collect()),
     ]
 }
@@ -164,6 +197,8 @@ impl From<&Service> for Listed {
             port: service.port,
             mode: service.mode.map(|mode| mode.to_string()),
             exceptions: service.exceptions.iter().map(ToString::to_string).collect(),
+            existing: service.existing.to_string(),
+            unconfirmed: service.unconfirmed.map(Into::into),
         }
     }
 }

@@ -25,6 +25,7 @@ pub(crate) use connection::dial;
 pub use issuer::Issuer;
 pub use membership::Membership;
 
+use crate::api::v1;
 use crate::catalog::{Catalog, Report, WireError};
 use crate::identity::token::ServerAddress;
 use crate::identity::{Identity, IdentityError, JoinToken, NodeName};
@@ -112,6 +113,8 @@ pub struct Control {
     pub catalog: watch::Receiver<Arc<Catalog>>,
     /// What this host says about itself; `None` until there is something to say.
     pub report: watch::Sender<Option<Report>>,
+    /// Who reaches this host's services in clear; `None` where nobody can tell.
+    pub plaintext: watch::Sender<Option<v1::PlaintextReport>>,
     /// Whether a server answers.
     pub status: watch::Receiver<ServerStatus>,
     acknowledged: watch::Receiver<Option<Report>>,
@@ -129,6 +132,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let (identity_sender, identity) = watch::channel(membership.identity()?);
     let (catalog_sender, catalog) = watch::channel(Arc::default());
     let (report, report_receiver) = watch::channel(None);
+    let (plaintext, plaintext_receiver) = watch::channel(None);
     let servers = membership.servers().to_vec();
     let (status_sender, status) = watch::channel(ServerStatus { servers, ..ServerStatus::default() });
     let (acknowledged_sender, acknowledged) = watch::channel(None);
@@ -139,6 +143,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
         identity: identity.clone(),
         catalog: catalog_sender,
         report: report_receiver,
+        plaintext: plaintext_receiver,
         acknowledged: acknowledged_sender,
         status: status_sender,
     };
@@ -146,7 +151,16 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let stop = shutdown.clone();
     tasks.spawn(async move { stop.run_until_cancelled(session.run()).await.unwrap_or_default() });
     tasks.spawn(async move { shutdown.run_until_cancelled(renewal).await.unwrap_or_default() });
-    Ok(Control { identity, catalog, report, status, acknowledged, mark: options.mark, _tasks: tasks })
+    Ok(Control {
+        identity,
+        catalog,
+        report,
+        plaintext,
+        status,
+        acknowledged,
+        mark: options.mark,
+        _tasks: tasks,
+    })
 }
 
 impl Control {

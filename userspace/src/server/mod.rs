@@ -3,10 +3,12 @@
 mod addresses;
 mod admin;
 mod administration;
+mod confirmation;
 mod credentials;
 mod feed;
 mod listener;
 mod mesh;
+mod plaintext;
 mod policy;
 mod records;
 mod registry;
@@ -43,6 +45,7 @@ use administration::AdministrationService;
 use credentials::Credentials;
 use feed::{Feed, FeedError};
 use mesh::MeshService;
+pub use plaintext::{MAX_CLIENTS as MAX_PLAINTEXT_CLIENTS, MAX_PORTS as MAX_PLAINTEXT_PORTS};
 pub use policy::DEFAULT_MAX_RULES;
 use policy::PolicyRecords;
 use registry::{Registry, RegistryError};
@@ -172,12 +175,12 @@ impl Server {
         let listeners = listener::bind(&options.listen)?;
         let servers = listener::advertised(options.advertise, &listeners)?;
         let feed = Arc::new(Feed::load(store.clone(), registry.clone()).await?);
-        let policy = PolicyRecords {
+        let policy = Arc::new(PolicyRecords {
             store,
             feed: feed.clone(),
             trust_domain: credentials.authority().trust_domain().clone(),
             max_rules: options.max_rules,
-        };
+        });
         let administration = AdministrationService { policy };
         let socket = LocalSocket::bind(&options.run_dir, SERVER_SOCKET)?;
         Ok(Self { listeners, socket, credentials, registry, feed, servers, administration })
@@ -202,6 +205,7 @@ impl Server {
         }
         tasks.spawn(self.credentials.clone().keep_renewed());
         let feed_stop = CancellationToken::new();
+        tasks.spawn(confirmation::run(self.administration.policy.clone()));
         let feeding = tokio::spawn(self.feed.clone().run(feed_stop.clone()));
 
         let mesh = MeshService {

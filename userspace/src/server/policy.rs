@@ -4,19 +4,22 @@
 //! is only committed if nobody made another one meanwhile. So what is checked here holds, however many servers there are.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use super::confirmation::{put_defaults, put_service};
 use super::feed::Feed;
-use super::records::{DEFAULTS, RULES, SERVICES, put, read};
+use super::plaintext::objections;
+use super::records::{RULES, SERVICES, put, read};
 use super::registry::RegistryError;
 use super::view::View;
-use crate::api::v1;
+use crate::api::{time_from_unix, unix_seconds, v1};
 use crate::identity::{NameError, NodeName, ServiceName, TrustDomain};
 use crate::policy::{
-    Component, Defaults, DestinationPattern, IdentityPattern, InvalidMessage, PatternError, Policy, Rule,
-    RuleId, Service,
+    Component, Defaults, DestinationPattern, IdentityPattern, InvalidMessage, Mode, PatternError, Policy,
+    Rule, RuleId, Service, Unconfirmed,
 };
 use crate::store::{Change, Condition, Outcome, Store, StoreError, Transaction};
 
@@ -28,6 +31,7 @@ const CHANGES: &str = "settings/changes";
 const MAX_SERVICES: usize = 4096;
 const MAX_SERVICE_HOSTS: usize = 1024;
 const MAX_EXCEPTIONS: usize = 64;
+const MAX_CONFIRM: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Why a change of the policy is refused.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +87,21 @@ pub enum PolicyChangeError {
         /// The rules.
         rules: Vec<u32>,
     },
+    /// Clients would be refused that were let in a short time ago.
+    #[error(
+        "in the last hour clients were let in, in clear, that would be refused, or there may have been: {0}; have them \
+         join the mesh, or let them in with --except, or go ahead with --force"
+    )]
+    LocksOut(String),
+    /// There is no way back to be taken, or to be given up.
+    #[error("{0} does not go back by itself: there is nothing to confirm")]
+    NothingToConfirm(String),
+    /// A way back that leads nowhere.
+    #[error("a mode that is to be confirmed must be another one than before: say which, with --mode")]
+    NothingToGoBackFrom,
+    /// A way back that is never taken.
+    #[error("a mode must be confirmed within 1 second to 7 days")]
+    ConfirmTime,
     /// All numbers of rules are used up.
     #[error("all numbers of rules are used up")]
     NoNumber,
@@ -100,8 +119,9 @@ impl From<StoreError> for PolicyChangeError {
     }
 }
 
+/// What every change of the policy changes too.
 #[derive(Default, Serialize, Deserialize)]
-struct StoredChanges {
+pub(super) struct StoredChanges {
     last_rule: u32,
 }
 
@@ -167,10 +187,21 @@ impl PolicyRecords {
                 mesh: request.mesh.unwrap_or(now.mesh),
                 egress: request.egress.unwrap_or(now.egress),
                 mode: request.mode.unwrap_or(now.mode),
+                existing: request.existing.unwrap_or(now.existing),
+                unconfirmed: None,
             };
-            let defaults = Defaults::try_from(wanted)?;
-            let change = Change::Put(DEFAULTS.to_owned(), v1::Defaults::from(defaults).encode_to_vec());
-            Ok((if defaults == view.policy.defaults { vec![] } else { vec![change] }, defaults))
+            let mut defaults = Defaults::try_from(wanted)?;
+            let mode = |mode| Defaults::try_from(v1::Defaults { mode, ..v1::Defaults::default() });
+            let asked = request.mode.map(|number| mode(number).map(|asked| Some(asked.mode))).transpose()?;
+            let before = &view.policy.defaults;
+            defaults.unconfirmed =
+                unconfirmed(request.confirm_seconds, asked, Some(before.mode), before.unconfirmed)?;
+            if !request.force {
+                let mut after = view.policy.clone();
+                after.defaults = defaults;
+                lock_nobody_out(&after, view)?;
+            }
+            Ok((if defaults == *before { vec![] } else { vec![put_defaults(defaults)] }, defaults))
         })
         .await
     }
@@ -186,8 +217,12 @@ impl PolicyRecords {
                 return Ok((vec![], service));
             }
             check_service(&service, view)?;
-            let key = format!("{SERVICES}{}", service.name);
-            Ok((vec![Change::Put(key, v1::Service::from(&service).encode_to_vec())], service))
+            if !request.force {
+                let mut after = view.policy.clone();
+                after.put_service(service.clone());
+                lock_nobody_out(&after, view)?;
+            }
+            Ok((vec![put_service(&service)], service))
         })
         .await
     }
@@ -196,8 +231,11 @@ impl PolicyRecords {
     ///
     /// # Errors
     /// A refusal, or a failure of the store.
-    pub async fn remove_service(&self, name: &str) -> Result<Service, PolicyChangeError> {
-        let name: ServiceName = name.parse()?;
+    pub async fn remove_service(
+        &self,
+        request: &v1::RemoveServiceRequest,
+    ) -> Result<Service, PolicyChangeError> {
+        let name: ServiceName = request.name.parse()?;
         self.change(|view, _| {
             let service = view.policy.services().get(&name);
             let service = service.ok_or_else(|| PolicyChangeError::UnknownService(name.clone()))?;
@@ -206,13 +244,18 @@ impl PolicyRecords {
             if !rules.is_empty() {
                 return Err(PolicyChangeError::InUse { name: name.clone(), rules });
             }
+            if !request.force {
+                let mut after = view.policy.clone();
+                after.remove_service(&name);
+                lock_nobody_out(&after, view)?;
+            }
             Ok((vec![Change::Delete(format!("{SERVICES}{name}"))], Service::clone(service)))
         })
         .await
     }
 
     /// Makes the changes that `decide` wants, and returns its answer when all watchers have been told.
-    async fn change<T>(
+    pub(super) async fn change<T>(
         &self,
         decide: impl Fn(&View, &mut StoredChanges) -> Result<(Vec<Change>, T), PolicyChangeError>,
     ) -> Result<T, PolicyChangeError> {
@@ -267,13 +310,52 @@ fn wanted_service(request: &v1::SetServiceRequest, policy: &Policy) -> Result<Se
     }
     let known = known.unwrap_or_default();
     let exceptions = request.exceptions.as_ref().map(|exceptions| exceptions.networks.clone());
-    Ok(Service::try_from(v1::Service {
+    let before = policy.services().get(&name);
+    let mut service = Service::try_from(v1::Service {
         name: request.name.clone(),
         hosts: if request.hosts.is_empty() { known.hosts } else { request.hosts.clone() },
         port: request.port.unwrap_or(known.port),
         mode: request.mode.unwrap_or(known.mode),
         exceptions: exceptions.unwrap_or(known.exceptions),
-    })?)
+        existing: request.existing.unwrap_or(known.existing),
+        unconfirmed: None,
+    })?;
+    service.unconfirmed = unconfirmed(
+        request.confirm_seconds,
+        request.mode.map(|_| service.mode),
+        before.and_then(|before| before.mode),
+        before.and_then(|before| before.unconfirmed),
+    )?;
+    Ok(service)
+}
+
+/// The way back from a change to the mode `asked`, if one is asked for, from `before`, which may have one already.
+fn unconfirmed(
+    confirm_seconds: u64,
+    asked: Option<Option<Mode>>,
+    before: Option<Mode>,
+    known: Option<Unconfirmed>,
+) -> Result<Option<Unconfirmed>, PolicyChangeError> {
+    let confirm = Duration::from_secs(confirm_seconds);
+    if confirm.is_zero() {
+        return Ok(if asked.is_none() { known } else { None });
+    }
+    let mode = known.map_or(before, |known| known.mode);
+    if asked.is_none_or(|asked| asked == mode) {
+        return Err(PolicyChangeError::NothingToGoBackFrom);
+    }
+    if confirm > MAX_CONFIRM {
+        return Err(PolicyChangeError::ConfirmTime);
+    }
+    let until = time_from_unix(unix_seconds(SystemTime::now() + confirm));
+    Ok(Some(Unconfirmed { mode, until: until.ok_or(PolicyChangeError::ConfirmTime)? }))
+}
+
+fn lock_nobody_out(after: &Policy, view: &View) -> Result<(), PolicyChangeError> {
+    match objections(&view.policy, after, view, SystemTime::now()) {
+        none if none.is_empty() => Ok(()),
+        some => Err(PolicyChangeError::LocksOut(some.join("; "))),
+    }
 }
 
 fn check_service(service: &Service, view: &View) -> Result<(), PolicyChangeError> {

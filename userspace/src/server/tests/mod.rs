@@ -6,6 +6,7 @@ mod identities;
 mod join;
 mod lifecycle;
 mod policy;
+mod strict;
 
 use std::path::Path;
 use std::sync::Arc;
