@@ -103,7 +103,7 @@ impl Publisher {
                 addresses: &serving.addresses,
                 exempt: &self.exempt,
             };
-            let routes = Routes::new(&known, &here, source_for);
+            let routes = Routes::new(&known, &here, |destination| source_for(&self.shared, destination));
             let services = Arc::new(local_services(&known, &serving, &own.id));
             self.shared.services.store(services.clone());
             services.identities.iter().for_each(|id| self.shared.identities.want(id));
@@ -170,15 +170,15 @@ async fn workloads_change(
 async fn routes_change(shared: &Shared, ticks: &mut Interval) {
     loop {
         ticks.tick().await;
-        if !shared.routes.load().has_sources(source_for) {
+        if !shared.routes.load().has_sources(|destination| source_for(shared, destination)) {
             return;
         }
     }
 }
 
 /// `None` where no route leads.
-fn source_for(destination: SocketAddr) -> Option<IpAddr> {
-    socket::source_for(destination).ok()
+fn source_for(shared: &Shared, destination: SocketAddr) -> Option<IpAddr> {
+    socket::source_for(destination, shared.mark).ok()
 }
 
 fn local_services(catalog: &Catalog, served: &Served, own: &SpiffeId) -> LocalServices {

@@ -216,7 +216,7 @@ pub(super) fn service(name: &str, node: &str, port: u16) -> Service {
         port,
         mode: None,
         exceptions: BTreeSet::new(),
-        existing: crate::policy::Existing::Keep,
+        existing: Existing::Keep,
         unconfirmed: None,
     }
 }
