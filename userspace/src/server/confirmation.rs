@@ -16,6 +16,9 @@ use crate::store::Change;
 /// How long a failed attempt waits for the next.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Services in one transaction; the others are next.
+const AT_ONCE: usize = 64;
+
 /// Runs until it is dropped.
 pub async fn run(policy: Arc<PolicyRecords>) {
     let mut changes = policy.feed.changes();
@@ -84,12 +87,12 @@ impl PolicyRecords {
             let now = SystemTime::now();
             let overdue = |unconfirmed: Option<Unconfirmed>| unconfirmed.filter(|it| it.until <= now);
             let (mut changes, mut said) = (Vec::new(), Vec::new());
-            for service in view.policy.services().values() {
-                if let Some(Unconfirmed { mode, .. }) = overdue(service.unconfirmed) {
-                    let service = Service { mode, unconfirmed: None, ..Service::clone(service) };
-                    changes.push(put_service(&service));
-                    said.push(format!("service {service}"));
-                }
+            let services = view.policy.services().values();
+            let services = services.filter_map(|service| Some((service, overdue(service.unconfirmed)?.mode)));
+            for (service, mode) in services.take(AT_ONCE) {
+                let service = Service { mode, unconfirmed: None, ..Service::clone(service) };
+                changes.push(put_service(&service));
+                said.push(format!("service {service}"));
             }
             let defaults = view.policy.defaults;
             if let Some(Unconfirmed { mode, .. }) = overdue(defaults.unconfirmed) {

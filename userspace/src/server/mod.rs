@@ -12,6 +12,7 @@ mod plaintext;
 mod policy;
 mod records;
 mod registry;
+mod services;
 #[cfg(test)]
 mod tests;
 mod view;

@@ -4,7 +4,7 @@
 //! is only committed if nobody made another one meanwhile. So what is checked here holds, however many servers there are.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use prost::Message;
 use serde::{Deserialize, Serialize};
@@ -14,12 +14,13 @@ use super::feed::Feed;
 use super::plaintext::objections;
 use super::records::{RULES, SERVICES, put, read};
 use super::registry::RegistryError;
+use super::services::{check_service, unconfirmed, wanted_service};
 use super::view::View;
-use crate::api::{time_from_unix, unix_seconds, v1};
+use crate::api::v1;
 use crate::identity::{NameError, NodeName, ServiceName, TrustDomain};
 use crate::policy::{
-    Component, Defaults, DestinationPattern, IdentityPattern, InvalidMessage, Mode, PatternError, Policy,
-    Rule, RuleId, Service, Unconfirmed,
+    Component, Defaults, DestinationPattern, IdentityPattern, InvalidMessage, PatternError, Policy, Rule,
+    RuleId, Service,
 };
 use crate::store::{Change, Condition, Outcome, Store, StoreError, Transaction};
 
@@ -28,10 +29,6 @@ pub const DEFAULT_MAX_RULES: usize = 10_000;
 
 /// Key of what every change of the policy changes too.
 const CHANGES: &str = "settings/changes";
-const MAX_SERVICES: usize = 4096;
-const MAX_SERVICE_HOSTS: usize = 1024;
-const MAX_EXCEPTIONS: usize = 64;
-const MAX_CONFIRM: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Why a change of the policy is refused.
 #[derive(Debug, thiserror::Error)]
@@ -301,56 +298,7 @@ fn speaks_of(rule: &Rule, name: &ServiceName) -> bool {
     of_destination || is_it(&rule.source)
 }
 
-/// What the request makes of the service as it is.
-fn wanted_service(request: &v1::SetServiceRequest, policy: &Policy) -> Result<Service, PolicyChangeError> {
-    let name: ServiceName = request.name.parse()?;
-    let known = policy.services().get(&name).map(|service| v1::Service::from(service.as_ref()));
-    if known.is_none() && (request.hosts.is_empty() || request.port.is_none()) {
-        return Err(PolicyChangeError::Incomplete(name));
-    }
-    let known = known.unwrap_or_default();
-    let exceptions = request.exceptions.as_ref().map(|exceptions| exceptions.networks.clone());
-    let before = policy.services().get(&name);
-    let mut service = Service::try_from(v1::Service {
-        name: request.name.clone(),
-        hosts: if request.hosts.is_empty() { known.hosts } else { request.hosts.clone() },
-        port: request.port.unwrap_or(known.port),
-        mode: request.mode.unwrap_or(known.mode),
-        exceptions: exceptions.unwrap_or(known.exceptions),
-        existing: request.existing.unwrap_or(known.existing),
-        unconfirmed: None,
-    })?;
-    service.unconfirmed = unconfirmed(
-        request.confirm_seconds,
-        request.mode.map(|_| service.mode),
-        before.and_then(|before| before.mode),
-        before.and_then(|before| before.unconfirmed),
-    )?;
-    Ok(service)
-}
-
-/// The way back from a change to the mode `asked`, if one is asked for, from `before`, which may have one already.
-fn unconfirmed(
-    confirm_seconds: u64,
-    asked: Option<Option<Mode>>,
-    before: Option<Mode>,
-    known: Option<Unconfirmed>,
-) -> Result<Option<Unconfirmed>, PolicyChangeError> {
-    let confirm = Duration::from_secs(confirm_seconds);
-    if confirm.is_zero() {
-        return Ok(if asked.is_none() { known } else { None });
-    }
-    let mode = known.map_or(before, |known| known.mode);
-    if asked.is_none_or(|asked| asked == mode) {
-        return Err(PolicyChangeError::NothingToGoBackFrom);
-    }
-    if confirm > MAX_CONFIRM {
-        return Err(PolicyChangeError::ConfirmTime);
-    }
-    let until = time_from_unix(unix_seconds(SystemTime::now() + confirm));
-    Ok(Some(Unconfirmed { mode, until: until.ok_or(PolicyChangeError::ConfirmTime)? }))
-}
-
+/// Refuses what would lock out clients that were seen in clear a short time ago.
 fn lock_nobody_out(after: &Policy, view: &View) -> Result<(), PolicyChangeError> {
     match objections(&view.policy, after, view, SystemTime::now()) {
         none if none.is_empty() => Ok(()),
@@ -358,28 +306,8 @@ fn lock_nobody_out(after: &Policy, view: &View) -> Result<(), PolicyChangeError>
     }
 }
 
-fn check_service(service: &Service, view: &View) -> Result<(), PolicyChangeError> {
-    let services = view.policy.services();
-    let more = usize::from(!services.contains_key(&service.name));
-    at_most("named services", services.len() + more, MAX_SERVICES, "remove some")?;
-    at_most("hosts for one service", service.hosts.len(), MAX_SERVICE_HOSTS, "name fewer")?;
-    at_most("exceptions for one service", service.exceptions.len(), MAX_EXCEPTIONS, "name larger networks")?;
-    if let Some(node) = service.hosts.iter().find(|node| !view.hosts.contains_key(node.as_str())) {
-        return Err(PolicyChangeError::UnknownHost(node.clone()));
-    }
-    for node in &service.hosts {
-        match view.policy.service_at(node, service.port) {
-            Some(other) if other.name != service.name => {
-                let (node, other) = (node.clone(), other.name.clone());
-                return Err(PolicyChangeError::PortTaken { port: service.port, node, other });
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn at_most(
+/// Refuses what goes beyond a limit.
+pub(super) fn at_most(
     what: &'static str,
     count: usize,
     limit: usize,
