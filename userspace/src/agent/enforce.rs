@@ -1,6 +1,7 @@
 //! Keeps the kernel half's maps in step with rules, catalog, workloads and what this host serves.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
@@ -22,7 +23,7 @@ use crate::{
         compile::{Compiler, Full, Reachable, Room, Tables, View, Who},
     },
     proxy::Routes,
-    workload::Workloads,
+    workload::{Cgroup, NamedUsers, Workloads},
 };
 
 /// What is wrong with the maps, in words; empty if nothing is. For `status` and `check`.
@@ -35,6 +36,7 @@ pub struct Enforcement {
     workloads: watch::Receiver<Workloads>,
     problems: Problems,
     full: Vec<Full>,
+    is_written: bool,
     resetter: Resetter,
 }
 
@@ -63,7 +65,15 @@ impl Enforcement {
         problems: Problems,
     ) -> Self {
         let compiler = Compiler::new(room, maps.present());
-        Self { maps, compiler, workloads, problems, full: Vec::new(), resetter: Resetter::default() }
+        Self {
+            maps,
+            compiler,
+            workloads,
+            problems,
+            full: Vec::new(),
+            is_written: false,
+            resetter: Resetter::default(),
+        }
     }
 
     /// Has the kernel half know which workloads come and go, until there is one for which that is not enough, and
@@ -81,9 +91,8 @@ impl Enforcement {
         loop {
             self.workloads.changed().await?;
             let workloads = self.workloads.borrow_and_update().clone();
-            let users = workloads.users().named(policy, listening.keys());
-            let (cgroups, users, listening) = (workloads.cgroups(), &users, &listening);
-            let who = Who { policy, node, cgroups, users, listening };
+            let (cgroups, users) = known_sources(&workloads, policy, &listening);
+            let who = Who { policy, node, cgroups: &cgroups, users: &users, listening: &listening };
             let changes = self.compiler.follow(&who, self.maps.present());
             if changes.is_none_or(|changes| self.maps.write(changes).is_err()) {
                 return Ok(());
@@ -99,11 +108,16 @@ impl Enforcement {
         let written = self.maps.remove_endpoints(&wanted);
         take_over();
         let written = written.and_then(|()| self.maps.update(&wanted));
-        if written.is_ok() && known.routes.revision() > 0 {
+        self.is_written = written.is_ok();
+        self.tell(&wanted, written);
+    }
+
+    /// Ends connections in clear that the last call of [`Self::enforce`] would have refused, where that is wanted.
+    pub fn reset_existing(&mut self, known: &Known<'_>) {
+        if self.is_written && known.routes.revision() > 0 {
             let Served { addresses, listeners } = known.serving;
             self.resetter.follow(known.policy, known.node, known.exempt, listeners, addresses);
         }
-        self.tell(&wanted, written);
     }
 
     fn with_canaries(&self) -> Tables {
@@ -121,11 +135,12 @@ impl Enforcement {
             CANARIES.map(|address| Reachable { address, source: Some(address.ip()), destination: None });
         let endpoints = canaries.into_iter().chain(elsewhere(known)).chain(here(known)).collect();
         let listening = listening(known.serving);
+        let (cgroups, users) = known_sources(&workloads, known.policy, &listening);
         let who = Who {
             policy: known.policy,
             node: known.node,
-            cgroups: workloads.cgroups(),
-            users: &workloads.users().named(known.policy, listening.keys()),
+            cgroups: &cgroups,
+            users: &users,
             listening: &listening,
         };
         let (tables, full) = self.compiler.compile(&View {
@@ -153,6 +168,21 @@ impl Enforcement {
         }
         self.problems.store(Arc::new(problems));
     }
+}
+
+/// Whom the kernel half may tell apart by now. While a user of whom a rule speaks cannot be looked up, it does not know
+/// who is in the cgroups in which users are told apart.
+fn known_sources<'a>(
+    workloads: &'a Workloads,
+    policy: &Policy,
+    listening: &HashMap<WorkloadName, BTreeSet<u16>>,
+) -> (Cow<'a, HashMap<u64, Cgroup>>, BTreeMap<u32, WorkloadName>) {
+    let NamedUsers { users, incomplete } = workloads.users().named(policy, listening.keys());
+    if !incomplete {
+        return (Cow::Borrowed(workloads.cgroups()), users);
+    }
+    let of_units = workloads.cgroups().iter().filter(|(_, cgroup)| cgroup.workload.is_some());
+    (Cow::Owned(of_units.map(|(id, cgroup)| (*id, cgroup.clone())).collect()), users)
 }
 
 /// What is redirected.

@@ -12,6 +12,7 @@ use crate::{
     bpf::{self, BpfError, Hook, KernelHalf, KernelVerdict, LoadOptions, Pins, PolicyMaps},
     cgroup,
     policy::compile::Room,
+    workload::Explicit,
 };
 
 /// How connections are intercepted.
@@ -27,6 +28,8 @@ pub struct InterceptionOptions {
     pub outbound_port: u16,
     /// Sizes of the maps.
     pub room: Room,
+    /// Workloads that the operator defines.
+    pub workloads: Vec<Explicit>,
 }
 
 /// The attached kernel half.
@@ -38,12 +41,12 @@ pub struct Interception {
 }
 
 impl Interception {
-    /// Loads and attaches the programs.
+    /// Loads and attaches the programs. What is in their maps before any is attached is up to `fill`.
     ///
     /// # Errors
     /// The kernel lacks something, rights are missing, or this process is outside of the cgroup: the hooks must
     /// run for the agent's own sockets too.
-    pub fn attach(options: &InterceptionOptions) -> anyhow::Result<Self> {
+    pub fn attach(options: &InterceptionOptions, fill: impl FnOnce(PolicyMaps)) -> anyhow::Result<Self> {
         let own = cgroup::own(&cgroup::root()?)?;
         anyhow::ensure!(
             own.starts_with(&options.cgroup),
@@ -55,6 +58,7 @@ impl Interception {
             .context("this kernel does not tell network namespaces apart (5.14 does)")?;
         let settings = Settings {
             netns_cookie,
+            cgroup: cgroup::id(&own)?,
             mark: options.mark,
             outbound_port: options.outbound_port.to_be(),
             padding: 0,
@@ -64,7 +68,7 @@ impl Interception {
         let mut half = KernelHalf::load(&load).map_err(explain)?;
         // Whatever may fail comes before attaching, so that nothing is left half-way.
         let log = bpf::forward_log(&mut half)?;
-        half.attach(&options.cgroup).map_err(explain)?;
+        half.attach(&options.cgroup, fill).map_err(explain)?;
         info!(cgroup = %options.cgroup.display(), pins = %options.bpf_dir.display(), "hooks attached");
         Ok(Self { half, options: options.clone(), pins, log })
     }

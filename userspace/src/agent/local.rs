@@ -1,7 +1,7 @@
 //! What the agent tells the command line. Nothing of it is remembered: everything is looked up, or probed, when
 //! asked.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::SystemTime};
 
 use futures_util::stream::{self, Stream, StreamExt};
 use murmesh_common::Counter as KernelCounter;
@@ -23,7 +23,7 @@ use crate::{
     observe::Filter,
     policy::{Mode, Policy},
     proxy::{
-        Shared,
+        CurrentIdentity, Shared,
         traffic::{Counter, Traffic},
     },
 };
@@ -34,6 +34,8 @@ pub struct AgentLocal {
     shared: Arc<Shared>,
     catalog: watch::Receiver<Arc<Catalog>>,
     server: watch::Receiver<ServerStatus>,
+    /// Revision of the catalog on disk.
+    saved: Arc<watch::Sender<u64>>,
     kernel: Option<Kernel>,
 }
 
@@ -54,6 +56,7 @@ impl AgentLocal {
         shared: &Arc<Shared>,
         interception: Option<&Interception>,
         problems: Problems,
+        saved: Arc<watch::Sender<u64>>,
     ) -> Self {
         let kernel = interception.map(|interception| Kernel {
             options: interception.options().clone(),
@@ -66,6 +69,7 @@ impl AgentLocal {
             shared: shared.clone(),
             catalog: control.catalog.clone(),
             server: control.status.clone(),
+            saved,
             kernel,
         }
     }
@@ -79,6 +83,13 @@ impl AgentLocal {
             .iter()
             .filter(|(address, route)| policy.mode_at(&route.peer.node, address.port()) != Mode::Observe);
         carried.count() as u64
+    }
+
+    /// Until when everything in use can be carried without a server.
+    fn first_end(&self, host: &CurrentIdentity) -> SystemTime {
+        let others = self.shared.identities.all();
+        let ends = others.iter().map(|identity| identity.not_after);
+        ends.chain([host.identity.not_after]).min().unwrap_or(host.identity.not_after)
     }
 }
 
@@ -198,6 +209,8 @@ impl v1::local_server::Local for AgentLocal {
             contested_addresses: server.contested.iter().map(ToString::to_string).collect(),
             server_error: server.error.or(server.refusal).unwrap_or_default(),
             encryption: encryption.map(|encryption| named(encryption, &catalog.policy, &self.shared.node)),
+            saved_revision: *self.saved.borrow(),
+            first_end: unix_seconds(self.first_end(&current)),
         }))
     }
 

@@ -10,7 +10,9 @@ mod local;
 mod observe;
 mod plaintext;
 mod process;
+mod protection;
 mod publish;
+mod remember;
 mod reset;
 mod whois;
 
@@ -38,18 +40,23 @@ use crate::{
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
     proxy::{BoundWorkers, Listen, Origin, Shared, Workers},
-    workload::{self, Workloads},
+    seal::KeySource,
+    workload::{self, Finder, Naming},
 };
 use discover::{Discovery, Owners, Served};
 use enforce::{Enforcement, Problems};
 use identities::Keeper;
+use protection::FirstProtection;
 use publish::Publisher;
+use remember::Memory;
 
 /// What an agent or a sidecar is started with.
 #[derive(Debug, Clone)]
 pub struct AgentOptions {
     /// Where the identity is kept.
     pub data_dir: PathBuf,
+    /// The key that secrets there are sealed with.
+    pub seal: KeySource,
     /// Where the command line finds the running daemon.
     pub run_dir: PathBuf,
     /// The name to join as.
@@ -92,11 +99,26 @@ impl Capture {
         }
     }
 
-    fn attach(&self) -> anyhow::Result<Option<Interception>> {
-        match self {
-            Self::Kernel(kernel) => Ok(Some(Interception::attach(kernel)?)),
-            Self::Sidecar(_) => Ok(None),
-        }
+    /// Attaches the hooks, if there are any, which enforce `first` from then on.
+    fn attach(
+        &self,
+        first: &FirstProtection<'_>,
+        finder: Option<&Arc<Finder>>,
+    ) -> anyhow::Result<Option<Interception>> {
+        let (Self::Kernel(kernel), Some(finder)) = (self, finder) else { return Ok(None) };
+        let workloads = finder.workloads();
+        let mut put = Ok(());
+        let interception =
+            Interception::attach(kernel, |maps| put = first.put(maps, kernel.room, workloads))?;
+        put?;
+        Ok(Some(interception))
+    }
+
+    /// Who is who on this host, which the kernel half asks for.
+    fn finder(&self) -> anyhow::Result<Option<Arc<Finder>>> {
+        let Self::Kernel(kernel) = self else { return Ok(None) };
+        let naming = Naming::new(kernel.workloads.clone());
+        Ok(Some(Arc::new(Finder::new(workload::watch(&kernel.cgroup, naming)?))))
     }
 
     fn upstream(&self) -> Option<Upstream> {
@@ -140,16 +162,30 @@ pub struct SidecarOptions {
 pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let socket = LocalSocket::bind(&options.run_dir, options.capture.socket_name())?;
-    let control = join(&options, &shutdown).await?;
+    let mut control = join(&options, &shutdown).await?;
     let (shared, wanted) = Shared::new(control.identity.borrow().clone(), options.capture.mark())?;
     let shared = Arc::new(shared);
     // Ports first: an agent that cannot serve must not touch the hooks of one that was killed, which still
     // refuse what they redirect.
     let bound = Workers::bind(&options.capture.listen(options.tunnel_port), options.capture.mark())?;
-    let mut interception = options.capture.attach()?;
+    let (catalog, identity) = (control.catalog.borrow().clone(), control.identity.borrow().clone());
+    let servers = control.status.borrow().servers.clone();
+    let first = FirstProtection {
+        catalog: &catalog,
+        identity: &identity,
+        exempt: &options.exempt,
+        servers: &servers,
+        mark: options.capture.mark(),
+    };
+    if let Some(finder) = options.capture.finder()? {
+        shared.workloads.get_or_init(|| finder);
+    }
+    let mut interception = options.capture.attach(&first, shared.workloads.get())?;
+    let mut keeper = Keeper::new(control.issuer(), shared.clone());
+    keeper.adopt(std::mem::take(&mut control.cached_identities));
     let mut running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
     if let Ok(running) = &mut running {
-        running.tasks.spawn(Keeper::new(control.issuer(), shared.clone()).run(wanted));
+        running.tasks.spawn(keeper.run(wanted));
     }
     let running = match running {
         Ok(mut running) => running.until(&shutdown).await.map(|()| running),
@@ -167,6 +203,7 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
 async fn join(options: &AgentOptions, shutdown: &CancellationToken) -> anyhow::Result<Control> {
     let control = ControlOptions {
         data_dir: options.data_dir.clone(),
+        seal: options.seal.clone(),
         join: options.join.clone(),
         node: options.node.clone(),
         mark: options.capture.mark(),
@@ -190,11 +227,7 @@ fn start(
     mut interception: Option<&mut Interception>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Running> {
-    let workloads = interception.as_ref().map(|interception| workload::watch(&interception.options().cgroup));
-    let workloads = workloads.transpose()?;
-    if let Some(workloads) = &workloads {
-        shared.workloads.get_or_init(|| workloads.clone());
-    }
+    let finder = shared.workloads.get().cloned();
     let upstream = Arc::new(ArcSwapOption::empty());
     let pins = interception.as_ref().map(|interception| interception.pins().clone());
     let workers = bound.start(shared, options.drain_timeout, || match &pins {
@@ -210,20 +243,23 @@ fn start(
         servers: control.status.clone(),
         enforcement: interception
             .as_mut()
-            .zip(workloads.clone())
-            .map(|(interception, workloads)| enforcement(interception, workloads, &problems))
+            .zip(finder.as_ref())
+            .map(|(interception, finder)| enforcement(interception, finder, &problems))
             .transpose()?,
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
     };
     let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
     let verdicts = interception.as_mut().map(|interception| interception.verdict_events()).transpose()?;
-    let local = local::AgentLocal::new(options, control, shared, interception.as_deref(), problems);
+    let memory = Memory::new(control.cache.clone(), control.catalog.clone(), shared.clone());
+    let local =
+        local::AgentLocal::new(options, control, shared, interception.as_deref(), problems, memory.saved());
 
     let mut tasks = JoinSet::new();
+    tasks.spawn(memory.run());
     let discovery = Discovery {
         exempt: options.exempt.clone(),
         tunnel_port: options.tunnel_port,
-        owners: workloads.map(Owners::new),
+        owners: finder.map(Owners::new),
     };
     let discovery = tokio::spawn(discovery.run(events, served_sender, control.report.clone()));
     tasks.spawn(publisher.run(control.identity.clone(), control.catalog.clone(), served));
@@ -242,10 +278,11 @@ fn start(
 
 fn enforcement(
     interception: &mut Interception,
-    workloads: watch::Receiver<Workloads>,
+    finder: &Finder,
     problems: &Problems,
 ) -> anyhow::Result<Enforcement> {
     let room = interception.options().room;
+    let workloads = finder.workloads().clone();
     Ok(Enforcement::new(interception.take_policy()?, room, workloads, problems.clone()))
 }
 

@@ -94,6 +94,8 @@ impl Publisher {
         let node = own.node()?;
         let mut ticks = interval(ROUTES_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // A catalog that comes from disk is here before it is known what this host serves.
+        served.changed().await?;
         loop {
             let known = catalog.borrow_and_update().clone();
             let serving = served.borrow_and_update().clone();
@@ -103,7 +105,7 @@ impl Publisher {
                 addresses: &serving.addresses,
                 exempt: &self.exempt,
             };
-            let routes = Routes::new(&known, &here, |destination| source_for(&self.shared, destination));
+            let routes = Routes::new(&known, &here, |destination| source_for(self.shared.mark, destination));
             let services = Arc::new(local_services(&known, &serving, &own.id));
             self.shared.services.store(services.clone());
             services.identities.iter().for_each(|id| self.shared.identities.want(id));
@@ -133,14 +135,16 @@ impl Publisher {
                 let (policy, exempt) = (&*catalog.policy, &self.exempt.and(own_servers));
                 let mesh = catalog.hosts.values().flat_map(|host| host.report.addresses.iter().copied());
                 let (mesh, routes) = (&mesh.collect(), &*routes);
-                enforcement.enforce(&Known { policy, node, serving, routes, mesh, exempt }, take_over);
+                let known = Known { policy, node, serving, routes, mesh, exempt };
+                enforcement.enforce(&known, take_over);
+                enforcement.reset_existing(&known);
             }
         }
     }
 }
 
 /// Ports of the servers on this host. One that is known by a name that is not this host's is not recognized.
-fn server_ports(servers: &[ServerAddress], node: &NodeName, own: &BTreeSet<IpAddr>) -> Vec<u16> {
+pub(super) fn server_ports(servers: &[ServerAddress], node: &NodeName, own: &BTreeSet<IpAddr>) -> Vec<u16> {
     let port = |server: &ServerAddress| {
         let (host, port) = server.as_str().rsplit_once(':')?;
         let address = host.trim_start_matches('[').trim_end_matches(']').parse();
@@ -170,15 +174,15 @@ async fn workloads_change(
 async fn routes_change(shared: &Shared, ticks: &mut Interval) {
     loop {
         ticks.tick().await;
-        if !shared.routes.load().has_sources(|destination| source_for(shared, destination)) {
+        if !shared.routes.load().has_sources(|destination| source_for(shared.mark, destination)) {
             return;
         }
     }
 }
 
 /// `None` where no route leads.
-fn source_for(shared: &Shared, destination: SocketAddr) -> Option<IpAddr> {
-    socket::source_for(destination, shared.mark).ok()
+pub(super) fn source_for(mark: Option<u32>, destination: SocketAddr) -> Option<IpAddr> {
+    socket::source_for(destination, mark).ok()
 }
 
 fn local_services(catalog: &Catalog, served: &Served, own: &SpiffeId) -> LocalServices {
@@ -189,12 +193,12 @@ fn local_services(catalog: &Catalog, served: &Served, own: &SpiffeId) -> LocalSe
         .filter(|host| !is_own(&host.node))
         .map(|host| (host.node.clone(), host.report.addresses.iter().copied().collect()))
         .collect();
-    let mut names = BTreeMap::new();
+    let mut named = BTreeMap::new();
     for service in catalog.policy.services().values().filter(|service| service.hosts.iter().any(is_own)) {
-        names.entry(service.port).or_insert_with(|| service.name.clone());
+        named.entry(service.port).or_insert_with(|| service.clone());
     }
     let (addresses, listeners) = (served.addresses.clone(), served.listeners.clone());
-    let mut services = LocalServices { addresses, listeners, peers, names, identities: HashSet::new() };
+    let mut services = LocalServices { addresses, listeners, peers, named, identities: HashSet::new() };
     let Some(node) = own.node() else { return services };
     let ports: BTreeSet<_> = services.listeners.iter().map(|listener| listener.address.port()).collect();
     let destinations = ports

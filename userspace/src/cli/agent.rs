@@ -1,6 +1,6 @@
 //! `murmesh agent`.
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, builder::RangedI64ValueParser};
 
@@ -12,6 +12,8 @@ use crate::{
     discovery::ExemptPorts,
     identity::{JoinToken, NodeName},
     policy::compile::Room,
+    seal::KeySource,
+    workload::Explicit,
 };
 
 /// Arguments of `murmesh agent`.
@@ -29,6 +31,10 @@ pub struct AgentArgs {
     /// Mark (SO_MARK) of the agent's own sockets; change it if routing rules of this host use the same.
     #[arg(long, default_value_t = DEFAULT_MARK, value_name = "NUMBER")]
     mark: u32,
+    /// A workload of this host by your own name instead of that of its unit or user, such as
+    /// shop=unit:web.service,user:shop; may be given several times.
+    #[arg(long = "workload", value_name = "NAME=SELECTOR[,SELECTOR]")]
+    workloads: Vec<Explicit>,
     #[command(flatten)]
     room: RoomOptions,
 }
@@ -79,6 +85,10 @@ pub struct MemberOptions {
     /// Name to join as [default: the host name].
     #[arg(long, value_name = "NAME")]
     node: Option<NodeName>,
+    /// File with the key that secrets in the data directory are sealed with: 64 hexadecimal digits [default: systemd's
+    /// credential murmesh-seal-key, else seal.key in the data directory, which is made at the first start].
+    #[arg(long, value_name = "FILE")]
+    seal_key_file: Option<PathBuf>,
     /// Port on which tunnels from other hosts are accepted, on every address.
     #[arg(long, default_value_t = 9191, value_name = "PORT")]
     tunnel_port: u16,
@@ -101,6 +111,7 @@ impl MemberOptions {
         let exempt = ExemptPorts::with(self.exempt.iter().chain(own).copied().chain([self.tunnel_port]));
         Ok(AgentOptions {
             run_dir: daemon.run_dir(),
+            seal: KeySource::choose(self.seal_key_file, None, &daemon.data_dir),
             data_dir: daemon.data_dir,
             node: daemon::node_name(self.node)?,
             join: self.join,
@@ -118,7 +129,7 @@ impl MemberOptions {
 /// When the agent cannot start.
 pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
     daemon::start_log(arguments.daemon.log_format)?;
-    let AgentArgs { daemon, kernel, member, outbound_port, mark, room } = arguments;
+    let AgentArgs { daemon, kernel, member, outbound_port, mark, workloads, room } = arguments;
     anyhow::ensure!(mark != 0, "--mark 0 is what every socket has: choose another number");
     let cgroup = match kernel.cgroup {
         // Resolved, because it is compared with where processes are.
@@ -132,6 +143,7 @@ pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
         mark,
         outbound_port,
         room: room.room(),
+        workloads,
     });
     run_until_stopped(member.agent_options(daemon, capture, &[outbound_port])?)
 }

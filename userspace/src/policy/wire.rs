@@ -141,6 +141,7 @@ impl From<&Service> for v1::Service {
             exceptions: service.exceptions.iter().map(Network::to_string).collect(),
             existing: v1::Existing::from(service.existing).into(),
             unconfirmed: service.unconfirmed.map(Into::into),
+            workload: service.workload.as_ref().map(ToString::to_string).unwrap_or_default(),
         }
     }
 }
@@ -158,6 +159,10 @@ impl TryFrom<v1::Service> for Service {
             exceptions: message.exceptions.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
             existing: existing(message.existing)?,
             unconfirmed: message.unconfirmed.map(Unconfirmed::try_from).transpose()?,
+            workload: match message.workload.as_str() {
+                "" => None,
+                workload => Some(workload.parse()?),
+            },
         })
     }
 }
@@ -256,6 +261,7 @@ mod tests {
             exceptions: vec!["192.0.2.0/24".to_owned()],
             existing: v1::Existing::Reset.into(),
             unconfirmed: Some(v1::Unconfirmed { mode: v1::Mode::Observe.into(), until: 7 }),
+            workload: "web.service".to_owned(),
         }
     }
 
@@ -302,6 +308,7 @@ mod tests {
             v1::Service { port: 65_616, ..service() },
             v1::Service { mode: 9, ..service() },
             v1::Service { name: "*".to_owned(), ..service() },
+            v1::Service { workload: "*".to_owned(), ..service() },
         ] {
             assert!(Service::try_from(wrong.clone()).is_err(), "{wrong:?}");
         }

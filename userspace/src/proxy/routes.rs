@@ -200,6 +200,7 @@ mod tests {
             exceptions: BTreeSet::new(),
             existing: crate::policy::Existing::Keep,
             unconfirmed: None,
+            workload: None,
         });
         let (node, mesh) = ("here".parse().expect("a name"), "mesh.test".parse().expect("a name"));
         let (addresses, exempt) = (BTreeSet::new(), ExemptPorts::default());

@@ -209,7 +209,7 @@ impl PolicyRecords {
     /// A refusal, or a failure of the store.
     pub async fn set_service(&self, request: &v1::SetServiceRequest) -> Result<Service, PolicyChangeError> {
         self.change(|view, _| {
-            let service = wanted_service(request, &view.policy)?;
+            let service = wanted_service(request, view)?;
             if view.policy.services().get(&service.name).is_some_and(|known| **known == service) {
                 return Ok((vec![], service));
             }

@@ -6,7 +6,7 @@ use super::policy::{PolicyChangeError, at_most};
 use super::view::View;
 use crate::api::{time_from_unix, unix_seconds, v1};
 use crate::identity::ServiceName;
-use crate::policy::{Mode, Policy, Service, Unconfirmed};
+use crate::policy::{Mode, Service, Unconfirmed};
 
 const MAX_SERVICES: usize = 4096;
 const MAX_SERVICE_HOSTS: usize = 1024;
@@ -17,16 +17,17 @@ const MAX_CONFIRM: Duration = Duration::from_secs(7 * 24 * 3600);
 ///
 /// # Errors
 /// It is no service, or there is not enough for a new one.
-pub fn wanted_service(
-    request: &v1::SetServiceRequest,
-    policy: &Policy,
-) -> Result<Service, PolicyChangeError> {
+pub fn wanted_service(request: &v1::SetServiceRequest, view: &View) -> Result<Service, PolicyChangeError> {
     let name: ServiceName = request.name.parse()?;
+    let policy = &view.policy;
     let known = policy.services().get(&name).map(|service| v1::Service::from(service.as_ref()));
     if known.is_none() && (request.hosts.is_empty() || request.port.is_none()) {
         return Err(PolicyChangeError::Incomplete(name));
     }
-    let known = known.unwrap_or_default();
+    let known = known.unwrap_or_else(|| v1::Service {
+        workload: listening(view, &request.hosts, request.port).unwrap_or_default(),
+        ..v1::Service::default()
+    });
     let exceptions = request.exceptions.as_ref().map(|exceptions| exceptions.networks.clone());
     let before = policy.services().get(&name);
     let mut service = Service::try_from(v1::Service {
@@ -37,6 +38,7 @@ pub fn wanted_service(
         exceptions: exceptions.unwrap_or(known.exceptions),
         existing: request.existing.unwrap_or(known.existing),
         unconfirmed: None,
+        workload: request.workload.clone().unwrap_or(known.workload),
     })?;
     service.unconfirmed = unconfirmed(
         request.confirm_seconds,
@@ -45,6 +47,17 @@ pub fn wanted_service(
         before.and_then(|before| before.unconfirmed),
     )?;
     Ok(service)
+}
+
+/// The one workload that listens on `port` of `hosts`, if there is just one. A scope is none to be kept to: the next one
+/// has another name.
+fn listening(view: &View, hosts: &[String], port: Option<u32>) -> Option<String> {
+    let reports = hosts.iter().filter_map(|node| view.hosts.get(node)?.report.as_ref());
+    let listeners =
+        reports.flat_map(|report| &report.listeners).filter(|listener| Some(listener.port) == port);
+    let mut workloads = listeners.map(|listener| &listener.workload);
+    let workload = workloads.next().filter(|workload| !workload.ends_with(".scope"))?;
+    workloads.all(|other| other == workload).then(|| workload.clone())
 }
 
 /// The way back from a change to the mode `asked`, if one is asked for, from `before`, which may have one already.

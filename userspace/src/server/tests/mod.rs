@@ -6,6 +6,7 @@ mod identities;
 mod join;
 mod lifecycle;
 mod policy;
+mod sealing;
 mod strict;
 
 use std::path::Path;
@@ -25,6 +26,7 @@ use crate::control::{self, Control, ControlOptions};
 use crate::identity::token::ServerAddress;
 use crate::identity::{HostKey, Identity, JoinToken, tls};
 use crate::local::{SERVER_SOCKET, connect};
+use crate::seal::{DEFAULT_KEY_FILE, KeySource};
 
 /// A running server and the directories of everything around it.
 struct World {
@@ -37,6 +39,7 @@ struct World {
 fn options(directory: &Path) -> ServerOptions {
     ServerOptions {
         store: StoreOptions::Embedded(directory.join("server")),
+        seal: KeySource::Default(directory.join("server").join(DEFAULT_KEY_FILE)),
         run_dir: directory.join("run"),
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         advertise: vec![],
@@ -83,6 +86,7 @@ impl World {
     fn control_options(&self, node: &str, join: Option<JoinToken>) -> ControlOptions {
         ControlOptions {
             data_dir: self.directory.path().join(node),
+            seal: KeySource::Default(self.directory.path().join(node).join(DEFAULT_KEY_FILE)),
             join,
             node: node.parse().unwrap(),
             mark: None,
@@ -90,7 +94,11 @@ impl World {
     }
 
     async fn agent(&self, node: &str) -> Control {
-        let options = self.control_options(node, Some(self.token().await));
+        self.agent_with(node, self.token().await).await
+    }
+
+    async fn agent_with(&self, node: &str, token: JoinToken) -> Control {
+        let options = self.control_options(node, Some(token));
         control::start(options, self.shutdown.clone()).await.unwrap()
     }
 
