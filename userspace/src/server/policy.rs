@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::confirmation::{put_defaults, put_service};
 use super::feed::Feed;
 use super::plaintext::objections;
-use super::records::{RULES, SERVICES, put, read};
+use super::records::{CHANGES, RULES, SERVICES, put, read};
 use super::registry::RegistryError;
 use super::services::{check_service, unconfirmed, wanted_service};
 use super::view::View;
@@ -26,9 +26,6 @@ use crate::store::{Change, Condition, Outcome, Store, StoreError, Transaction};
 
 /// Rules that a mesh may have unless the server is told otherwise.
 pub const DEFAULT_MAX_RULES: usize = 10_000;
-
-/// Key of what every change of the policy changes too.
-const CHANGES: &str = "settings/changes";
 
 /// Why a change of the policy is refused.
 #[derive(Debug, thiserror::Error)]
