@@ -125,7 +125,7 @@ pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
         Some(ServerCommand::Import(arguments)) => return import(arguments),
         None => {}
     }
-    daemon::start_log(arguments.daemon.log_format)?;
+    let _last_lines = daemon::start_log(arguments.daemon.log_format)?;
     let node = daemon::node_name(arguments.node)?;
     let options = ServerOptions {
         run_dir: arguments.daemon.run_dir(),
