@@ -14,6 +14,7 @@ mod exemptions;
 mod fail_closed;
 mod fortune;
 mod half_close;
+mod host_removal;
 mod hostile_peers;
 mod join;
 mod lab;

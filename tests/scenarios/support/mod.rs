@@ -84,6 +84,12 @@ impl<'a> Daemons<'a> {
         Ok(token)
     }
 
+    /// Has `host` join with a new token when its agent starts next.
+    pub fn renew_token(&mut self, host: &Host) -> Result<()> {
+        self.tokens.remove(host.name());
+        self.token(host).map(drop)
+    }
+
     /// The running agent of `host`.
     pub fn agent(&self, host: &Host) -> Result<&Process> {
         self.agents.get(host.name()).with_context(|| format!("no agent runs on {}", host.name()))

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use endpoints::Endpoint;
-pub use wire::WireError;
+pub use wire::{WireError, removed_hosts};
 
-use crate::identity::{NodeName, WorkloadName};
+use crate::identity::{NodeName, Removed, WorkloadName};
 use crate::policy::Policy;
 
 /// All hosts of the mesh at one revision. Cheap to clone.
@@ -25,6 +25,8 @@ pub struct Catalog {
     pub hosts: BTreeMap<NodeName, Arc<Host>>,
     /// Who may reach what.
     pub policy: Arc<Policy>,
+    /// Hosts that were removed, and whose certificates are refused.
+    pub removed: Arc<Removed>,
 }
 
 /// One host as the server knows it.

@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::limits::{MAX_ADDRESSES, MAX_LISTENERS, at_most};
 use super::{Catalog, Host, Listener, Report};
 use crate::api::{time_from_unix, unix_seconds, v1};
-use crate::identity::NameError;
+use crate::identity::{NameError, NodeName, Removed};
 use crate::policy::{InvalidMessage, Policy};
 
 const MAX_VERSION_BYTES: usize = 64;
@@ -56,8 +57,10 @@ impl Catalog {
                 let hosts = snapshot.hosts.into_iter().map(Host::try_from);
                 let hosts = hosts.map(|host| host.map(|host| (host.node.clone(), Arc::new(host))));
                 let hosts = hosts.collect::<Result<_, _>>()?;
+                let mut removed = Removed::default();
+                snapshot.removed_hosts.iter().try_for_each(|host| refuse(&mut removed, host))?;
                 self.policy = Arc::new(Policy::try_from(snapshot.policy.unwrap_or_default())?);
-                self.hosts = hosts;
+                (self.hosts, self.removed) = (hosts, Arc::new(removed));
             }
             Event::Host(host) => {
                 let host = Host::try_from(host)?;
@@ -66,6 +69,7 @@ impl Catalog {
             Event::HostRemoved(node) => {
                 self.hosts.remove(&node.parse()?);
             }
+            Event::HostRefused(host) => refuse(Arc::make_mut(&mut self.removed), &host)?,
             change => Arc::make_mut(&mut self.policy).apply(change)?,
         }
         self.revision = event.revision;
@@ -76,7 +80,8 @@ impl Catalog {
 impl From<&Catalog> for v1::Snapshot {
     fn from(catalog: &Catalog) -> Self {
         let hosts = catalog.hosts.values().map(|host| v1::Host::from(host.as_ref())).collect();
-        Self { hosts, policy: Some((&*catalog.policy).into()) }
+        let removed_hosts = removed_hosts(&catalog.removed);
+        Self { hosts, policy: Some((&*catalog.policy).into()), removed_hosts }
     }
 }
 
@@ -165,6 +170,18 @@ impl TryFrom<v1::Listener> for Listener {
     }
 }
 
+/// Every host that was removed, as it travels.
+pub fn removed_hosts(removed: &Removed) -> Vec<v1::RemovedHost> {
+    let host =
+        |(node, at): (&NodeName, _)| v1::RemovedHost { node: node.to_string(), removed_at: unix_seconds(at) };
+    removed.iter().map(host).collect()
+}
+
+fn refuse(removed: &mut Removed, host: &v1::RemovedHost) -> Result<(), NameError> {
+    removed.insert(host.node.parse()?, UNIX_EPOCH + Duration::from_secs(host.removed_at));
+    Ok(())
+}
+
 fn port(number: u32) -> Result<u16, WireError> {
     u16::try_from(number).map_err(|_| WireError::Port(number))
 }
@@ -239,7 +256,7 @@ mod tests {
         let host = |node: &str| v1::Host { node: node.to_owned(), ..Default::default() };
         let event = |hosts| v1::CatalogEvent {
             revision: 5,
-            event: Some(v1::catalog_event::Event::Snapshot(v1::Snapshot { hosts, policy: None })),
+            event: Some(v1::catalog_event::Event::Snapshot(v1::Snapshot { hosts, ..Default::default() })),
         };
         let mut catalog = Catalog::default();
         catalog.apply(event(vec![host("a")])).unwrap();

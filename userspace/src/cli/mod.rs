@@ -5,6 +5,7 @@ pub mod bench;
 pub mod check;
 mod config;
 pub mod daemon;
+pub mod host;
 pub mod members;
 pub mod observe;
 pub mod output;
@@ -69,6 +70,9 @@ pub enum Command {
     /// Name services and set their mode (on the server's host).
     #[command(subcommand)]
     Service(service::ServiceCommand),
+    /// Take hosts out of the mesh (on the server's host).
+    #[command(subcommand)]
+    Host(host::HostCommand),
     /// Show what became of this host's connections: refused, in clear, failed; with -f also those that go well.
     Observe(observe::ObserveArgs),
     /// Tell who a process of this host is, or who is at an address, and which rules speak of it.

@@ -42,7 +42,7 @@ pub struct ControlOptions {
     pub data_dir: PathBuf,
     /// The key that secrets in `data_dir` are sealed with.
     pub seal: KeySource,
-    /// Used only when `data_dir` holds no membership yet.
+    /// Used when `data_dir` holds no membership yet, and when it holds one that another token gave.
     pub join: Option<JoinToken>,
     /// The name to join as; a membership in `data_dir` keeps its own.
     pub node: NodeName,

@@ -83,6 +83,9 @@ async fn handshake(worker: &Worker, connection: TcpStream) -> io::Result<Accepte
         Ok((worker.handshakes.acquire().await, identity.acceptor.clone()))
     };
     let tunnel = answer(connection, choose).await?;
+    if worker.shared.refuses(tunnel.peer()) {
+        return Err(io::Error::other(format!("the host of {} was removed from the mesh", tunnel.peer().id)));
+    }
     Ok(Accepted {
         tunnel,
         presented: presented.unwrap_or_else(|| worker.shared.identities.host().id.clone()),
@@ -116,6 +119,10 @@ async fn streams(
             info!(%from, peer = %tunnel.peer().id, "tunnel closed: the certificate of its opener has expired");
             return Ok(());
         }
+        if worker.shared.refuses(tunnel.peer()) {
+            info!(%from, peer = %tunnel.peer().id, "tunnel closed: the host of its opener was removed from the mesh");
+            return Ok(());
+        }
         stream(worker, tunnel, presented, from, open).await?;
         if !tunnel.is_idle() {
             return Ok(());
@@ -143,7 +150,7 @@ async fn stream(
         AccessRecord::open(shared, Direction::Inbound, client, destination, parties, None, verdict);
     let dialled = match authorised {
         Ok(Verdict { action: Action::Allow, .. }) => dial(worker, &open).await,
-        Ok(Verdict { rule, .. }) => Err((RefusalReason::Denied, Forbidden(rule).to_string())),
+        Ok(Verdict { rule, .. }) => Err((RefusalReason::Denied, Forbidden::Rules(rule).to_string())),
         Err(reason) => Err((reason, "not allowed".to_owned())),
     };
     let mut service = match dialled {

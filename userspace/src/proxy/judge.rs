@@ -1,6 +1,6 @@
 //! One worker's memory of what the rules say, so that a stream costs a look at a table.
 
-use std::{cell::RefCell, collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, net::SocketAddr, sync::Arc, time::Instant};
 
 use super::{
     Shared,
@@ -43,6 +43,13 @@ impl Judge {
     /// Knows nothing yet.
     pub fn new(shared: Arc<Shared>) -> Self {
         Self { shared, answers: RefCell::default() }
+    }
+
+    /// Whether one of the two hosts of a connection was removed after it was opened, at `since`.
+    pub fn is_removed(&self, connection: &Connection, since: Instant) -> bool {
+        let removals = self.shared.removals.load();
+        let is_newer = |node: &NodeName| removals.heard.get(node).is_some_and(|heard| *heard >= since);
+        is_newer(&connection.node) || connection.caller.node().is_some_and(is_newer)
     }
 
     /// What the rules say; as [`Rules::judge`].

@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::poll_fn,
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use slab::Slab;
@@ -27,12 +27,19 @@ const NEWS_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct Live(RefCell<Slab<Entry>>);
 
-/// What forbids a stream: a rule, or the default.
+/// What forbids a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forbidden(pub Option<RuleId>);
+pub enum Forbidden {
+    /// A rule, or the default.
+    Rules(Option<RuleId>),
+    /// One of its two hosts was removed from the mesh.
+    Removed,
+}
 
 struct Entry {
     connection: Connection,
+    /// A host that is removed later is one that the stream was opened with.
+    since: Instant,
     forbidden: Cell<Option<Forbidden>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -46,7 +53,12 @@ pub struct Place<'a> {
 impl Live {
     /// Takes note of a stream that has just been judged, and allowed: nothing may be waited for in between.
     pub fn enter(&self, connection: Connection) -> Place<'_> {
-        let entry = Entry { connection, forbidden: Cell::new(None), waker: RefCell::new(None) };
+        let entry = Entry {
+            connection,
+            since: Instant::now(),
+            forbidden: Cell::new(None),
+            waker: RefCell::new(None),
+        };
         Place { live: self, key: self.0.borrow_mut().insert(entry) }
     }
 
@@ -60,9 +72,10 @@ impl Live {
     fn review(&self, judge: &Judge) {
         for (_, entry) in self.0.borrow().iter().filter(|(_, entry)| entry.forbidden.get().is_none()) {
             let forbidden = match judge.judge(&entry.connection) {
+                _ if judge.is_removed(&entry.connection, entry.since) => Forbidden::Removed,
                 Some(verdict) if verdict.action == Action::Allow => continue,
-                Some(verdict) => Forbidden(verdict.rule),
-                None => Forbidden(None),
+                Some(verdict) => Forbidden::Rules(verdict.rule),
+                None => Forbidden::Rules(None),
             };
             entry.forbidden.set(Some(forbidden));
             if let Some(waker) = entry.waker.take() {
@@ -106,9 +119,10 @@ impl Drop for Place<'_> {
 
 impl fmt::Display for Forbidden {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(rule) => write!(formatter, "rule {rule} forbids it"),
-            None => formatter.write_str("no rule allows it"),
+        match self {
+            Self::Rules(Some(rule)) => write!(formatter, "rule {rule} forbids it"),
+            Self::Rules(None) => formatter.write_str("no rule allows it"),
+            Self::Removed => formatter.write_str("one of its hosts was removed from the mesh"),
         }
     }
 }
@@ -120,7 +134,7 @@ mod tests {
     use super::*;
     use crate::{
         catalog::Catalog,
-        identity::fixture,
+        identity::{Removed, fixture},
         policy::{Defaults, Policy},
         proxy::{LocalServices, Rules, Shared},
     };
@@ -130,6 +144,35 @@ mod tests {
         policy.defaults = Defaults { mesh, ..Defaults::default() };
         let catalog = Catalog { policy: policy.into(), ..Catalog::default() };
         Rules::new(catalog.into(), LocalServices::default().into(), "here".parse().expect("a name"))
+    }
+
+    #[test]
+    fn streams_of_a_removed_host_are_cut_and_later_ones_are_not() {
+        let identity = fixture::host(&fixture::authority(), "here");
+        let (shared, _wanted) = Shared::new(identity.into(), None).expect("usable");
+        let shared = Arc::new(shared);
+        let (judge, live) = (Judge::new(shared.clone()), Live::default());
+        let between = |caller: &str, node: &str| Connection {
+            caller: caller.parse().map(Arc::new).expect("an identity"),
+            node: Arc::new(node.parse().expect("a name")),
+            destination: "10.0.0.1:80".parse().expect("an address"),
+        };
+        let from = || between("spiffe://mesh.test/host/gone/user-root", "here");
+        let to = live.enter(between("spiffe://mesh.test/host/here/user-root", "gone"));
+        let other = live.enter(between("spiffe://mesh.test/host/there/user-root", "here"));
+        let before = live.enter(from());
+        let mut removed = Removed::default();
+        removed.insert("gone".parse().expect("a name"), std::time::SystemTime::now());
+        shared.set_removed(&Arc::new(removed));
+        let after = live.enter(from());
+        live.review(&judge);
+        let mut context = Context::from_waker(Waker::noop());
+        for cut in [before, to] {
+            assert_eq!(cut.poll_forbidden(&mut context), Poll::Ready(Forbidden::Removed));
+        }
+        for goes_on in [after, other] {
+            assert!(goes_on.poll_forbidden(&mut context).is_pending());
+        }
     }
 
     #[test]
@@ -150,7 +193,7 @@ mod tests {
         drop(gone);
         shared.set_rules(rules(Action::Deny));
         live.review(&judge);
-        assert_eq!(place.poll_forbidden(&mut context), Poll::Ready(Forbidden(None)));
+        assert_eq!(place.poll_forbidden(&mut context), Poll::Ready(Forbidden::Rules(None)));
         assert_eq!(live.0.borrow().len(), 1);
     }
 }

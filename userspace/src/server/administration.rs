@@ -64,6 +64,16 @@ impl Administration for AdministrationService {
         info!(%caller, %service, "service removed");
         Ok(Response::new((&service).into()))
     }
+
+    async fn remove_host(
+        &self,
+        request: Request<v1::RemoveHostRequest>,
+    ) -> Result<Response<v1::RemovedHost>, Status> {
+        let caller = caller(&request);
+        let removed = self.policy.remove_host(&request.get_ref().node).await.map_err(refusal)?;
+        info!(%caller, node = removed.node, "host removed from the mesh");
+        Ok(Response::new(removed))
+    }
 }
 
 fn refusal(error: PolicyChangeError) -> Status {
@@ -73,9 +83,10 @@ fn refusal(error: PolicyChangeError) -> Status {
         Refused::Pattern(_) | Refused::Name(_) | Refused::Message(_) | Refused::Incomplete(_) => {
             Status::invalid_argument(message)
         }
-        Refused::UnknownRule(_) | Refused::UnknownService(_) | Refused::UnknownHost(_) => {
-            Status::not_found(message)
-        }
+        Refused::UnknownRule(_)
+        | Refused::UnknownService(_)
+        | Refused::UnknownHost(_)
+        | Refused::NoSuchHost(_) => Status::not_found(message),
         Refused::TooMany { .. } | Refused::NoNumber => Status::resource_exhausted(message),
         Refused::PortTaken { .. } | Refused::InUse { .. } => Status::failed_precondition(message),
         Refused::Behind | Refused::Registry(RegistryError::Store(_)) => {

@@ -10,11 +10,23 @@ use rustls_pki_types::CertificateDer;
 use tracing::{error, info};
 
 use super::roots::Roots;
-use crate::identity::authority::VerifiedRequest;
-use crate::identity::{HostKey, Identity, IdentityError, SpiffeId, Subject, TrustDomain, tls};
+use crate::identity::authority::{Issue, VerifiedRequest};
+use crate::identity::{HostKey, Identity, IdentityError, NodeName, SpiffeId, Subject, TrustDomain, tls};
 
 /// A shortest pause between two renewals, for absurdly short lifetimes and for failures.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// The resolution of times in certificates.
+const RESOLUTION: Duration = Duration::from_secs(1);
+
+/// The host that gets a certificate.
+pub struct Holder {
+    /// Its name.
+    pub node: NodeName,
+    /// When it was removed before it joined again: certificates that were made until then are refused, and the clocks
+    /// of servers differ.
+    pub removed_at: Option<SystemTime>,
+}
 
 /// What the server signs with and what it proves itself with.
 pub struct Credentials {
@@ -59,9 +71,17 @@ impl Credentials {
         &self,
         request: &VerifiedRequest,
         subject: Subject,
+        holder: &Holder,
     ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
         let id = SpiffeId { trust_domain: self.id.trust_domain.clone(), subject };
-        Ok(vec![self.roots.load().authority.sign(request, &id, self.lifetime)?])
+        let now = SystemTime::now();
+        let issue = Issue {
+            // The others say it by their name.
+            holder: Some(&holder.node).filter(|_| matches!(id.subject, Subject::Service(_))),
+            made: holder.removed_at.map_or(now, |at| now.max(at + RESOLUTION)),
+            lifetime: self.lifetime,
+        };
+        Ok(vec![self.roots.load().authority.sign_as(request, &id, &issue)?])
     }
 
     /// Replaces the server's own certificate at half its life, for as long as it is run.

@@ -10,8 +10,8 @@ use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::records::{DEFAULTS, HOSTS, RULES, SERVICES};
-use super::registry::Registry;
+use super::records::{DEFAULTS, HOSTS, REMOVED, RULES, SERVICES};
+use super::registry::{Registry, RegistryError};
 use super::view::{DamagedRecord, View};
 use crate::api::v1::catalog_event::Event;
 use crate::api::{unix_seconds, v1};
@@ -95,7 +95,9 @@ impl Feed {
     }
 
     async fn record_departure(&self, node: &NodeName) {
-        if let Err(error) = self.registry.seen(node).await {
+        if let Err(error) = self.registry.seen(node).await
+            && !matches!(error, RegistryError::NotJoined(_))
+        {
             warn!(%node, %error, "could not record when the host was last seen");
         }
     }
@@ -136,7 +138,7 @@ impl Feed {
         // The lists are of one revision each. Watching begins at the first: what is in a later one already is only
         // said again.
         let (revision, mut entries) = self.store.list(HOSTS).await?;
-        for prefix in [RULES, SERVICES, DEFAULTS] {
+        for prefix in [RULES, SERVICES, DEFAULTS, REMOVED] {
             entries.extend(self.store.list(prefix).await?.1);
         }
         let mut fresh = View { revision, ..View::default() };

@@ -10,6 +10,7 @@ mod mesh;
 mod policy;
 mod records;
 mod registry;
+mod removal;
 mod roots;
 mod sealing;
 #[cfg(test)]

@@ -60,6 +60,9 @@ pub enum PolicyChangeError {
     /// No such host.
     #[error("no host is called {0}; it must have joined before it can serve under a name")]
     UnknownHost(NodeName),
+    /// No such host either.
+    #[error("no host is called {0}; `murmesh members` shows those that there are")]
+    NoSuchHost(NodeName),
     /// Not enough for a new service.
     #[error("service {0} is new: say where it is, with --host and --port")]
     Incomplete(ServiceName),
@@ -101,7 +104,7 @@ impl From<StoreError> for PolicyChangeError {
 }
 
 #[derive(Default, Serialize, Deserialize)]
-struct StoredChanges {
+pub(super) struct StoredChanges {
     last_rule: u32,
 }
 
@@ -212,7 +215,7 @@ impl PolicyRecords {
     }
 
     /// Makes the changes that `decide` wants, and returns its answer when all watchers have been told.
-    async fn change<T>(
+    pub(super) async fn change<T>(
         &self,
         decide: impl Fn(&View, &mut StoredChanges) -> Result<(Vec<Change>, T), PolicyChangeError>,
     ) -> Result<T, PolicyChangeError> {

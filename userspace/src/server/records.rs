@@ -12,6 +12,10 @@ pub const HOSTS: &str = "hosts/";
 pub const RULES: &str = "rules/";
 /// Prefix of the named services, by name: `v1::Service`.
 pub const SERVICES: &str = "services/";
+/// Prefix of hosts that were removed, by node: `v1::RemovedHost`.
+pub const REMOVED: &str = "removed/";
+/// Prefix of the keys of hosts, by node.
+pub const NODES: &str = "nodes/";
 /// What holds where no rule speaks: `v1::Defaults`.
 pub const DEFAULTS: &str = "settings/policy";
 

@@ -12,7 +12,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Claims, ToldContests};
-use super::records::{HOSTS, decode, put, read};
+use super::records::{HOSTS, NODES, decode, put, read};
 use crate::api::{unix_seconds, v1};
 use crate::catalog::Report;
 use crate::identity::token::sha256;
@@ -21,7 +21,6 @@ use crate::seal::SealError;
 use crate::store::{Change, Condition, Entry, Outcome, Store, StoreError, Transaction};
 
 const TOKENS: &str = "tokens/";
-const NODES: &str = "nodes/";
 /// How long an expired token is remembered, so that the answer to it can say more than "unknown".
 const TOKEN_MEMORY: Duration = Duration::from_secs(24 * 3600);
 const NEW_TOKEN: &str = "make a new one on a server with `murmesh token create`";

@@ -1,14 +1,16 @@
 //! What a server knows of the mesh now, as its store and its watchers tell.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, UNIX_EPOCH};
 
 use prost::Message;
 use tracing::error;
 
-use super::records::{DEFAULTS, HOSTS, RULES, SERVICES};
+use super::records::{DEFAULTS, HOSTS, REMOVED, RULES, SERVICES};
 use crate::api::v1;
 use crate::api::v1::catalog_event::Event;
-use crate::identity::TrustDomain;
+use crate::catalog::removed_hosts;
+use crate::identity::{NameError, Removed, TrustDomain};
 use crate::policy::{Names, Policy, RuleId};
 
 /// A record of the policy that is not understood. It is not left out: that could open what it closes.
@@ -24,13 +26,19 @@ pub struct View {
     pub revision: u64,
     pub hosts: BTreeMap<String, v1::Host>,
     pub policy: Policy,
+    /// Hosts that were removed.
+    pub removed: Removed,
     /// Watch streams of each host; two for a moment when one replaces another.
     pub connections: HashMap<String, usize>,
 }
 
 impl View {
     pub fn snapshot(&self) -> v1::Snapshot {
-        v1::Snapshot { hosts: self.hosts.values().cloned().collect(), policy: Some((&self.policy).into()) }
+        v1::Snapshot {
+            hosts: self.hosts.values().cloned().collect(),
+            policy: Some((&self.policy).into()),
+            removed_hosts: removed_hosts(&self.removed),
+        }
     }
 
     /// What plain names stand for.
@@ -49,6 +57,11 @@ impl View {
     pub fn put(&mut self, key: &str, value: &[u8]) -> Result<Option<Event>, DamagedRecord> {
         if let Some(node) = key.strip_prefix(HOSTS) {
             return Ok(self.put_host(node, value).map(Event::Host));
+        }
+        if key.starts_with(REMOVED) {
+            let refused =
+                self.put_removed(value).map_err(|reason| DamagedRecord { key: key.to_owned(), reason })?;
+            return Ok(Some(Event::HostRefused(refused)));
         }
         let event = if key == DEFAULTS {
             decoded(value).map(Event::Defaults)
@@ -71,6 +84,11 @@ impl View {
         if let Some(node) = key.strip_prefix(HOSTS) {
             return self.hosts.remove(node).map(|host| Event::HostRemoved(host.node));
         }
+        if let Some(node) = key.strip_prefix(REMOVED) {
+            // Its certificates have ended long ago: watchers need not be told.
+            self.removed.forget(&node.parse().ok()?);
+            return None;
+        }
         if let Some(number) = key.strip_prefix(RULES) {
             let id: RuleId = number.parse().ok()?;
             self.policy.remove_rule(id);
@@ -79,6 +97,13 @@ impl View {
         let name = key.strip_prefix(SERVICES)?.parse().ok()?;
         self.policy.remove_service(&name);
         Some(Event::ServiceRemoved(name.to_string()))
+    }
+
+    fn put_removed(&mut self, value: &[u8]) -> Result<v1::RemovedHost, String> {
+        let host: v1::RemovedHost = decoded(value)?;
+        let node = host.node.parse().map_err(|error: NameError| error.to_string())?;
+        self.removed.insert(node, UNIX_EPOCH + Duration::from_secs(host.removed_at));
+        Ok(host)
     }
 
     fn put_host(&mut self, node: &str, value: &[u8]) -> Option<v1::Host> {

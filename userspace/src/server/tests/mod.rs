@@ -6,6 +6,7 @@ mod identities;
 mod join;
 mod lifecycle;
 mod policy;
+mod removal;
 mod sealing;
 
 use std::path::Path;
