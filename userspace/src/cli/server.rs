@@ -1,5 +1,7 @@
 //! `murmesh server`.
 
+mod store;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,6 +15,7 @@ use crate::identity::token::ServerAddress;
 use crate::identity::{NodeName, TrustDomain};
 use crate::seal::KeySource;
 use crate::server::{self, DEFAULT_MAX_RULES, ServerOptions};
+use store::StoreArgs;
 
 const SHORTEST_LIFETIME: Duration = Duration::from_secs(10);
 const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -25,6 +28,8 @@ pub struct ServerArgs {
     command: Option<ServerCommand>,
     #[command(flatten)]
     daemon: DaemonOptions,
+    #[command(flatten)]
+    store: StoreArgs,
     #[command(flatten)]
     seal: SealOptions,
     /// Address to listen on, for agents; may be given several times [default: port 9190 of every address].
@@ -51,19 +56,19 @@ pub struct ServerArgs {
 /// What is done with the database of a server that does not run.
 #[derive(Debug, Subcommand)]
 pub enum ServerCommand {
-    /// Seal every secret in the database with a new key. Stop the server first, and start it with the new key.
+    /// Seal every secret in the store with a new key. Stop the server first, and start it with the new key.
     Reseal(ResealArgs),
 }
 
-/// The key that secrets in the database are sealed with: a file, or a passphrase. By default systemd's credential
+/// The key that secrets in the store are sealed with: a file, or a passphrase. By default systemd's credential
 /// `murmesh-seal-key` if there is one, else `seal.key` in the data directory, which is made at the first start.
 #[derive(Debug, Args)]
 pub struct SealOptions {
-    /// File with the key that secrets in the database are sealed with: 64 hexadecimal digits [default: systemd's
+    /// File with the key that secrets in the store are sealed with: 64 hexadecimal digits [default: systemd's
     /// credential murmesh-seal-key, else seal.key in the data directory, which is made at the first start].
     #[arg(long, conflicts_with = "seal_passphrase_file", value_name = "FILE")]
     seal_key_file: Option<PathBuf>,
-    /// File whose first line is the passphrase that secrets in the database are sealed with, such as /dev/stdin.
+    /// File whose first line is the passphrase that secrets in the store are sealed with, such as /dev/stdin.
     #[arg(long, value_name = "FILE")]
     seal_passphrase_file: Option<PathBuf>,
 }
@@ -74,6 +79,8 @@ pub struct ResealArgs {
     /// Directory of the server's database.
     #[arg(long, default_value = "/var/lib/murmesh", value_name = "DIR")]
     data_dir: PathBuf,
+    #[command(flatten)]
+    store: StoreArgs,
     #[command(flatten)]
     seal: SealOptions,
     /// File with the new key [default: a new seal.key in the data directory, if the old key is there].
@@ -99,15 +106,16 @@ pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
         return reseal(arguments);
     }
     daemon::start_log(arguments.daemon.log_format)?;
+    let node = daemon::node_name(arguments.node)?;
     let options = ServerOptions {
         run_dir: arguments.daemon.run_dir(),
         seal: arguments.seal.source(&arguments.daemon.data_dir),
-        data_dir: arguments.daemon.data_dir,
+        store: arguments.store.options(arguments.daemon.data_dir, &node),
         listen: arguments.listen,
         advertise: arguments.advertise,
         trust_domain: arguments.trust_domain,
         certificate_lifetime: arguments.certificate_lifetime,
-        node: daemon::node_name(arguments.node)?,
+        node,
         max_rules: arguments.max_rules,
     };
     daemon::block_on(async {
@@ -117,13 +125,14 @@ pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn reseal(arguments: ResealArgs) -> anyhow::Result<ExitCode> {
-    let ResealArgs { data_dir, seal, new_seal_key_file, new_seal_passphrase_file } = arguments;
+    let ResealArgs { data_dir, store, seal, new_seal_key_file, new_seal_passphrase_file } = arguments;
     let old = seal.source(&data_dir);
     let new = match (new_seal_key_file, new_seal_passphrase_file) {
         (Some(path), _) => Some(KeySource::File(path)),
         (None, path) => path.map(KeySource::Passphrase),
     };
-    let key = daemon::block_on(async { Ok(server::reseal(&data_dir, &old, new.as_ref()).await?) })?;
+    let store = store.options(data_dir, &daemon::node_name(None)?);
+    let key = daemon::block_on(async { Ok(server::reseal(&store, &old, new.as_ref()).await?) })?;
     let place = new.as_ref().unwrap_or(&old).path().display();
     output::print(&format!("sealed anew with key {key} of {place}\n"))?;
     Ok(ExitCode::SUCCESS)

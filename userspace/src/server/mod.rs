@@ -20,7 +20,7 @@ mod view;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ use crate::identity::token::{ServerAddress, ServerAddressError};
 use crate::identity::{IdentityError, NodeName, SpiffeId, TrustDomain};
 use crate::local::{LocalError, LocalSocket, SERVER_SOCKET};
 use crate::seal::{KeyId, KeySource};
-use crate::store::{EmbeddedStore, Store, StoreError};
+use crate::store::{EmbeddedStore, EtcdOptions, EtcdStore, Store, StoreError};
 use admin::AdminService;
 use administration::AdministrationService;
 use credentials::Credentials;
@@ -63,11 +63,20 @@ const MAX_STREAMS_PER_CONNECTION: u32 = 16;
 /// How long calls in progress may take to end at shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Where a server keeps its records.
+#[derive(Debug, Clone)]
+pub enum StoreOptions {
+    /// In a file in this directory: for one server.
+    Embedded(PathBuf),
+    /// In an etcd cluster, with other servers.
+    Etcd(EtcdOptions),
+}
+
 /// How to run a server.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// Where the database is kept.
-    pub data_dir: PathBuf,
+    /// Where its records are kept.
+    pub store: StoreOptions,
     /// The key that secrets in the database are sealed with.
     pub seal: KeySource,
     /// Where the Unix socket for the command line is made.
@@ -166,7 +175,7 @@ impl Server {
     /// # Errors
     /// Any that keeps the server from starting.
     pub async fn bind(options: ServerOptions) -> Result<Self, ServerError> {
-        let store = open_store(&options.data_dir)?;
+        let store = open_store(&options.store).await?;
         let registry = Arc::new(Registry::new(store.clone()));
         let sealer = Arc::new(sealing::open(&*store, &options.seal).await?);
         let roots = RootRecords { store: store.clone(), sealer };
@@ -256,16 +265,28 @@ impl Server {
     }
 }
 
-/// Seals every secret in the database anew; no server may use it meanwhile. The key from `old` gives way to the one
+/// Seals every secret in the store anew; no server may use it meanwhile. The key from `old` gives way to the one
 /// from `new`, or to a new one in the data directory. Returns the id of the new key.
 ///
 /// # Errors
-/// When the database is in use or sealed with another key, or a key cannot be had.
-pub async fn reseal(data_dir: &Path, old: &KeySource, new: Option<&KeySource>) -> Result<KeyId, ServerError> {
-    Ok(sealing::reseal(&*open_store(data_dir)?, old, new).await?)
+/// When the store is in use or sealed with another key, or a key cannot be had.
+pub async fn reseal(
+    store: &StoreOptions,
+    old: &KeySource,
+    new: Option<&KeySource>,
+) -> Result<KeyId, ServerError> {
+    Ok(sealing::reseal(&*open_store(store).await?, old, new).await?)
 }
 
-fn open_store(path: &Path) -> Result<Arc<dyn Store>, ServerError> {
+/// The store, which is made if it is missing.
+///
+/// # Errors
+/// When it cannot be opened. An etcd cluster is not asked yet.
+pub async fn open_store(options: &StoreOptions) -> Result<Arc<dyn Store>, ServerError> {
+    let path = match options {
+        StoreOptions::Embedded(path) => path,
+        StoreOptions::Etcd(options) => return Ok(Arc::new(EtcdStore::open(options).await?)),
+    };
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use super::{Server, ServerError, ServerOptions};
+use super::{Server, ServerError, ServerOptions, StoreOptions};
 use crate::api::v1;
 use crate::api::v1::mesh_client::MeshClient;
 use crate::catalog::{Catalog, Listener, Report};
@@ -38,7 +38,7 @@ struct World {
 
 fn options(directory: &Path) -> ServerOptions {
     ServerOptions {
-        data_dir: directory.join("server"),
+        store: StoreOptions::Embedded(directory.join("server")),
         seal: KeySource::Default(directory.join("server").join(DEFAULT_KEY_FILE)),
         run_dir: directory.join("run"),
         listen: vec!["127.0.0.1:0".parse().unwrap()],

@@ -76,7 +76,7 @@ async fn no_file_of_server_or_agent_holds_a_secret_in_clear() {
 async fn open_roots(directory: &Path) -> crate::server::roots::Roots {
     use crate::server::{open_store, roots::RootRecords, sealing};
     let options = options(directory);
-    let store = open_store(&options.data_dir).unwrap();
+    let store = open_store(&options.store).await.unwrap();
     let sealer = sealing::open(&*store, &options.seal).await.unwrap().into();
     RootRecords { store, sealer }.load(None).await.unwrap()
 }
@@ -91,10 +91,10 @@ fn key_file(directory: &Path, name: &str, digit: &str) -> KeySource {
 async fn a_server_without_the_right_key_says_so_and_does_not_start() {
     let directory = World::start().await.stop().await;
     let mut options = options(directory.path());
+    let default = options.seal.clone();
     options.seal = key_file(directory.path(), "other", "7");
     let refused = Server::bind(options.clone()).await.err().unwrap().to_string();
     assert!(refused.contains("--seal-key-file"), "{refused}");
-    let default = KeySource::choose(None, None, &options.data_dir);
     fs::rename(default.path(), directory.path().join("lost")).unwrap();
     options.seal = default;
     let refused = Server::bind(options).await.err().unwrap().to_string();
@@ -108,13 +108,13 @@ async fn what_is_sealed_anew_opens_with_the_new_key_only_and_is_the_same() {
     let root = open_roots(directory.path()).await.authority.root().clone();
     let passphrase = KeySource::Passphrase(directory.path().join("passphrase"));
     fs::write(passphrase.path(), "correct horse").unwrap();
-    reseal(&old.data_dir, &old.seal, Some(&passphrase)).await.unwrap();
+    reseal(&old.store, &old.seal, Some(&passphrase)).await.unwrap();
     assert!(matches!(Server::bind(old.clone()).await, Err(ServerError::Registry(_))));
     let file = key_file(directory.path(), "file", "9");
-    reseal(&old.data_dir, &passphrase, Some(&file)).await.unwrap();
-    assert!(reseal(&old.data_dir, &file, None).await.is_err(), "a key that is somebody else's to keep");
-    reseal(&old.data_dir, &file, Some(&old.seal)).await.unwrap();
-    reseal(&old.data_dir, &old.seal, None).await.unwrap();
+    reseal(&old.store, &passphrase, Some(&file)).await.unwrap();
+    assert!(reseal(&old.store, &file, None).await.is_err(), "a key that is somebody else's to keep");
+    reseal(&old.store, &file, Some(&old.seal)).await.unwrap();
+    reseal(&old.store, &old.seal, None).await.unwrap();
     assert_eq!(*open_roots(directory.path()).await.authority.root(), root);
 }
 
@@ -123,7 +123,7 @@ async fn a_change_of_the_key_that_was_cut_short_is_finished_at_the_next_start() 
     let directory = World::start().await.stop().await;
     let old = options(directory.path());
     let before = fs::read(old.seal.path()).unwrap();
-    reseal(&old.data_dir, &old.seal, None).await.unwrap();
+    reseal(&old.store, &old.seal, None).await.unwrap();
     // As if the machine had stopped between the commit and the renaming.
     let next = old.seal.next().unwrap();
     fs::rename(old.seal.path(), next.path()).unwrap();
