@@ -158,7 +158,7 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     let (catalog, identity) = (control.catalog.borrow().clone(), control.identity.borrow().clone());
     let first = FirstProtection { catalog: &catalog, identity: &identity, exempt: &options.exempt };
     let mut interception = options.capture.attach(&first)?;
-    let mut keeper = Keeper::new(control.issuer(), shared.clone());
+    let mut keeper = Keeper::new(&control, shared.clone());
     keeper.adopt(std::mem::take(&mut control.cached_identities));
     let mut running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
     if let Ok(running) = &mut running {

@@ -90,7 +90,8 @@ impl Memory {
             return None;
         }
         let Some(last) = last else { return Some(SOON) };
-        let holds = |catalog: &Catalog| (catalog.policy.clone(), catalog.removed.clone());
+        let holds =
+            |catalog: &Catalog| (catalog.policy.clone(), catalog.removed.clone(), catalog.trust.clone());
         let between = if holds(&catalog) != holds(&last.catalog) || self.ends() != last.identities {
             SOON
         } else if tells_more(&last.catalog, &catalog) {

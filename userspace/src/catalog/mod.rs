@@ -13,7 +13,7 @@ use std::time::SystemTime;
 pub use endpoints::Endpoint;
 pub use wire::{WireError, removed_hosts};
 
-use crate::identity::{NodeName, Removed, WorkloadName};
+use crate::identity::{NodeName, Removed, Trust, WorkloadName};
 use crate::policy::Policy;
 
 /// All hosts of the mesh at one revision. Cheap to clone.
@@ -27,6 +27,8 @@ pub struct Catalog {
     pub policy: Arc<Policy>,
     /// Hosts that were removed, and whose certificates are refused.
     pub removed: Arc<Removed>,
+    /// The roots of the mesh.
+    pub trust: Arc<Trust>,
 }
 
 /// One host as the server knows it.

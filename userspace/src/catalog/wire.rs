@@ -4,10 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use rustls_pki_types::CertificateDer;
+
 use super::limits::{MAX_ADDRESSES, MAX_LISTENERS, at_most};
 use super::{Catalog, Host, Listener, Report};
 use crate::api::{time_from_unix, unix_seconds, v1};
-use crate::identity::{NameError, NodeName, Removed};
+use crate::identity::{NameError, NodeName, Removed, Trust, fingerprints};
 use crate::policy::{InvalidMessage, Policy};
 
 const MAX_VERSION_BYTES: usize = 64;
@@ -40,6 +42,9 @@ pub enum WireError {
     /// A part of the policy.
     #[error(transparent)]
     Policy(#[from] InvalidMessage),
+    /// The roots of the mesh.
+    #[error("the root that signs is not among those that are trusted")]
+    Trust,
     /// An event without content.
     #[error("a catalog event is empty; the server may be newer than this agent")]
     EmptyEvent,
@@ -59,8 +64,10 @@ impl Catalog {
                 let hosts = hosts.collect::<Result<_, _>>()?;
                 let mut removed = Removed::default();
                 snapshot.removed_hosts.iter().try_for_each(|host| refuse(&mut removed, host))?;
+                let trust = snapshot.trust.map(trust).transpose()?;
                 self.policy = Arc::new(Policy::try_from(snapshot.policy.unwrap_or_default())?);
                 (self.hosts, self.removed) = (hosts, Arc::new(removed));
+                self.trust = trust.unwrap_or_default().into();
             }
             Event::Host(host) => {
                 let host = Host::try_from(host)?;
@@ -69,6 +76,7 @@ impl Catalog {
             Event::HostRemoved(node) => {
                 self.hosts.remove(&node.parse()?);
             }
+            Event::Trust(message) => self.trust = trust(message)?.into(),
             Event::HostRefused(host) => refuse(Arc::make_mut(&mut self.removed), &host)?,
             change => Arc::make_mut(&mut self.policy).apply(change)?,
         }
@@ -81,7 +89,12 @@ impl From<&Catalog> for v1::Snapshot {
     fn from(catalog: &Catalog) -> Self {
         let hosts = catalog.hosts.values().map(|host| v1::Host::from(host.as_ref())).collect();
         let removed_hosts = removed_hosts(&catalog.removed);
-        Self { hosts, policy: Some((&*catalog.policy).into()), removed_hosts }
+        let trust = v1::Trust {
+            roots: catalog.trust.roots.iter().map(|root| root.to_vec()).collect(),
+            signing: catalog.trust.signing.to_vec(),
+        };
+        let trust = Some(trust).filter(|trust| !trust.roots.is_empty());
+        Self { hosts, policy: Some((&*catalog.policy).into()), removed_hosts, trust }
     }
 }
 
@@ -175,6 +188,12 @@ pub fn removed_hosts(removed: &Removed) -> Vec<v1::RemovedHost> {
     let host =
         |(node, at): (&NodeName, _)| v1::RemovedHost { node: node.to_string(), removed_at: unix_seconds(at) };
     removed.iter().map(host).collect()
+}
+
+fn trust(message: v1::Trust) -> Result<Trust, WireError> {
+    let signing = message.signing.try_into().map_err(|_| WireError::Trust)?;
+    let roots: Vec<CertificateDer<'static>> = message.roots.into_iter().map(CertificateDer::from).collect();
+    if fingerprints(&roots).contains(&signing) { Ok(Trust { roots, signing }) } else { Err(WireError::Trust) }
 }
 
 fn refuse(removed: &mut Removed, host: &v1::RemovedHost) -> Result<(), NameError> {

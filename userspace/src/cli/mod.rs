@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod ca;
 pub mod check;
 mod config;
 pub mod daemon;
@@ -70,6 +71,9 @@ pub enum Command {
     /// Name services and set their mode (on the server's host).
     #[command(subcommand)]
     Service(service::ServiceCommand),
+    /// Show and replace the root of the mesh's certificates (on the server's host).
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
     /// Take hosts out of the mesh (on the server's host).
     #[command(subcommand)]
     Host(host::HostCommand),

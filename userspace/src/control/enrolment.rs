@@ -15,6 +15,7 @@ use super::connection::{DialError, dial};
 use super::membership::{Membership, load_key};
 use super::{ControlError, ControlOptions, ServerStatus};
 use crate::api::v1;
+use crate::catalog::Catalog;
 use crate::identity::token::ServerAddress;
 use crate::identity::{HostKey, Identity, JoinToken, NodeName, tls};
 use crate::seal::Sealer;
@@ -133,18 +134,27 @@ async fn join_at(
     finish(server, client.join(timed(request)).await)
 }
 
-/// Replaces the certificate at half its life, and at once when it has expired, for as long as it is run.
-/// With it comes the current list of servers.
+/// Replaces the certificate at half its life, and at once when it has expired, for as long as it is run. With it comes
+/// the current list of servers. Takes over the roots that the catalog has, and has a new certificate signed when
+/// another root signs.
 pub async fn keep_renewed(
     mut membership: Membership,
     mark: Option<u32>,
     identity: watch::Sender<Arc<Identity>>,
     status: watch::Sender<ServerStatus>,
+    mut catalog: watch::Receiver<Arc<Catalog>>,
 ) {
     let mut backoff = Backoff::new();
     loop {
         let due = identity.borrow().renew_at(jitter());
-        sleep_until(due).await;
+        let is_due = tokio::select! {
+            () = sleep_until(due) => true,
+            () = follow_trust(&mut membership, &identity, &mut catalog) => false,
+        };
+        if !is_due {
+            let soon = identity.borrow().renew_soon(SystemTime::now(), jitter());
+            sleep_until(soon).await;
+        }
         match renew(&mut membership, mark).await {
             Ok(renewed) => {
                 info!(id = %renewed.id, expires = %humantime::format_rfc3339_seconds(renewed.not_after), "certificate renewed");
@@ -155,6 +165,34 @@ pub async fn keep_renewed(
             Err(error) => warn!(%error, "the certificate could not be renewed, trying again"),
         }
         backoff.pause().await;
+    }
+}
+
+/// Takes over other roots, until one signs that did not sign the certificate in use.
+async fn follow_trust(
+    membership: &mut Membership,
+    identity: &watch::Sender<Arc<Identity>>,
+    catalog: &mut watch::Receiver<Arc<Catalog>>,
+) {
+    loop {
+        let trust = catalog.borrow_and_update().trust.clone();
+        if !trust.roots.is_empty() {
+            if membership.bundle() != trust.roots {
+                match membership.trust(trust.roots.clone()) {
+                    Ok(trusting) => {
+                        info!(roots = trust.roots.len(), "the roots of the mesh have changed");
+                        identity.send_replace(trusting);
+                    }
+                    Err(error) => warn!(%error, "the new roots of the mesh cannot be used"),
+                }
+            }
+            if !identity.borrow().is_signed_by(&trust.signing) {
+                return;
+            }
+        }
+        if catalog.changed().await.is_err() {
+            return std::future::pending().await;
+        }
     }
 }
 

@@ -109,6 +109,17 @@ impl Membership {
         Ok(Arc::new(identity))
     }
 
+    /// Trusts other roots from now on, and saves that.
+    pub(super) fn trust(
+        &mut self,
+        bundle: Vec<CertificateDer<'static>>,
+    ) -> Result<Arc<Identity>, ControlError> {
+        let identity = Identity::new(&self.key, self.certificates.chain.clone(), bundle.clone())?;
+        self.certificates.bundle = bundle;
+        self.save()?;
+        Ok(Arc::new(identity))
+    }
+
     /// The identity that the newest certificate gives.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ mod removed;
 pub mod spiffe;
 pub mod tls;
 pub mod token;
+mod trust;
 mod verify;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use name::{NameError, NodeName, ServiceName, TrustDomain, WorkloadName};
 pub use removed::Removed;
 pub use spiffe::{SpiffeId, Subject};
 pub use token::JoinToken;
+pub use trust::{Fingerprint, Trust, fingerprints, issuer};
 
 /// Why an identity cannot be used, made or verified.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +66,9 @@ pub enum IdentityError {
         reason: String,
     },
 }
+
+/// Half of the longest time over which hosts spread the renewals that a new root asks for.
+const LONGEST_SPREAD: Duration = Duration::from_secs(15);
 
 /// One identity with everything needed to prove it and to verify others.
 #[derive(Debug)]
@@ -119,6 +124,27 @@ impl Identity {
         let made = self.not_before + authority::BACKDATE;
         let lifetime = self.not_after.duration_since(made).unwrap_or_default();
         made + lifetime.mul_f64(0.5 + 0.1 * jitter.clamp(-1.0, 1.0))
+    }
+
+    /// When it should be replaced because another root signs now: within a twentieth of its life, spread by `jitter`
+    /// (−1.0 to 1.0), so that all hosts of the mesh do not renew together; at once if nobody accepts it any more.
+    pub fn renew_soon(&self, now: SystemTime, jitter: f64) -> SystemTime {
+        let made = self.not_before + authority::BACKDATE;
+        if self.issuer().is_none() {
+            return now;
+        }
+        let lifetime = self.not_after.duration_since(made).unwrap_or_default();
+        now + (lifetime / 40).min(LONGEST_SPREAD).mul_f64(1.0 + jitter.clamp(-1.0, 1.0))
+    }
+
+    /// Whether the root with this fingerprint signed it.
+    pub fn is_signed_by(&self, root: &Fingerprint) -> bool {
+        self.issuer() == Some(*root)
+    }
+
+    /// Which of the roots that it trusts signed it.
+    pub fn issuer(&self) -> Option<Fingerprint> {
+        issuer(self.chain.first()?, &self.bundle).ok().flatten()
     }
 
     /// Whether it can no longer be used at `now`.

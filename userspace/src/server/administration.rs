@@ -5,6 +5,7 @@ use tracing::{error, info};
 
 use super::policy::{PolicyChangeError, PolicyRecords};
 use super::registry::RegistryError;
+use super::rotation::{Rotation, RotationError};
 use crate::api::v1;
 use crate::api::v1::administration_server::Administration;
 use crate::local::caller;
@@ -13,6 +14,7 @@ use crate::policy::Defaults;
 /// Serves the `Administration` interface.
 pub struct AdministrationService {
     pub policy: PolicyRecords,
+    pub rotation: Rotation,
 }
 
 #[tonic::async_trait]
@@ -73,6 +75,31 @@ impl Administration for AdministrationService {
         let removed = self.policy.remove_host(&request.get_ref().node).await.map_err(refusal)?;
         info!(%caller, node = removed.node, "host removed from the mesh");
         Ok(Response::new(removed))
+    }
+
+    async fn roots(&self, _request: Request<v1::RootsRequest>) -> Result<Response<v1::RootsStatus>, Status> {
+        Ok(Response::new(self.rotation.status().await.map_err(rotation_refusal)?))
+    }
+
+    async fn rotate_roots(
+        &self,
+        request: Request<v1::RotateRootsRequest>,
+    ) -> Result<Response<v1::RootsStatus>, Status> {
+        let (caller, step) = (caller(&request), request.get_ref().step());
+        let status = self.rotation.step(step).await.map_err(rotation_refusal)?;
+        info!(%caller, step = step.as_str_name(), phase = status.phase, "replacement of the root");
+        Ok(Response::new(status))
+    }
+}
+
+fn rotation_refusal(error: RotationError) -> Status {
+    let message = error.to_string();
+    match error {
+        RotationError::Order(_) | RotationError::Waiting(_) => Status::failed_precondition(message),
+        RotationError::Registry(_) | RotationError::Behind => {
+            error!(error = message, "the root could not be replaced");
+            Status::unavailable(message)
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use tracing::{error, warn};
 
 use super::records::{DEFAULTS, HOSTS, REMOVED, RULES, SERVICES};
 use super::registry::{Registry, RegistryError};
+use super::roots::AUTHORITY;
 use super::view::{DamagedRecord, View};
 use crate::api::v1::catalog_event::Event;
 use crate::api::{unix_seconds, v1};
@@ -45,6 +46,7 @@ pub struct Feed {
     events: broadcast::Sender<v1::CatalogEvent>,
     /// The revision up to which watchers have been told.
     told: watch::Sender<u64>,
+    trust: watch::Sender<v1::Trust>,
     departed: mpsc::UnboundedSender<NodeName>,
     departures: AsyncMutex<mpsc::UnboundedReceiver<NodeName>>,
 }
@@ -66,7 +68,8 @@ impl Feed {
         let (departed, departures) = mpsc::unbounded_channel();
         let (view, events) = (Mutex::default(), broadcast::Sender::new(BACKLOG));
         let (told, departures) = (watch::Sender::new(0), AsyncMutex::new(departures));
-        let feed = Self { store, registry, view, events, told, departed, departures };
+        let trust = watch::Sender::default();
+        let feed = Self { store, registry, view, events, told, trust, departed, departures };
         feed.reload().await?;
         Ok(feed)
     }
@@ -123,6 +126,11 @@ impl Feed {
         self.view().snapshot()
     }
 
+    /// The roots of the mesh, now and whenever they change.
+    pub fn trust(&self) -> watch::Receiver<v1::Trust> {
+        self.trust.subscribe()
+    }
+
     /// The revision of the catalog now.
     pub fn revision(&self) -> u64 {
         self.view().revision
@@ -144,7 +152,7 @@ impl Feed {
         // The lists are of one revision each. Watching begins at the first: what is in a later one already is only
         // said again.
         let (revision, mut entries) = self.store.list(HOSTS).await?;
-        for prefix in [RULES, SERVICES, DEFAULTS, REMOVED] {
+        for prefix in [RULES, SERVICES, DEFAULTS, REMOVED, AUTHORITY] {
             entries.extend(self.store.list(prefix).await?.1);
         }
         let mut fresh = View { revision, ..View::default() };
@@ -155,6 +163,7 @@ impl Feed {
         }
         *view = fresh;
         self.publish(snapshot(&view));
+        self.trust.send_replace(view.trust.clone());
         self.told.send_replace(revision);
         Ok(())
     }
@@ -172,6 +181,9 @@ impl Feed {
                 }
                 Change::Delete(key) => view.remove(key),
             };
+            if let Some(Event::Trust(trust)) = &event {
+                self.trust.send_replace(trust.clone());
+            }
             if let Some(event) = event {
                 self.publish(v1::CatalogEvent { revision, event: Some(event) });
             }

@@ -13,13 +13,15 @@ use super::credentials::{Credentials, Holder};
 use super::feed::Feed;
 use super::listener::Peer;
 use super::registry::{Registry, RegistryError};
+use super::roots::RootRecords;
+use super::rotation;
 use crate::api::v1;
 use crate::api::v1::catalog_event::Event;
 use crate::api::v1::mesh_server::Mesh;
 use crate::catalog::Report;
 use crate::identity::authority::VerifiedRequest;
 use crate::identity::token::ServerAddress;
-use crate::identity::{IdentityError, NameError, NodeName, SpiffeId, Subject};
+use crate::identity::{Fingerprint, IdentityError, NameError, NodeName, SpiffeId, Subject};
 use crate::limited_log::LimitedLog;
 use crate::store::StoreError;
 
@@ -31,6 +33,7 @@ static IDENTITY_REFUSED: LimitedLog = LimitedLog::new();
 pub struct MeshService {
     pub registry: Arc<Registry>,
     pub credentials: Arc<Credentials>,
+    pub records: RootRecords,
     pub feed: Arc<Feed>,
     pub servers: Vec<ServerAddress>,
     pub shutdown: CancellationToken,
@@ -121,6 +124,18 @@ impl Mesh for MeshService {
         }
         self.certificate(&verified(&certificate_request)?, asked.subject, node)
     }
+
+    async fn confirm(
+        &self,
+        request: Request<v1::ConfirmRequest>,
+    ) -> Result<Response<v1::ConfirmResponse>, Status> {
+        let node = self.caller(&request)?;
+        let v1::ConfirmRequest { roots, issuers } = request.into_inner();
+        let (roots, issuers) = (held(roots)?, held(issuers)?);
+        let confirmed = rotation::confirm(&self.records, &node, &roots, &issuers).await;
+        confirmed.map_err(|error| refusal(&error))?;
+        Ok(Response::new(v1::ConfirmResponse {}))
+    }
 }
 
 impl MeshService {
@@ -173,6 +188,16 @@ impl MeshService {
             servers: self.servers.iter().map(ToString::to_string).collect(),
         }))
     }
+}
+
+/// Fingerprints; a mesh has two roots at most, and what a host uses is signed by them or by one that is none of them.
+fn held(list: Vec<Vec<u8>>) -> Result<Vec<Fingerprint>, Status> {
+    const LIMIT: usize = 4;
+    let invalid = || Status::invalid_argument("these are not fingerprints of a few roots");
+    if list.len() > LIMIT {
+        return Err(invalid());
+    }
+    list.into_iter().map(|root| root.try_into().map_err(|_| invalid())).collect()
 }
 
 fn named(node: &str) -> Result<NodeName, Status> {

@@ -12,6 +12,7 @@ mod records;
 mod registry;
 mod removal;
 mod roots;
+mod rotation;
 mod sealing;
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,7 @@ pub use policy::DEFAULT_MAX_RULES;
 use policy::PolicyRecords;
 use registry::{Registry, RegistryError};
 use roots::RootRecords;
+use rotation::Rotation;
 
 /// Where agents find a server unless told otherwise.
 pub const DEFAULT_PORT: u16 = 9190;
@@ -156,6 +158,7 @@ pub struct Server {
     socket: LocalSocket,
     credentials: Arc<Credentials>,
     registry: Arc<Registry>,
+    records: RootRecords,
     feed: Arc<Feed>,
     servers: Vec<ServerAddress>,
     administration: AdministrationService,
@@ -178,8 +181,8 @@ impl Server {
         let store = open_store(&options.store).await?;
         let registry = Arc::new(Registry::new(store.clone()));
         let sealer = Arc::new(sealing::open(&*store, &options.seal).await?);
-        let roots = RootRecords { store: store.clone(), sealer };
-        let roots = roots.load(options.trust_domain.as_ref()).await?;
+        let records = RootRecords { store: store.clone(), sealer };
+        let roots = records.load(options.trust_domain.as_ref()).await?;
         let found = roots.authority.trust_domain().clone();
         let asked = options.trust_domain.unwrap_or_else(|| found.clone());
         if asked != found {
@@ -196,9 +199,11 @@ impl Server {
             trust_domain: credentials.trust_domain().clone(),
             max_rules: options.max_rules,
         };
-        let administration = AdministrationService { policy };
+        let lifetime = options.certificate_lifetime;
+        let rotation = Rotation { records: records.clone(), feed: feed.clone(), lifetime };
+        let administration = AdministrationService { policy, rotation };
         let socket = LocalSocket::bind(&options.run_dir, SERVER_SOCKET)?;
-        Ok(Self { listeners, socket, credentials, registry, feed, servers, administration })
+        Ok(Self { listeners, socket, credentials, registry, records, feed, servers, administration })
     }
 
     /// The addresses that it listens on.
@@ -218,12 +223,14 @@ impl Server {
             tasks.spawn(listener::accept(listener, self.credentials.clone(), sender.clone()));
         }
         tasks.spawn(self.credentials.clone().keep_renewed());
+        tasks.spawn(self.credentials.clone().follow_roots(self.records.clone(), self.feed.trust()));
         let feed_stop = CancellationToken::new();
         let feeding = tokio::spawn(self.feed.clone().run(feed_stop.clone()));
 
         let mesh = MeshService {
             registry: self.registry.clone(),
             credentials: self.credentials.clone(),
+            records: self.records,
             feed: self.feed.clone(),
             servers: self.servers.clone(),
             shutdown: shutdown.clone(),

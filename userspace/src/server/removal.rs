@@ -10,6 +10,7 @@ use prost::Message;
 
 use super::policy::{PolicyChangeError, PolicyRecords};
 use super::records::{HOSTS, NODES, REMOVED, SERVICES};
+use super::rotation::CONFIRMED;
 use super::view::View;
 use crate::api::{unix_seconds, v1};
 use crate::identity::NodeName;
@@ -35,6 +36,7 @@ impl PolicyRecords {
             let mut changes = vec![
                 Change::Delete(format!("{NODES}{node}")),
                 Change::Delete(format!("{HOSTS}{node}")),
+                Change::Delete(format!("{CONFIRMED}{node}")),
                 Change::Put(format!("{REMOVED}{node}"), removed.encode_to_vec()),
             ];
             changes.extend(services_without(view, &node));

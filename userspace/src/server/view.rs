@@ -7,6 +7,7 @@ use prost::Message;
 use tracing::error;
 
 use super::records::{DEFAULTS, HOSTS, REMOVED, RULES, SERVICES};
+use super::roots::{self, AUTHORITY};
 use crate::api::v1;
 use crate::api::v1::catalog_event::Event;
 use crate::catalog::removed_hosts;
@@ -28,6 +29,8 @@ pub struct View {
     pub policy: Policy,
     /// Hosts that were removed.
     pub removed: Removed,
+    /// The roots of the mesh.
+    pub trust: v1::Trust,
     /// Watch streams of each host; two for a moment when one replaces another.
     pub connections: HashMap<String, usize>,
 }
@@ -38,6 +41,7 @@ impl View {
             hosts: self.hosts.values().cloned().collect(),
             policy: Some((&self.policy).into()),
             removed_hosts: removed_hosts(&self.removed),
+            trust: Some(self.trust.clone()).filter(|trust| !trust.roots.is_empty()),
         }
     }
 
@@ -57,6 +61,11 @@ impl View {
     pub fn put(&mut self, key: &str, value: &[u8]) -> Result<Option<Event>, DamagedRecord> {
         if let Some(node) = key.strip_prefix(HOSTS) {
             return Ok(self.put_host(node, value).map(Event::Host));
+        }
+        if key == AUTHORITY {
+            self.trust =
+                roots::trust(value).map_err(|reason| DamagedRecord { key: key.to_owned(), reason })?;
+            return Ok(Some(Event::Trust(self.trust.clone())));
         }
         if key.starts_with(REMOVED) {
             let refused =

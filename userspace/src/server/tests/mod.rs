@@ -7,6 +7,7 @@ mod join;
 mod lifecycle;
 mod policy;
 mod removal;
+mod rotation;
 mod sealing;
 
 use std::path::Path;
