@@ -6,6 +6,7 @@ mod agent_stop;
 mod at_rest;
 mod bench;
 mod bulk;
+mod certificates;
 mod check_and_status;
 mod distance;
 mod drain;

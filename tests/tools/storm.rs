@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -80,9 +81,12 @@ pub struct Storm {
     targets: Vec<Target>,
     #[command(flatten)]
     ports: Ports,
-    /// How many connections in all.
+    /// How many connections in all; without it, until a line comes on stdin.
     #[arg(long)]
-    connections: u64,
+    connections: Option<u64>,
+    /// Begin one after so many milliseconds each time, and not as fast as possible.
+    #[arg(long, default_value_t = 0)]
+    every: u64,
     /// How many at a time.
     #[arg(long)]
     parallel: usize,
@@ -120,12 +124,22 @@ impl Storm {
     /// Prints the outcome as JSON.
     pub fn run(self) -> Result<()> {
         let (next, outcome) = (AtomicU64::new(0), Mutex::new(Outcome::default()));
+        let (begun, end) = (Instant::now(), AtomicU64::new(self.connections.unwrap_or(u64::MAX)));
         thread::scope(|scope| {
+            if self.connections.is_none() {
+                scope.spawn(|| {
+                    // Whatever comes, and the end too, is the end.
+                    let _ = io::stdin().read_line(&mut String::new());
+                    end.store(0, Ordering::Relaxed);
+                });
+            }
             for _ in 0..self.parallel {
                 scope.spawn(|| {
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
-                        if number >= self.connections {
+                        let due = Duration::from_millis(self.every.saturating_mul(number));
+                        thread::sleep(due.saturating_sub(begun.elapsed()));
+                        if number >= end.load(Ordering::Relaxed) {
                             return;
                         }
                         let result = self.ask(number);

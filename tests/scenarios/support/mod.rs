@@ -5,7 +5,7 @@ pub mod peer;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -70,6 +70,14 @@ impl<'a> Daemons<'a> {
     /// Starts the agent of `host`, which joins with a token of its own the first time.
     pub fn start_agent(&mut self, host: &Host) -> Result<()> {
         let agent = host.start_agent(&self.token(host)?)?;
+        self.agents.insert(host.name().to_owned(), agent);
+        Ok(())
+    }
+
+    /// Starts the agent of `host` by a command of its own.
+    pub fn start_agent_by(&mut self, host: &Host, command: &mut Command) -> Result<()> {
+        let agent = Process::spawn(command)?;
+        agent.wait_for_line(": ready", DEADLINE)?;
         self.agents.insert(host.name().to_owned(), agent);
         Ok(())
     }
