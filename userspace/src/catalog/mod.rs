@@ -13,6 +13,7 @@ use std::time::SystemTime;
 pub use endpoints::Endpoint;
 pub use wire::{WireError, removed_hosts};
 
+use crate::identity::token::ServerAddress;
 use crate::identity::{NodeName, Removed, Trust, WorkloadName};
 use crate::policy::Policy;
 
@@ -29,6 +30,25 @@ pub struct Catalog {
     pub removed: Arc<Removed>,
     /// The roots of the mesh.
     pub trust: Arc<Trust>,
+    /// Every server of the mesh, by name.
+    pub servers: Arc<[Server]>,
+}
+
+/// One server of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Its name.
+    pub node: NodeName,
+    /// Where agents find it.
+    pub addresses: Vec<ServerAddress>,
+    /// Its version.
+    pub version: String,
+    /// When other servers last heard of it, if ever.
+    pub last_seen: Option<SystemTime>,
+    /// Whether it runs and reaches the store.
+    pub connected: bool,
+    /// Whether it does what only one server may do.
+    pub leader: bool,
 }
 
 /// One host as the server knows it.

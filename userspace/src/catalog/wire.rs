@@ -7,12 +7,14 @@ use std::time::{Duration, UNIX_EPOCH};
 use rustls_pki_types::CertificateDer;
 
 use super::limits::{MAX_ADDRESSES, MAX_LISTENERS, at_most};
-use super::{Catalog, Host, Listener, Report};
+use super::{Catalog, Host, Listener, Report, Server};
 use crate::api::{time_from_unix, unix_seconds, v1};
+use crate::identity::token::ServerAddressError;
 use crate::identity::{NameError, NodeName, Removed, Trust, fingerprints};
 use crate::policy::{InvalidMessage, Policy};
 
 const MAX_VERSION_BYTES: usize = 64;
+const MAX_SERVERS: usize = 64;
 
 /// What was wrong with a message of the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +41,9 @@ pub enum WireError {
         /// How many may come.
         limit: usize,
     },
+    /// A text that is not the address of a server.
+    #[error(transparent)]
+    Server(#[from] ServerAddressError),
     /// A part of the policy.
     #[error(transparent)]
     Policy(#[from] InvalidMessage),
@@ -65,8 +70,9 @@ impl Catalog {
                 let mut removed = Removed::default();
                 snapshot.removed_hosts.iter().try_for_each(|host| refuse(&mut removed, host))?;
                 let trust = snapshot.trust.map(trust).transpose()?;
+                let servers = servers(snapshot.servers.unwrap_or_default())?;
                 self.policy = Arc::new(Policy::try_from(snapshot.policy.unwrap_or_default())?);
-                (self.hosts, self.removed) = (hosts, Arc::new(removed));
+                (self.hosts, self.servers, self.removed) = (hosts, servers, Arc::new(removed));
                 self.trust = trust.unwrap_or_default().into();
             }
             Event::Host(host) => {
@@ -78,6 +84,7 @@ impl Catalog {
             }
             Event::Trust(message) => self.trust = trust(message)?.into(),
             Event::HostRefused(host) => refuse(Arc::make_mut(&mut self.removed), &host)?,
+            Event::Servers(list) => self.servers = servers(list)?,
             change => Arc::make_mut(&mut self.policy).apply(change)?,
         }
         self.revision = event.revision;
@@ -88,13 +95,15 @@ impl Catalog {
 impl From<&Catalog> for v1::Snapshot {
     fn from(catalog: &Catalog) -> Self {
         let hosts = catalog.hosts.values().map(|host| v1::Host::from(host.as_ref())).collect();
+        let servers = catalog.servers.iter().map(v1::Server::from).collect();
+        let servers = Some(v1::ServerList { servers });
         let removed_hosts = removed_hosts(&catalog.removed);
         let trust = v1::Trust {
             roots: catalog.trust.roots.iter().map(|root| root.to_vec()).collect(),
             signing: catalog.trust.signing.to_vec(),
         };
         let trust = Some(trust).filter(|trust| !trust.roots.is_empty());
-        Self { hosts, policy: Some((&*catalog.policy).into()), removed_hosts, trust }
+        Self { hosts, policy: Some((&*catalog.policy).into()), servers, removed_hosts, trust }
     }
 }
 
@@ -106,6 +115,41 @@ impl TryFrom<v1::Snapshot> for Catalog {
         let event = Some(v1::catalog_event::Event::Snapshot(snapshot));
         catalog.apply(v1::CatalogEvent { revision: 0, event })?;
         Ok(catalog)
+    }
+}
+
+fn servers(list: v1::ServerList) -> Result<Arc<[Server]>, WireError> {
+    at_most("servers", list.servers.len(), MAX_SERVERS)?;
+    list.servers.into_iter().map(Server::try_from).collect()
+}
+
+impl From<&Server> for v1::Server {
+    fn from(server: &Server) -> Self {
+        Self {
+            node: server.node.to_string(),
+            addresses: server.addresses.iter().map(ToString::to_string).collect(),
+            version: server.version.clone(),
+            last_seen: server.last_seen.map_or(0, unix_seconds),
+            connected: server.connected,
+            leader: server.leader,
+        }
+    }
+}
+
+impl TryFrom<v1::Server> for Server {
+    type Error = WireError;
+
+    fn try_from(server: v1::Server) -> Result<Self, WireError> {
+        let addresses: Result<_, ServerAddressError> =
+            server.addresses.iter().map(|address| address.parse()).collect();
+        Ok(Self {
+            node: server.node.parse()?,
+            addresses: addresses?,
+            version: server.version,
+            last_seen: time_from_unix(server.last_seen),
+            connected: server.connected,
+            leader: server.leader,
+        })
     }
 }
 

@@ -57,7 +57,7 @@ pub enum Command {
     Token(token::TokenCommand),
     /// Tell how the daemon on this host is doing; exit 1 if anything is wrong.
     Status(status::StatusArgs),
-    /// List the hosts of the mesh.
+    /// List the hosts and the servers of the mesh.
     Members(members::MembersArgs),
     /// List every listener of every host, and whether the mesh carries connections to it.
     Services(services::ServicesArgs),

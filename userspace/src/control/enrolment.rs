@@ -17,7 +17,7 @@ use super::{ControlError, ControlOptions, ServerStatus};
 use crate::api::v1;
 use crate::catalog::Catalog;
 use crate::identity::token::ServerAddress;
-use crate::identity::{HostKey, Identity, JoinToken, NodeName, tls};
+use crate::identity::{HostKey, Identity, JoinToken, NodeName, Trust, tls};
 use crate::seal::Sealer;
 
 /// How long a join goes on when no server can be reached.
@@ -135,8 +135,8 @@ async fn join_at(
 }
 
 /// Replaces the certificate at half its life, and at once when it has expired, for as long as it is run. With it comes
-/// the current list of servers. Takes over the roots that the catalog has, and has a new certificate signed when
-/// another root signs.
+/// the current list of servers, which is also saved whenever a server tells of another one. Takes over the roots that
+/// the catalog has, and has a new certificate signed when another root signs.
 pub async fn keep_renewed(
     mut membership: Membership,
     mark: Option<u32>,
@@ -145,11 +145,12 @@ pub async fn keep_renewed(
     mut catalog: watch::Receiver<Arc<Catalog>>,
 ) {
     let mut backoff = Backoff::new();
+    let mut told = status.subscribe();
     loop {
         let due = identity.borrow().renew_at(jitter());
         let is_due = tokio::select! {
             () = sleep_until(due) => true,
-            () = follow_trust(&mut membership, &identity, &mut catalog) => false,
+            () = follow_news(&mut membership, &identity, &mut catalog, &mut told) => false,
         };
         if !is_due {
             let soon = identity.borrow().renew_soon(SystemTime::now(), jitter());
@@ -168,31 +169,48 @@ pub async fn keep_renewed(
     }
 }
 
-/// Takes over other roots, until one signs that did not sign the certificate in use.
-async fn follow_trust(
+/// Saves each list of servers that the session is told, for as long as there is a session, and takes over other roots,
+/// until one signs that did not sign the certificate in use.
+async fn follow_news(
     membership: &mut Membership,
     identity: &watch::Sender<Arc<Identity>>,
     catalog: &mut watch::Receiver<Arc<Catalog>>,
+    told: &mut watch::Receiver<ServerStatus>,
 ) {
     loop {
+        let servers = told.borrow_and_update().servers.clone();
+        match membership.learn_servers(servers) {
+            Ok(false) => {}
+            Ok(true) => info!(servers = ?membership.servers(), "the servers of the mesh have changed"),
+            Err(error) => warn!(%error, "the list of servers could not be saved"),
+        }
         let trust = catalog.borrow_and_update().trust.clone();
         if !trust.roots.is_empty() {
-            if membership.bundle() != trust.roots {
-                match membership.trust(trust.roots.clone()) {
-                    Ok(trusting) => {
-                        info!(roots = trust.roots.len(), "the roots of the mesh have changed");
-                        identity.send_replace(trusting);
-                    }
-                    Err(error) => warn!(%error, "the new roots of the mesh cannot be used"),
-                }
-            }
+            follow_roots(membership, identity, &trust);
             if !identity.borrow().is_signed_by(&trust.signing) {
                 return;
             }
         }
-        if catalog.changed().await.is_err() {
+        let changed = tokio::select! {
+            changed = told.changed() => changed,
+            changed = catalog.changed() => changed,
+        };
+        if changed.is_err() {
             return std::future::pending().await;
         }
+    }
+}
+
+fn follow_roots(membership: &mut Membership, identity: &watch::Sender<Arc<Identity>>, trust: &Trust) {
+    if membership.bundle() == trust.roots {
+        return;
+    }
+    match membership.trust(trust.roots.clone()) {
+        Ok(trusting) => {
+            info!(roots = trust.roots.len(), "the roots of the mesh have changed");
+            identity.send_replace(trusting);
+        }
+        Err(error) => warn!(%error, "the new roots of the mesh cannot be used"),
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::Network;
-use crate::identity::{NodeName, ServiceName};
+use crate::identity::{NodeName, ServiceName, WorkloadName};
 
 /// What happens to connections that come to a service outside of the mesh.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -32,6 +32,15 @@ pub struct Service {
     pub mode: Option<Mode>,
     /// Addresses outside the mesh that are let in, in clear, even when the mode is strict.
     pub exceptions: BTreeSet<Network>,
+    /// Who must be listening to go by the name; `None` for whoever does.
+    pub workload: Option<WorkloadName>,
+}
+
+impl Service {
+    /// Whether `workload`, listening on its port of one of its hosts, goes by its name.
+    pub fn is_served_by(&self, workload: Option<&WorkloadName>) -> bool {
+        self.workload.is_none() || self.workload.as_ref() == workload
+    }
 }
 
 /// Not a mode.
@@ -58,6 +67,10 @@ impl fmt::Display for Service {
         let hosts = list(self.hosts.iter().map(ToString::to_string).collect());
         let mode = self.mode.map_or("default mode".to_owned(), |mode| mode.to_string());
         write!(formatter, "{}: port {} of {hosts}, {mode}", self.name, self.port)?;
+        match &self.workload {
+            Some(workload) => write!(formatter, ", served by {workload}")?,
+            None => write!(formatter, ", served by whoever listens")?,
+        }
         if self.exceptions.is_empty() {
             return Ok(());
         }

@@ -216,6 +216,7 @@ pub(super) fn service(name: &str, node: &str, port: u16) -> Service {
         port,
         mode: None,
         exceptions: BTreeSet::new(),
+        workload: None,
     }
 }
 
@@ -241,6 +242,18 @@ fn a_party_goes_by_the_name_of_its_service() {
     assert_eq!(as_web.subject().to_string(), "service/web");
     policy.remove_service(&"web".parse().unwrap());
     assert_eq!(policy.source(&client, None, [80]).subject().to_string(), "host/fcc00");
+}
+
+#[test]
+fn a_service_that_has_a_workload_gives_its_name_to_nobody_else() {
+    let mut policy = Policy::default();
+    let workload = "web.service".parse().ok();
+    policy.put_service(Service { workload: workload.clone(), ..service("web", "fcs00", 80) });
+    let host = "fcs00".parse().unwrap();
+    let name = |workload| policy.source(&host, workload, [80]).subject().to_string();
+    assert_eq!(name(workload), "service/web");
+    assert_eq!(name("user-mallory".parse().ok()), "host/fcs00/user-mallory");
+    assert_eq!(name(None), "host/fcs00");
 }
 
 #[test]

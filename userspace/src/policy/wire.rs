@@ -29,7 +29,7 @@ pub enum InvalidMessage {
 }
 
 impl Policy {
-    /// Takes one change of the server's watch stream. Events about hosts change nothing.
+    /// Takes one change of the server's watch stream. Events about hosts and servers change nothing.
     ///
     /// # Errors
     /// When any part of it is invalid; the policy is then unchanged.
@@ -46,6 +46,7 @@ impl Policy {
             | Event::Host(_)
             | Event::HostRemoved(_)
             | Event::HostRefused(_)
+            | Event::Servers(_)
             | Event::Trust(_) => {}
         }
         Ok(())
@@ -131,6 +132,7 @@ impl From<&Service> for v1::Service {
             port: service.port.into(),
             mode: service.mode.map_or(v1::Mode::Unspecified, v1::Mode::from).into(),
             exceptions: service.exceptions.iter().map(Network::to_string).collect(),
+            workload: service.workload.as_ref().map(ToString::to_string).unwrap_or_default(),
         }
     }
 }
@@ -146,6 +148,10 @@ impl TryFrom<v1::Service> for Service {
             port: port.ok_or(InvalidMessage::Port(message.port))?,
             mode: mode(message.mode)?,
             exceptions: message.exceptions.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+            workload: match message.workload.as_str() {
+                "" => None,
+                workload => Some(workload.parse()?),
+            },
         })
     }
 }
@@ -209,6 +215,7 @@ mod tests {
             port: 80,
             mode: v1::Mode::Strict.into(),
             exceptions: vec!["192.0.2.0/24".to_owned()],
+            workload: "web.service".to_owned(),
         }
     }
 
@@ -248,6 +255,7 @@ mod tests {
             v1::Service { port: 65_616, ..service() },
             v1::Service { mode: 9, ..service() },
             v1::Service { name: "*".to_owned(), ..service() },
+            v1::Service { workload: "*".to_owned(), ..service() },
         ] {
             assert!(Service::try_from(wrong.clone()).is_err(), "{wrong:?}");
         }

@@ -39,7 +39,7 @@ pub use worker::{BoundWorkers, Listen, Workers};
 use crate::{
     identity::{Identity, IdentityError, NodeName, PeerIdentity, Removed},
     observe::Observer,
-    workload::Workloads,
+    workload::Finder,
 };
 use removals::Removals;
 use traffic::Traffic;
@@ -57,7 +57,7 @@ pub struct Shared {
     /// Says that there are new rules, or that hosts were removed.
     rules_changed: watch::Sender<()>,
     /// Who this host's processes are, once they are followed; a sidecar does not tell them apart.
-    pub workloads: OnceLock<watch::Receiver<Workloads>>,
+    pub workloads: OnceLock<Arc<Finder>>,
     /// Who this host is, and who its workloads and services are.
     pub identities: Identities,
     /// Its name.

@@ -198,6 +198,7 @@ mod tests {
             port: 82,
             mode: None,
             exceptions: BTreeSet::new(),
+            workload: None,
         });
         let (node, mesh) = ("here".parse().expect("a name"), "mesh.test".parse().expect("a name"));
         let (addresses, exempt) = (BTreeSet::new(), ExemptPorts::default());

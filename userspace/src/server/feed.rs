@@ -10,14 +10,16 @@ use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::records::{DEFAULTS, HOSTS, REMOVED, RULES, SERVICES};
+use super::records::{CHANGES, DEFAULTS, HOSTS, REMOVED, RULES, SERVERS, SERVICES};
 use super::registry::{Registry, RegistryError};
 use super::roots::AUTHORITY;
+use super::servers::Departed;
 use super::view::{DamagedRecord, View};
 use crate::api::v1::catalog_event::Event;
 use crate::api::{unix_seconds, v1};
 use crate::identity::NodeName;
-use crate::store::{Change, Store, StoreError};
+use crate::identity::token::ServerAddress;
+use crate::store::{ANNOUNCED, Change, Store, StoreError};
 
 /// Changes kept for watchers that read slowly.
 const BACKLOG: usize = 256;
@@ -47,8 +49,11 @@ pub struct Feed {
     /// The revision up to which watchers have been told.
     told: watch::Sender<u64>,
     trust: watch::Sender<v1::Trust>,
-    departed: mpsc::UnboundedSender<NodeName>,
-    departures: AsyncMutex<mpsc::UnboundedReceiver<NodeName>>,
+    /// Changes with the hosts that are connected to this server.
+    connections: watch::Sender<()>,
+    leader: watch::Sender<Option<String>>,
+    departed: mpsc::UnboundedSender<Departed>,
+    departures: AsyncMutex<mpsc::UnboundedReceiver<Departed>>,
 }
 
 /// One host's watch. The host counts as connected while it exists.
@@ -68,8 +73,10 @@ impl Feed {
         let (departed, departures) = mpsc::unbounded_channel();
         let (view, events) = (Mutex::default(), broadcast::Sender::new(BACKLOG));
         let (told, departures) = (watch::Sender::new(0), AsyncMutex::new(departures));
+        let (connections, leader) = (watch::Sender::new(()), watch::Sender::new(None));
         let trust = watch::Sender::default();
-        let feed = Self { store, registry, view, events, told, trust, departed, departures };
+        let feed =
+            Self { store, registry, view, events, told, trust, connections, leader, departed, departures };
         feed.reload().await?;
         Ok(feed)
     }
@@ -94,20 +101,24 @@ impl Feed {
                         watch = self.store.watch(self.revision());
                     }
                 },
-                Some(node) = departures.recv() => self.record_departure(&node).await,
+                Some(departed) = departures.recv() => self.record_departure(&departed).await,
                 () = stop.cancelled() => break,
             }
         }
-        while let Ok(node) = departures.try_recv() {
-            self.record_departure(&node).await;
+        while let Ok(departed) = departures.try_recv() {
+            self.record_departure(&departed).await;
         }
     }
 
-    async fn record_departure(&self, node: &NodeName) {
-        if let Err(error) = self.registry.seen(node).await
+    async fn record_departure(&self, departed: &Departed) {
+        let recorded = match departed {
+            Departed::Host(node) => self.registry.seen(node).await,
+            Departed::Server(name) => self.registry.server_seen(name).await,
+        };
+        if let Err(error) = recorded
             && !matches!(error, RegistryError::NotJoined(_))
         {
-            warn!(%node, %error, "could not record when the host was last seen");
+            warn!(?departed, %error, "could not record when it was last seen");
         }
     }
 
@@ -115,7 +126,8 @@ impl Feed {
     pub fn subscribe(self: &Arc<Self>, node: NodeName) -> Subscription {
         let mut view = self.view();
         *view.connections.entry(node.to_string()).or_default() += 1;
-        self.set_connected(&mut view, &node, true);
+        self.connections.send_replace(());
+        self.set_connected(&mut view, &node);
         let events = self.events.subscribe();
         drop(view);
         Subscription { feed: self.clone(), node, events, snapshot_due: true }
@@ -141,6 +153,33 @@ impl Feed {
         read(&self.view())
     }
 
+    /// Where agents find servers.
+    pub fn servers(&self) -> Vec<ServerAddress> {
+        self.view().servers.addresses()
+    }
+
+    /// Tells when a host connects to this server or leaves it.
+    pub fn connections(&self) -> watch::Receiver<()> {
+        self.connections.subscribe()
+    }
+
+    /// What the leading server announced.
+    pub fn leader(&self) -> watch::Receiver<Option<String>> {
+        self.leader.subscribe()
+    }
+
+    /// Waits until the view has every change of the policy that any server has made so far; false when that takes too
+    /// long.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn catch_up(&self) -> Result<bool, StoreError> {
+        match self.store.get(CHANGES).await? {
+            Some(entry) => Ok(self.reached(entry.revision).await),
+            None => Ok(true),
+        }
+    }
+
     /// Waits until watchers have been told of everything up to `revision`; false when that takes too long.
     pub async fn reached(&self, revision: u64) -> bool {
         let mut told = self.told.subscribe();
@@ -152,7 +191,7 @@ impl Feed {
         // The lists are of one revision each. Watching begins at the first: what is in a later one already is only
         // said again.
         let (revision, mut entries) = self.store.list(HOSTS).await?;
-        for prefix in [RULES, SERVICES, DEFAULTS, REMOVED, AUTHORITY] {
+        for prefix in [RULES, SERVICES, DEFAULTS, REMOVED, AUTHORITY, SERVERS, ANNOUNCED] {
             entries.extend(self.store.list(prefix).await?.1);
         }
         let mut fresh = View { revision, ..View::default() };
@@ -164,6 +203,7 @@ impl Feed {
         *view = fresh;
         self.publish(snapshot(&view));
         self.trust.send_replace(view.trust.clone());
+        self.tell_leader(&view);
         self.told.send_replace(revision);
         Ok(())
     }
@@ -188,7 +228,22 @@ impl Feed {
                 self.publish(v1::CatalogEvent { revision, event: Some(event) });
             }
         }
+        for departed in view.departed.drain(..) {
+            // Fails only when the server is stopping.
+            let _ = self.departed.send(departed);
+        }
+        self.tell_leader(&view);
         self.told.send_replace(revision);
+    }
+
+    fn tell_leader(&self, view: &View) {
+        self.leader.send_if_modified(|leader| {
+            let news = leader.as_ref() != view.servers.leader();
+            if news {
+                *leader = view.servers.leader().cloned();
+            }
+            news
+        });
     }
 
     fn leave(&self, node: &NodeName) {
@@ -197,14 +252,15 @@ impl Feed {
         *count -= 1;
         if *count == 0 {
             view.connections.remove(node.as_str());
-            self.set_connected(&mut view, node, false);
+            self.connections.send_replace(());
+            self.set_connected(&mut view, node);
             // Fails only when the server is stopping.
-            let _ = self.departed.send(node.clone());
+            let _ = self.departed.send(Departed::Host(node.clone()));
         }
     }
 
-    fn set_connected(&self, view: &mut View, node: &NodeName, connected: bool) {
-        let revision = view.revision;
+    fn set_connected(&self, view: &mut View, node: &NodeName) {
+        let (revision, connected) = (view.revision, view.is_connected(node.as_str()));
         if let Some(host) = view.hosts.get_mut(node.as_str()) {
             (host.connected, host.last_seen) = (connected, unix_seconds(SystemTime::now()));
             self.publish(v1::CatalogEvent { revision, event: Some(Event::Host(host.clone())) });

@@ -9,22 +9,20 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use super::feed::Feed;
-use super::records::{DEFAULTS, RULES, SERVICES, put, read};
+use super::records::{CHANGES, DEFAULTS, RULES, SERVICES, put, read};
 use super::registry::RegistryError;
 use super::view::View;
 use crate::api::v1;
 use crate::identity::{NameError, NodeName, ServiceName, TrustDomain};
 use crate::policy::{
-    Component, Defaults, DestinationPattern, IdentityPattern, InvalidMessage, PatternError, Policy, Rule,
-    RuleId, Service,
+    Component, Defaults, DestinationPattern, IdentityPattern, InvalidMessage, PatternError, Rule, RuleId,
+    Service,
 };
 use crate::store::{Change, Condition, Outcome, Store, StoreError, Transaction};
 
 /// Rules that a mesh may have unless the server is told otherwise.
 pub const DEFAULT_MAX_RULES: usize = 10_000;
 
-/// Key of what every change of the policy changes too.
-const CHANGES: &str = "settings/changes";
 const MAX_SERVICES: usize = 4096;
 const MAX_SERVICE_HOSTS: usize = 1024;
 const MAX_EXCEPTIONS: usize = 64;
@@ -184,7 +182,7 @@ impl PolicyRecords {
     /// A refusal, or a failure of the store.
     pub async fn set_service(&self, request: &v1::SetServiceRequest) -> Result<Service, PolicyChangeError> {
         self.change(|view, _| {
-            let service = wanted_service(request, &view.policy)?;
+            let service = wanted_service(request, view)?;
             if view.policy.services().get(&service.name).is_some_and(|known| **known == service) {
                 return Ok((vec![], service));
             }
@@ -262,13 +260,16 @@ fn speaks_of(rule: &Rule, name: &ServiceName) -> bool {
 }
 
 /// What the request makes of the service as it is.
-fn wanted_service(request: &v1::SetServiceRequest, policy: &Policy) -> Result<Service, PolicyChangeError> {
+fn wanted_service(request: &v1::SetServiceRequest, view: &View) -> Result<Service, PolicyChangeError> {
     let name: ServiceName = request.name.parse()?;
-    let known = policy.services().get(&name).map(|service| v1::Service::from(service.as_ref()));
+    let known = view.policy.services().get(&name).map(|service| v1::Service::from(service.as_ref()));
     if known.is_none() && (request.hosts.is_empty() || request.port.is_none()) {
         return Err(PolicyChangeError::Incomplete(name));
     }
-    let known = known.unwrap_or_default();
+    let known = known.unwrap_or_else(|| v1::Service {
+        workload: listening(view, &request.hosts, request.port).unwrap_or_default(),
+        ..v1::Service::default()
+    });
     let exceptions = request.exceptions.as_ref().map(|exceptions| exceptions.networks.clone());
     Ok(Service::try_from(v1::Service {
         name: request.name.clone(),
@@ -276,7 +277,19 @@ fn wanted_service(request: &v1::SetServiceRequest, policy: &Policy) -> Result<Se
         port: request.port.unwrap_or(known.port),
         mode: request.mode.unwrap_or(known.mode),
         exceptions: exceptions.unwrap_or(known.exceptions),
+        workload: request.workload.clone().unwrap_or(known.workload),
     })?)
+}
+
+/// The one workload that listens on `port` of `hosts`, if there is just one. A scope is none to be kept to: the next one
+/// has another name.
+fn listening(view: &View, hosts: &[String], port: Option<u32>) -> Option<String> {
+    let reports = hosts.iter().filter_map(|node| view.hosts.get(node)?.report.as_ref());
+    let listeners =
+        reports.flat_map(|report| &report.listeners).filter(|listener| Some(listener.port) == port);
+    let mut workloads = listeners.map(|listener| &listener.workload);
+    let workload = workloads.next().filter(|workload| !workload.ends_with(".scope"))?;
+    workloads.all(|other| other == workload).then(|| workload.clone())
 }
 
 fn check_service(service: &Service, view: &View) -> Result<(), PolicyChangeError> {

@@ -18,6 +18,16 @@ pub const REMOVED: &str = "removed/";
 pub const NODES: &str = "nodes/";
 /// What holds where no rule speaks: `v1::Defaults`.
 pub const DEFAULTS: &str = "settings/policy";
+/// What every change of the policy changes too.
+pub const CHANGES: &str = "settings/changes";
+/// Prefix of the servers, by name: `v1::Server`.
+pub const SERVERS: &str = "servers/";
+/// Prefix of what running servers announce, by name; without a value.
+pub const RUNNING: &str = "alive/servers/";
+/// Prefix of what servers announce of the hosts that are connected to them: `SERVER/NODE`; without a value.
+pub const CONNECTED: &str = "alive/hosts/";
+/// What the leading server announces: its name, a space, and a number that nobody else has.
+pub const LEADER: &str = "alive/leader";
 
 /// Reads a record that is kept as JSON.
 ///

@@ -1,15 +1,16 @@
 //! What a server knows of the mesh now, as its store and its watchers tell.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost::Message;
 use tracing::error;
 
 use super::records::{DEFAULTS, HOSTS, REMOVED, RULES, SERVICES};
 use super::roots::{self, AUTHORITY};
-use crate::api::v1;
+use super::servers::{Changed, Departed, Servers};
 use crate::api::v1::catalog_event::Event;
+use crate::api::{unix_seconds, v1};
 use crate::catalog::removed_hosts;
 use crate::identity::{NameError, Removed, TrustDomain};
 use crate::policy::{Names, Policy, RuleId};
@@ -31,8 +32,11 @@ pub struct View {
     pub removed: Removed,
     /// The roots of the mesh.
     pub trust: v1::Trust,
-    /// Watch streams of each host; two for a moment when one replaces another.
+    /// Watch streams of each host to this server; two for a moment when one replaces another.
     pub connections: HashMap<String, usize>,
+    pub servers: Servers,
+    /// Who is gone, as far as other servers have told.
+    pub departed: Vec<Departed>,
 }
 
 impl View {
@@ -42,6 +46,7 @@ impl View {
             policy: Some((&self.policy).into()),
             removed_hosts: removed_hosts(&self.removed),
             trust: Some(self.trust.clone()).filter(|trust| !trust.roots.is_empty()),
+            servers: Some(self.servers.list()),
         }
     }
 
@@ -72,6 +77,9 @@ impl View {
                 self.put_removed(value).map_err(|reason| DamagedRecord { key: key.to_owned(), reason })?;
             return Ok(Some(Event::HostRefused(refused)));
         }
+        if let Some(changed) = self.servers.put(key, value) {
+            return Ok(self.told_of(changed));
+        }
         let event = if key == DEFAULTS {
             decoded(value).map(Event::Defaults)
         } else if key.starts_with(RULES) {
@@ -98,6 +106,10 @@ impl View {
             self.removed.forget(&node.parse().ok()?);
             return None;
         }
+        if let Some(changed) = self.servers.remove(key) {
+            self.note_departure(key, &changed);
+            return self.told_of(changed);
+        }
         if let Some(number) = key.strip_prefix(RULES) {
             let id: RuleId = number.parse().ok()?;
             self.policy.remove_rule(id);
@@ -115,11 +127,40 @@ impl View {
         Ok(host)
     }
 
+    /// Whether any server has a watch stream of this host.
+    pub fn is_connected(&self, node: &str) -> bool {
+        self.connections.contains_key(node) || self.servers.has(node)
+    }
+
+    /// What watchers are told of a change among the servers.
+    fn told_of(&mut self, changed: Changed) -> Option<Event> {
+        let node = match changed {
+            Changed::List => return Some(Event::Servers(self.servers.list())),
+            Changed::Host(node) => node,
+            Changed::Nothing => return None,
+        };
+        let connected = self.is_connected(&node);
+        let host = self.hosts.get_mut(&node).filter(|host| host.connected != connected)?;
+        (host.connected, host.last_seen) = (connected, unix_seconds(SystemTime::now()));
+        Some(Event::Host(host.clone()))
+    }
+
+    fn note_departure(&mut self, key: &str, changed: &Changed) {
+        let departed = match changed {
+            Changed::Host(node) if !self.is_connected(node) => node.parse().ok().map(Departed::Host),
+            Changed::List => {
+                key.strip_prefix(super::records::RUNNING).map(|name| Departed::Server(name.to_owned()))
+            }
+            _ => None,
+        };
+        self.departed.extend(departed);
+    }
+
     fn put_host(&mut self, node: &str, value: &[u8]) -> Option<v1::Host> {
         let mut host = v1::Host::decode(value)
             .inspect_err(|error| error!(node, %error, "a record of the catalog is damaged and left out"))
             .ok()?;
-        host.connected = self.connections.contains_key(node);
+        host.connected = self.is_connected(node);
         self.hosts.insert(node.to_owned(), host.clone());
         Some(host)
     }
