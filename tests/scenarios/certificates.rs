@@ -14,7 +14,7 @@ use crate::support::{Daemons, ask, greet, greeting, murmesh, skipped, text, wait
 const STREAM_PORT: u16 = 8570;
 const STORM_PORT: u16 = 20000;
 /// A hundred new connections per second.
-const STORM: [&str; 4] = ["storm", "--every=10", "--parallel=8", "--count=1"];
+const STORM: [&str; 4] = ["storm", "--per-second=100", "--parallel=8", "--count=1"];
 
 /// How often the certificates of the client are renewed in `short_certificates_…`; 100 takes nine minutes.
 const ROTATIONS: &str = "MURMESH_ROTATIONS";

@@ -84,12 +84,12 @@ pub struct Storm {
     /// How many connections in all; without it, until a line comes on stdin.
     #[arg(long)]
     connections: Option<u64>,
-    /// Begin one after so many milliseconds each time, and not as fast as possible.
-    #[arg(long, default_value_t = 0)]
-    every: u64,
     /// How many at a time.
     #[arg(long)]
     parallel: usize,
+    /// How many to begin in a second at most; as many as there can be, if not given.
+    #[arg(long, value_name = "NUMBER")]
+    per_second: Option<u32>,
 }
 
 /// A service host, as its answers name it, and where it is dialled.
@@ -137,8 +137,7 @@ impl Storm {
                 scope.spawn(|| {
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
-                        let due = Duration::from_millis(self.every.saturating_mul(number));
-                        thread::sleep(due.saturating_sub(begun.elapsed()));
+                        self.wait_for_turn(begun, number);
                         if number >= end.load(Ordering::Relaxed) {
                             return;
                         }
@@ -152,6 +151,13 @@ impl Storm {
         });
         println!("{}", serde_json::to_string(&outcome)?);
         Ok(())
+    }
+
+    fn wait_for_turn(&self, begun: Instant, number: u64) {
+        if let Some(per_second) = self.per_second {
+            let turn = Duration::from_secs(number) / per_second;
+            thread::sleep(turn.saturating_sub(begun.elapsed()));
+        }
     }
 
     /// Asks one service, and returns the expected and the received answer.

@@ -2,8 +2,10 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashMap,
     fmt,
     future::poll_fn,
+    rc::Rc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -12,8 +14,10 @@ use slab::Slab;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
-    judge::{Connection, Judge},
+    Shared,
     relay::RelayError,
+    removals::Removals,
+    rules::{Found, Rules},
 };
 use crate::{
     policy::{Action, RuleId},
@@ -37,7 +41,7 @@ pub enum Forbidden {
 }
 
 struct Entry {
-    connection: Connection,
+    found: Rc<Found>,
     /// A host that is removed later is one that the stream was opened with.
     since: Instant,
     forbidden: Cell<Option<Forbidden>>,
@@ -52,30 +56,30 @@ pub struct Place<'a> {
 
 impl Live {
     /// Takes note of a stream that has just been judged, and allowed: nothing may be waited for in between.
-    pub fn enter(&self, connection: Connection) -> Place<'_> {
-        let entry = Entry {
-            connection,
-            since: Instant::now(),
-            forbidden: Cell::new(None),
-            waker: RefCell::new(None),
-        };
+    pub fn enter(&self, found: Rc<Found>) -> Place<'_> {
+        let (forbidden, waker) = (Cell::new(None), RefCell::new(None));
+        let entry = Entry { found, since: Instant::now(), forbidden, waker };
         Place { live: self, key: self.0.borrow_mut().insert(entry) }
     }
 
-    /// Judges all streams again whenever `changed` says that the rules are new, for as long as the worker runs.
-    pub async fn follow(&self, judge: &Judge, mut changed: watch::Receiver<()>) {
+    /// Judges all streams again whenever `changed` says that the rules are new, for as long as the worker runs. Their
+    /// ends stay who they were.
+    pub async fn follow(&self, shared: &Shared, mut changed: watch::Receiver<()>) {
         while changed.changed().await.is_ok() {
-            self.review(judge);
+            self.review(&shared.rules.load(), &shared.removals.load());
         }
     }
 
-    fn review(&self, judge: &Judge) {
-        for (_, entry) in self.0.borrow().iter().filter(|(_, entry)| entry.forbidden.get().is_none()) {
-            let forbidden = match judge.judge(&entry.connection) {
-                _ if judge.is_removed(&entry.connection, entry.since) => Forbidden::Removed,
-                Some(verdict) if verdict.action == Action::Allow => continue,
-                Some(verdict) => Forbidden::Rules(verdict.rule),
-                None => Forbidden::Rules(None),
+    fn review(&self, rules: &Rules, removals: &Removals) {
+        let (entries, mut verdicts) = (self.0.borrow(), HashMap::new());
+        for (_, entry) in entries.iter().filter(|(_, entry)| entry.forbidden.get().is_none()) {
+            let verdict = verdicts.entry(&*entry.found).or_insert_with_key(|found| rules.judge(found));
+            let forbidden = if removals.cut(&entry.found, entry.since) {
+                Forbidden::Removed
+            } else if verdict.action == Action::Allow {
+                continue;
+            } else {
+                Forbidden::Rules(verdict.rule)
             };
             entry.forbidden.set(Some(forbidden));
             if let Some(waker) = entry.waker.take() {
@@ -129,14 +133,12 @@ impl fmt::Display for Forbidden {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::{
         catalog::Catalog,
-        identity::{Removed, fixture},
+        identity::{NodeName, Removed},
         policy::{Defaults, Policy},
-        proxy::{LocalServices, Rules, Shared},
+        proxy::LocalServices,
     };
 
     fn rules(mesh: Action) -> Rules {
@@ -148,24 +150,20 @@ mod tests {
 
     #[test]
     fn streams_of_a_removed_host_are_cut_and_later_ones_are_not() {
-        let identity = fixture::host(&fixture::authority(), "here");
-        let (shared, _wanted) = Shared::new(identity.into(), None).expect("usable");
-        let shared = Arc::new(shared);
-        let (judge, live) = (Judge::new(shared.clone()), Live::default());
-        let between = |caller: &str, node: &str| Connection {
-            caller: caller.parse().map(Arc::new).expect("an identity"),
-            node: Arc::new(node.parse().expect("a name")),
-            destination: "10.0.0.1:80".parse().expect("an address"),
+        let open = rules(Action::Allow);
+        let between = |caller: &str, node: &str| {
+            let caller = format!("spiffe://mesh.test/host/{caller}/user-root").parse().expect("an identity");
+            let (node, service): (NodeName, _) = (node.parse().expect("a name"), ([10, 0, 0, 1], 80).into());
+            Rc::new(open.find(&caller, &node, service).expect("a caller"))
         };
-        let from = || between("spiffe://mesh.test/host/gone/user-root", "here");
-        let to = live.enter(between("spiffe://mesh.test/host/here/user-root", "gone"));
-        let other = live.enter(between("spiffe://mesh.test/host/there/user-root", "here"));
-        let before = live.enter(from());
+        let live = Live::default();
+        let (to, other) = (live.enter(between("here", "gone")), live.enter(between("there", "here")));
+        let before = live.enter(between("gone", "here"));
         let mut removed = Removed::default();
         removed.insert("gone".parse().expect("a name"), std::time::SystemTime::now());
-        shared.set_removed(&Arc::new(removed));
-        let after = live.enter(from());
-        live.review(&judge);
+        let removals = Removals::default().followed_by(removed.into());
+        let after = live.enter(between("gone", "here"));
+        live.review(&open, &removals);
         let mut context = Context::from_waker(Waker::noop());
         for cut in [before, to] {
             assert_eq!(cut.poll_forbidden(&mut context), Poll::Ready(Forbidden::Removed));
@@ -177,22 +175,16 @@ mod tests {
 
     #[test]
     fn new_rules_cut_what_they_forbid_and_wake_it() {
-        let identity = fixture::host(&fixture::authority(), "here");
-        let (shared, _wanted) = Shared::new(identity.into(), None).expect("usable");
-        let shared = Arc::new(shared);
-        let (judge, live) = (Judge::new(shared.clone()), Live::default());
-        let connection = || Connection {
-            caller: "spiffe://mesh.test/host/there/user-root".parse().map(Arc::new).expect("an identity"),
-            node: Arc::new("here".parse().expect("a name")),
-            destination: "10.0.0.1:80".parse().expect("an address"),
-        };
-        let (place, gone) = (live.enter(connection()), live.enter(connection()));
+        let caller = "spiffe://mesh.test/host/there/user-root".parse().expect("an identity");
+        let (here, service) = ("here".parse().expect("a name"), "10.0.0.1:80".parse().expect("an address"));
+        let found = Rc::new(rules(Action::Allow).find(&caller, &here, service).expect("a caller"));
+        let live = Live::default();
+        let (place, gone) = (live.enter(found.clone()), live.enter(found));
         let mut context = Context::from_waker(Waker::noop());
-        live.review(&judge);
+        live.review(&rules(Action::Allow), &Removals::default());
         assert!(place.poll_forbidden(&mut context).is_pending());
         drop(gone);
-        shared.set_rules(rules(Action::Deny));
-        live.review(&judge);
+        live.review(&rules(Action::Deny), &Removals::default());
         assert_eq!(place.poll_forbidden(&mut context), Poll::Ready(Forbidden::Rules(None)));
         assert_eq!(live.0.borrow().len(), 1);
     }

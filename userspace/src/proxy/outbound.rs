@@ -3,14 +3,16 @@
 use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::sleep};
 use tracing::warn;
 
 use super::{
     access::{AccessRecord, Direction, Parties},
-    judge::Connection,
+    judge::{Connection, Judged},
     live::{Forbidden, Place},
     origin::Original,
     pool::{Ends, Lease},
@@ -20,14 +22,21 @@ use super::{
 };
 use crate::{
     agent::canary,
+    identity::SpiffeId,
     limited_log::LimitedLog,
-    policy::{Action, Verdict},
+    policy::Action,
     socket,
     tunnel::{
-        TunnelError,
-        frame::{Frame, Open},
+        DialError, TunnelError,
+        frame::{Frame, Open, RefusalReason},
     },
 };
+
+/// How long a service may go by different names on its own host and on this one.
+const RENAMED_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long it takes at first until that is looked at again; later twice as long, each time.
+const RENAMED_PAUSE: Duration = Duration::from_millis(5);
 
 /// Anybody on this host can connect to what the hooks redirect.
 static NO_ROUTE: LimitedLog = LimitedLog::new();
@@ -45,8 +54,8 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
     }
     let Some(route) = route(&worker, destination) else { return };
     let client = original.client.unwrap_or_else(|| SocketAddr::new(source(&route), peer.port()));
-    let Some((connection, verdict)) = judge(&worker, &route, &original).await else { return };
-    let parties = Parties { local: Some(connection.caller.clone()), peer: route.peer.id.clone() };
+    let Some((caller, Judged { verdict, found })) = judge(&worker, &route, &original).await else { return };
+    let parties = Parties { local: Some(caller.clone()), peer: route.peer.id.clone() };
     let shared = worker.shared.clone();
     let mut access = AccessRecord::open(
         shared,
@@ -60,10 +69,15 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
     if verdict.action == Action::Deny {
         return access.failed(format!("refused: {}", Forbidden::Rules(verdict.rule)));
     }
-    let ends = Ends { caller: connection.caller.clone(), peer: route.peer };
-    let place = worker.live.enter(connection);
+    let ends = Ends { caller, peer: route.peer };
+    let place = worker.live.enter(found);
     let open = Open { destination, client };
-    match carry(&worker, &mut application, &ends, open, &place).await {
+    let mut carried = carry(&worker, &mut application, &ends, open, &place).await;
+    if is_renamed(&carried) {
+        // Streams to services that keep their names have no room for this in their tasks.
+        carried = Box::pin(carry_renamed(&worker, &mut application, ends, open, &place)).await;
+    }
+    match carried {
         Ok((totals, result)) => {
             if result.is_ok() {
                 let _ = socket::end_on_close(&application);
@@ -95,12 +109,12 @@ fn route(worker: &Worker, destination: SocketAddr) -> Option<Route> {
 
 /// Who connects, and what the rules say of it: the kernel half has let it through if it knew the caller. `None`, and
 /// logged, if nobody knows.
-async fn judge(worker: &Worker, route: &Route, original: &Original) -> Option<(Connection, Verdict)> {
+async fn judge(worker: &Worker, route: &Route, original: &Original) -> Option<(Arc<SpiffeId>, Judged)> {
     let judged = worker.callers.identity(original.caller).await.and_then(|caller| {
         let node = route.peer.node.clone();
         let connection = Connection { caller, node, destination: original.destination };
-        let verdict = worker.judge.judge(&connection)?;
-        Some((connection, verdict))
+        let judged = worker.judge.judge(&connection)?;
+        Some((connection.caller, judged))
     });
     if judged.is_none()
         && let Some(withheld) = NOBODY.permit()
@@ -122,6 +136,43 @@ fn source(route: &Route) -> IpAddr {
 
 type Relayed = (relay::Totals, Result<(), RelayError>);
 
+/// Whether the service answered by another name than it was called by, before anything was carried.
+fn is_renamed(carried: &Result<Relayed, DialError>) -> bool {
+    match carried {
+        Err(DialError::AnotherService(_)) => true,
+        Ok((totals, Err(RelayError::Refused(RefusalReason::AnotherService)))) => {
+            *totals == relay::Totals::default()
+        }
+        _ => false,
+    }
+}
+
+/// The news that a service has got, or lost, a name reach its own host and this one at different times: tries again
+/// until they agree.
+async fn carry_renamed(
+    worker: &Worker,
+    application: &mut TcpStream,
+    mut ends: Ends,
+    open: Open,
+    place: &Place<'_>,
+) -> Result<Relayed, DialError> {
+    let (begun, mut pause) = (Instant::now(), RENAMED_PAUSE);
+    loop {
+        sleep(pause).await;
+        pause *= 2;
+        // What was judged is this service on this host, by whatever name.
+        if let Some(route) = worker.shared.routes.load().get(open.destination)
+            && (&route.peer.node, &route.peer.workload) == (&ends.peer.node, &ends.peer.workload)
+        {
+            ends.peer = route.peer.clone();
+        }
+        let carried = carry(worker, application, &ends, open, place).await;
+        if !is_renamed(&carried) || begun.elapsed() > RENAMED_TIMEOUT {
+            return carried;
+        }
+    }
+}
+
 /// Carries the stream over a tunnel at rest, and over a new one if that one turns out to have died at rest: until
 /// the far agent has answered or a byte was carried, nothing has happened that could happen twice.
 async fn carry(
@@ -130,7 +181,7 @@ async fn carry(
     ends: &Ends,
     open: Open,
     place: &Place<'_>,
-) -> Result<Relayed, crate::tunnel::DialError> {
+) -> Result<Relayed, DialError> {
     let port = open.destination.port();
     let lease = worker.pool.lease(ends, port).await?;
     if !lease.recycled {

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
+use super::rules::Found;
 use crate::identity::{NodeName, Removed};
 
 /// Which hosts, and since when this agent knows.
@@ -22,5 +23,10 @@ impl Removals {
             (node.clone(), known.unwrap_or_else(Instant::now))
         });
         Self { heard: heard.collect(), hosts: now }
+    }
+
+    /// Whether one of the hosts of a connection that was opened at `since` was removed after that.
+    pub fn cut(&self, found: &Found, since: Instant) -> bool {
+        found.hosts().into_iter().any(|node| self.heard.get(node).is_some_and(|heard| *heard >= since))
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::num::NonZeroU32;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::pbkdf2;
@@ -194,11 +194,9 @@ fn read_passphrase(path: &Path) -> Result<Passphrase<'_>, SealError> {
 fn make_key(path: &Path) -> Result<SealKey, SealError> {
     let mut key = [0; KEY_LENGTH];
     aws_lc_rs::rand::fill(&mut key).map_err(|_| failed(path, "the operating system gives no randomness"))?;
-    if let Some(directory) = path.parent() {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-        made.map_err(|error| failed(directory, error.to_string()))?;
-    }
     let text = format!("{}\n", HEXLOWER_PERMISSIVE.encode(&key));
+    let directory = path.parent().map(|path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path));
+    directory.transpose().map_err(|error| failed(path, error.to_string()))?;
     match make_private(path, text.as_bytes()) {
         Ok(()) => Ok(SealKey(key)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => read_key(path),
