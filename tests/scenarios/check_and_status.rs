@@ -120,6 +120,7 @@ fn what_the_reading_commands_print_as_json_has_the_documented_shape() -> Result<
         "certificate_expires_at",
         "connected_server",
         "contested_addresses",
+        "encryption",
         "endpoints",
         "first_certificate_ends_at",
         "healthy",

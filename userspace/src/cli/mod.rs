@@ -6,6 +6,8 @@ pub mod ca;
 pub mod check;
 mod config;
 pub mod daemon;
+mod encryption;
+mod going_strict;
 pub mod host;
 pub mod members;
 pub mod observe;

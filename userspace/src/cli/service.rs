@@ -1,11 +1,13 @@
-//! `murmesh service`. JSON of `list`: a list of `{name, hosts, port, mode, exceptions, workload, strangers}`, where `mode`
-//! is null for the default of the mesh and `workload` for whoever listens; `strangers` are `{host, address, workload}`.
+//! `murmesh service`. JSON of `list`: a list of `{name, hosts, port, mode, exceptions, existing, unconfirmed, workload,
+//! strangers}`, where `mode` is null for the default of the mesh, `unconfirmed` null or `{mode, until}`, and `workload`
+//! null for whoever listens; `strangers` are `{host, address, workload}`.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::going_strict::{GoingStrict, ListedUnconfirmed, way_back};
 use super::output::{self, Format};
 use super::{ReadOptions, RunDirectory, daemon, members};
 use crate::api::v1;
@@ -20,6 +22,8 @@ use crate::policy::{Mode, Network, Service};
 pub enum ServiceCommand {
     /// Name a service, or change one. What is not given stays as it is.
     Set(SetArgs),
+    /// Keep a mode that was set with --confirm.
+    Confirm(ConfirmArgs),
     /// Take a service's name away. What listens goes on as an unnamed service.
     Remove(RemoveArgs),
     /// List the named services.
@@ -49,6 +53,17 @@ pub struct SetArgs {
     /// new service: the workload that listens now].
     #[arg(long, value_parser = served_by, value_name = "WORKLOAD")]
     workload: Option<ServedBy>,
+    #[command(flatten)]
+    going_strict: GoingStrict,
+}
+
+/// Arguments of `murmesh service confirm`.
+#[derive(Debug, Args)]
+pub struct ConfirmArgs {
+    #[command(flatten)]
+    run_directory: RunDirectory,
+    /// The name.
+    name: ServiceName,
 }
 
 /// `None` for whoever listens.
@@ -62,6 +77,9 @@ pub struct RemoveArgs {
     run_directory: RunDirectory,
     /// The name.
     name: ServiceName,
+    /// Also when what listens becomes strict by default, and refuses clients that were let in, in clear, before.
+    #[arg(long)]
+    force: bool,
 }
 
 /// Arguments of `murmesh service list`.
@@ -78,6 +96,8 @@ struct Listed {
     port: u16,
     mode: Option<String>,
     exceptions: Vec<String>,
+    existing: String,
+    unconfirmed: Option<ListedUnconfirmed>,
     workload: Option<String>,
     strangers: Vec<Stranger>,
 }
@@ -97,6 +117,7 @@ struct Stranger {
 pub fn run(command: ServiceCommand) -> anyhow::Result<ExitCode> {
     match command {
         ServiceCommand::Set(arguments) => set(arguments),
+        ServiceCommand::Confirm(arguments) => confirm(&arguments),
         ServiceCommand::Remove(arguments) => remove(&arguments),
         ServiceCommand::List(arguments) => list(&arguments),
     }
@@ -109,6 +130,9 @@ fn set(arguments: SetArgs) -> anyhow::Result<ExitCode> {
         port: arguments.port.map(u32::from),
         mode: arguments.mode.map(i32::from),
         exceptions: exceptions(arguments.exceptions)?,
+        existing: arguments.going_strict.existing(),
+        confirm_seconds: arguments.going_strict.confirm_seconds(),
+        force: arguments.going_strict.force,
         workload: arguments.workload.map(|ServedBy(workload)| text(workload.as_ref())),
     };
     daemon::block_on(async {
@@ -136,10 +160,20 @@ fn warnings(service: &Service, catalog: &Catalog) -> Vec<String> {
     service.hosts.iter().filter(is_unheld).map(warning).collect()
 }
 
+fn confirm(arguments: &ConfirmArgs) -> anyhow::Result<ExitCode> {
+    daemon::block_on(async {
+        let mut server = connect_to_server(&arguments.run_directory.run_dir).await?;
+        let request = v1::ConfirmServiceRequest { name: arguments.name.to_string() };
+        let service = server.confirm_service(request).await.map_err(local_error)?.into_inner();
+        output::print(&format!("service {}\n", Service::try_from(service)?))?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
 fn remove(arguments: &RemoveArgs) -> anyhow::Result<ExitCode> {
     daemon::block_on(async {
         let mut server = connect_to_server(&arguments.run_directory.run_dir).await?;
-        let request = v1::RemoveServiceRequest { name: arguments.name.to_string() };
+        let request = v1::RemoveServiceRequest { name: arguments.name.to_string(), force: arguments.force };
         let service = server.remove_service(request).await.map_err(local_error)?.into_inner();
         output::print(&format!("removed service {}\n", Service::try_from(service)?))?;
         Ok(ExitCode::SUCCESS)
@@ -228,7 +262,7 @@ fn row(service: &Service) -> [String; 6] {
         service.name.to_string(),
         joined(service.hosts.iter().map(ToString::to_string).collect()),
         service.port.to_string(),
-        service.mode.map_or("default".to_owned(), |mode| mode.to_string()),
+        service.mode.map_or("default".to_owned(), |mode| mode.to_string()) + &way_back(service.unconfirmed),
         service.workload.as_ref().map_or("any".to_owned(), ToString::to_string),
         joined(service.exceptions.iter().map(ToString::to_string).collect()),
     ]
@@ -241,6 +275,8 @@ fn listed(service: &Service, catalog: &Catalog) -> Listed {
         port: service.port,
         mode: service.mode.map(|mode| mode.to_string()),
         exceptions: service.exceptions.iter().map(ToString::to_string).collect(),
+        existing: service.existing.to_string(),
+        unconfirmed: service.unconfirmed.map(Into::into),
         workload: service.workload.as_ref().map(ToString::to_string),
         strangers: strangers(service, catalog),
     }
@@ -280,6 +316,8 @@ mod tests {
             mode: Some(mode),
             exceptions: BTreeSet::new(),
             workload: None,
+            existing: crate::policy::Existing::default(),
+            unconfirmed: None,
         };
         let mut warned = |service: Service| {
             Arc::make_mut(&mut catalog.policy).put_service(service.clone());

@@ -1,6 +1,6 @@
 //! `murmesh services`. JSON: a list of `{host, address, port, ipv6_only, reachable, endpoints}`, one for each
 //! listener; `address` is the IP address it is bound to, `endpoints` the `IP:PORT` by which clients on other
-//! hosts reach it through the mesh, and `reachable` whether there is any.
+//! hosts reach it through the mesh (none for a service that is only observed), and `reachable` whether there is any.
 
 use std::process::ExitCode;
 
@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::output::{self, Format};
 use super::{ReadOptions, members};
 use crate::catalog::Catalog;
+use crate::policy::Mode;
 
 /// Arguments of `murmesh services`.
 #[derive(Debug, Args)]
@@ -52,7 +53,10 @@ fn services(catalog: &Catalog) -> Vec<Service> {
             let port = listener.address.port();
             let own = endpoints.values().filter(|endpoint| {
                 let address = endpoint.address;
-                endpoint.host.node == host.node && address.port() == port && listener.accepts(address.ip())
+                endpoint.host.node == host.node
+                    && address.port() == port
+                    && listener.accepts(address.ip())
+                    && catalog.policy.mode_at(&host.node, port) != Mode::Observe
             });
             let endpoints: Vec<_> = own.map(|endpoint| endpoint.address.to_string()).collect();
             services.push(Service {

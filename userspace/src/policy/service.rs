@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use super::Network;
+use super::{Existing, Network, Unconfirmed};
 use crate::identity::{NodeName, ServiceName, WorkloadName};
 
 /// What happens to connections that come to a service outside of the mesh.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// Everything is only counted: nothing is encrypted, nothing refused.
+    /// All connections to it are only counted: none is encrypted or refused, also between hosts of the mesh.
     Observe,
     /// They are let in, in clear, and reported.
     #[default]
@@ -32,6 +32,10 @@ pub struct Service {
     pub mode: Option<Mode>,
     /// Addresses outside the mesh that are let in, in clear, even when the mode is strict.
     pub exceptions: BTreeSet<Network>,
+    /// Where its own mode is strict.
+    pub existing: Existing,
+    /// Set while its mode goes back by itself.
+    pub unconfirmed: Option<Unconfirmed>,
     /// Who must be listening to go by the name; `None` for whoever does.
     pub workload: Option<WorkloadName>,
 }
@@ -71,11 +75,17 @@ impl fmt::Display for Service {
             Some(workload) => write!(formatter, ", served by {workload}")?,
             None => write!(formatter, ", served by whoever listens")?,
         }
-        if self.exceptions.is_empty() {
-            return Ok(());
+        if !self.exceptions.is_empty() {
+            let exceptions = list(self.exceptions.iter().map(ToString::to_string).collect());
+            write!(formatter, " except for {exceptions}")?;
         }
-        let exceptions = list(self.exceptions.iter().map(ToString::to_string).collect());
-        write!(formatter, " except for {exceptions}")
+        if self.existing == Existing::Reset {
+            formatter.write_str(", resets what is there in clear when it becomes strict")?;
+        }
+        match &self.unconfirmed {
+            Some(unconfirmed) => write!(formatter, ", {unconfirmed}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -216,6 +216,8 @@ pub(super) fn service(name: &str, node: &str, port: u16) -> Service {
         port,
         mode: None,
         exceptions: BTreeSet::new(),
+        existing: Existing::Keep,
+        unconfirmed: None,
         workload: None,
     }
 }

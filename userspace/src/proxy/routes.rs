@@ -198,6 +198,8 @@ mod tests {
             port: 82,
             mode: None,
             exceptions: BTreeSet::new(),
+            existing: crate::policy::Existing::Keep,
+            unconfirmed: None,
             workload: None,
         });
         let (node, mesh) = ("here".parse().expect("a name"), "mesh.test".parse().expect("a name"));

@@ -118,6 +118,8 @@ mod tests {
             port,
             mode: None,
             exceptions: BTreeSet::new(),
+            existing: crate::policy::Existing::Keep,
+            unconfirmed: None,
             workload: workload.map(|workload| workload.parse().expect("a name")),
         };
         (port, service.into())

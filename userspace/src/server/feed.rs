@@ -10,7 +10,7 @@ use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::records::{CHANGES, DEFAULTS, HOSTS, REMOVED, RULES, SERVERS, SERVICES};
+use super::records::{CHANGES, DEFAULTS, HOSTS, PLAINTEXT, REMOVED, RULES, SERVERS, SERVICES};
 use super::registry::{Registry, RegistryError};
 use super::roots::AUTHORITY;
 use super::servers::Departed;
@@ -148,6 +148,11 @@ impl Feed {
         self.view().revision
     }
 
+    /// The revision up to which watchers have been told, whenever that grows.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.told.subscribe()
+    }
+
     /// What `read` finds in the view.
     pub fn read<T>(&self, read: impl FnOnce(&View) -> T) -> T {
         read(&self.view())
@@ -191,7 +196,7 @@ impl Feed {
         // The lists are of one revision each. Watching begins at the first: what is in a later one already is only
         // said again.
         let (revision, mut entries) = self.store.list(HOSTS).await?;
-        for prefix in [RULES, SERVICES, DEFAULTS, REMOVED, AUTHORITY, SERVERS, ANNOUNCED] {
+        for prefix in [RULES, SERVICES, DEFAULTS, REMOVED, AUTHORITY, SERVERS, ANNOUNCED, PLAINTEXT] {
             entries.extend(self.store.list(prefix).await?.1);
         }
         let mut fresh = View { revision, ..View::default() };

@@ -3,11 +3,13 @@
 mod addresses;
 mod admin;
 mod administration;
+mod confirmation;
 mod credentials;
 mod feed;
 mod leadership;
 mod listener;
 mod mesh;
+mod plaintext;
 mod policy;
 mod presence;
 mod records;
@@ -17,6 +19,7 @@ mod roots;
 mod rotation;
 mod sealing;
 mod servers;
+mod services;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -53,6 +56,7 @@ use credentials::Credentials;
 use feed::{Feed, FeedError};
 use leadership::Leadership;
 use mesh::MeshService;
+pub use plaintext::{MAX_CLIENTS as MAX_PLAINTEXT_CLIENTS, MAX_PORTS as MAX_PLAINTEXT_PORTS};
 pub use policy::DEFAULT_MAX_RULES;
 use policy::PolicyRecords;
 use presence::Presence;
@@ -213,12 +217,12 @@ impl Server {
         let alone = matches!(options.store, StoreOptions::Embedded(_));
         registry.add_server(&record(&options.node, &addresses), alone).await?;
         let feed = Arc::new(Feed::load(store.clone(), registry.clone()).await?);
-        let policy = PolicyRecords {
+        let policy = Arc::new(PolicyRecords {
             store: store.clone(),
             feed: feed.clone(),
             trust_domain: credentials.trust_domain().clone(),
             max_rules: options.max_rules,
-        };
+        });
         let lifetime = options.certificate_lifetime;
         let rotation = Rotation { records: records.clone(), feed: feed.clone(), lifetime };
         let administration = AdministrationService { policy, rotation };
@@ -260,6 +264,7 @@ impl Server {
         let feed = self.feed.clone();
         tasks.spawn(Leadership { store: store.clone(), registry, feed, name: name.clone() }.keep());
         let feed_stop = CancellationToken::new();
+        tasks.spawn(confirmation::run(self.administration.policy.clone()));
         let feeding = tokio::spawn(self.feed.clone().run(feed_stop.clone()));
 
         let mesh = MeshService {

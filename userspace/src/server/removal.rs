@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prost::Message;
 
 use super::policy::{PolicyChangeError, PolicyRecords};
-use super::records::{HOSTS, NODES, REMOVED, SERVICES};
+use super::records::{HOSTS, NODES, PLAINTEXT, REMOVED, SERVICES};
 use super::rotation::CONFIRMED;
 use super::view::View;
 use crate::api::{unix_seconds, v1};
@@ -37,6 +37,7 @@ impl PolicyRecords {
                 Change::Delete(format!("{NODES}{node}")),
                 Change::Delete(format!("{HOSTS}{node}")),
                 Change::Delete(format!("{CONFIRMED}{node}")),
+                Change::Delete(format!("{PLAINTEXT}{node}")),
                 Change::Put(format!("{REMOVED}{node}"), removed.encode_to_vec()),
             ];
             changes.extend(services_without(view, &node));

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prost::Message;
 use tracing::error;
 
-use super::records::{DEFAULTS, HOSTS, REMOVED, RULES, SERVICES};
+use super::records::{DEFAULTS, HOSTS, PLAINTEXT, REMOVED, RULES, SERVICES};
 use super::roots::{self, AUTHORITY};
 use super::servers::{Changed, Departed, Servers};
 use crate::api::v1::catalog_event::Event;
@@ -28,6 +28,8 @@ pub struct View {
     pub revision: u64,
     pub hosts: BTreeMap<String, v1::Host>,
     pub policy: Policy,
+    /// What hosts have seen of connections in clear. Of no concern to watchers.
+    pub plaintext: BTreeMap<String, v1::PlaintextReport>,
     /// Hosts that were removed.
     pub removed: Removed,
     /// The roots of the mesh.
@@ -66,6 +68,15 @@ impl View {
     pub fn put(&mut self, key: &str, value: &[u8]) -> Result<Option<Event>, DamagedRecord> {
         if let Some(node) = key.strip_prefix(HOSTS) {
             return Ok(self.put_host(node, value).map(Event::Host));
+        }
+        if let Some(node) = key.strip_prefix(PLAINTEXT) {
+            match decoded(value) {
+                Ok(report) => _ = self.plaintext.insert(node.to_owned(), report),
+                Err(error) => {
+                    error!(node, %error, "a record of connections in clear is damaged and left out")
+                }
+            }
+            return Ok(None);
         }
         if key == AUTHORITY {
             self.trust =

@@ -10,6 +10,7 @@ mod policy;
 mod removal;
 mod rotation;
 mod sealing;
+mod strict;
 
 use std::path::Path;
 use std::sync::Arc;
