@@ -49,7 +49,8 @@ fn wherever_an_agent_fails_the_hooks_stay_in_force() -> Result<()> {
     Ok(())
 }
 
-/// Whether the agent ends by itself, which must be with status 1. All the while nobody gets an answer in clear.
+/// Whether the agent ends by itself, which must be with status 1, before it carries anything: it goes on from what it
+/// remembers. That nothing is answered in clear is seen on the wire.
 fn fails(agent: &mut Process, mesh: &Mesh) -> Result<bool> {
     let deadline = Instant::now() + FAILURE_TIME;
     while Instant::now() < deadline {
@@ -58,7 +59,9 @@ fn fails(agent: &mut Process, mesh: &Mesh) -> Result<bool> {
             return Ok(true);
         }
         let output = mesh.client()?.run("nc", ["-w1", "fcs00", &PORT.to_string()], b"", DEADLINE)?;
-        ensure!(output.stdout.is_empty(), "answered in clear: {output:?}");
+        if !output.stdout.is_empty() {
+            return Ok(false);
+        }
     }
     Ok(false)
 }

@@ -12,7 +12,7 @@ use super::classes::Numbers;
 use super::{Full, Tables, View};
 use crate::identity::{NodeName, WorkloadName};
 use crate::policy::{
-    Action, Component, DestinationClass, DestinationPattern, IdentityPattern, Policy, SourceClass,
+    Action, Component, DestinationClass, DestinationPattern, IdentityPattern, Mode, Policy, SourceClass,
 };
 
 /// Ports that could be refused.
@@ -120,7 +120,9 @@ impl<'a> Denying<'a> {
             let on = |port: Option<u16>| workloads.get(&port).into_iter().flatten().copied();
             let own = policy.service_at(here, port).map(|service| service.workload.as_ref());
             let listeners = [None].into_iter().chain(own).chain(on(None)).chain(on(Some(port)));
-            let listeners: BTreeSet<_> = listeners.collect();
+            // No rule is about what is only observed.
+            let is_policed = policy.mode_at(here, port) != Mode::Observe;
+            let listeners: BTreeSet<_> = listeners.filter(|_| is_policed).collect();
             let class = |listener: Option<&WorkloadName>| {
                 policy.destination_class(&policy.destination(here, listener.cloned(), port))
             };
