@@ -36,6 +36,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Deny(arguments) => cli::rule::run(Action::Deny, arguments),
         Command::Policy(command) => cli::policy::run(command),
         Command::Service(command) => cli::service::run(command),
+        Command::Ca(command) => cli::ca::run(command),
+        Command::Host(command) => cli::host::run(command),
         Command::Observe(arguments) => cli::observe::run(arguments),
         Command::Whois(arguments) => cli::whois::run(&arguments),
         Command::Check(arguments) => cli::check::run(arguments),

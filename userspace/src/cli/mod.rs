@@ -2,11 +2,13 @@
 
 pub mod agent;
 pub mod bench;
+pub mod ca;
 pub mod check;
 mod config;
 pub mod daemon;
 mod encryption;
 mod going_strict;
+pub mod host;
 pub mod members;
 pub mod observe;
 pub mod output;
@@ -71,6 +73,12 @@ pub enum Command {
     /// Name services and set their mode (on the server's host).
     #[command(subcommand)]
     Service(service::ServiceCommand),
+    /// Show and replace the root of the mesh's certificates (on the server's host).
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
+    /// Take hosts out of the mesh (on the server's host).
+    #[command(subcommand)]
+    Host(host::HostCommand),
     /// Show what became of this host's connections: refused, in clear, failed; with -f also those that go well.
     Observe(observe::ObserveArgs),
     /// Tell who a process of this host is, or who is at an address, and which rules speak of it.

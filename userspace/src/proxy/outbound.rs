@@ -68,7 +68,7 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
         verdict,
     );
     if verdict.action == Action::Deny {
-        return access.failed(format!("refused: {}", Forbidden(verdict.rule)));
+        return access.failed(format!("refused: {}", Forbidden::Rules(verdict.rule)));
     }
     let ends = Ends { caller, peer: route.peer };
     let place = worker.live.enter(found);

@@ -10,8 +10,9 @@ use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::records::{CHANGES, DEFAULTS, HOSTS, PLAINTEXT, RULES, SERVERS, SERVICES};
-use super::registry::Registry;
+use super::records::{CHANGES, DEFAULTS, HOSTS, PLAINTEXT, REMOVED, RULES, SERVERS, SERVICES};
+use super::registry::{Registry, RegistryError};
+use super::roots::AUTHORITY;
 use super::servers::Departed;
 use super::view::{DamagedRecord, View};
 use crate::api::v1::catalog_event::Event;
@@ -47,6 +48,7 @@ pub struct Feed {
     events: broadcast::Sender<v1::CatalogEvent>,
     /// The revision up to which watchers have been told.
     told: watch::Sender<u64>,
+    trust: watch::Sender<v1::Trust>,
     /// Changes with the hosts that are connected to this server.
     connections: watch::Sender<()>,
     leader: watch::Sender<Option<String>>,
@@ -72,7 +74,9 @@ impl Feed {
         let (view, events) = (Mutex::default(), broadcast::Sender::new(BACKLOG));
         let (told, departures) = (watch::Sender::new(0), AsyncMutex::new(departures));
         let (connections, leader) = (watch::Sender::new(()), watch::Sender::new(None));
-        let feed = Self { store, registry, view, events, told, connections, leader, departed, departures };
+        let trust = watch::Sender::default();
+        let feed =
+            Self { store, registry, view, events, told, trust, connections, leader, departed, departures };
         feed.reload().await?;
         Ok(feed)
     }
@@ -111,7 +115,9 @@ impl Feed {
             Departed::Host(node) => self.registry.seen(node).await,
             Departed::Server(name) => self.registry.server_seen(name).await,
         };
-        if let Err(error) = recorded {
+        if let Err(error) = recorded
+            && !matches!(error, RegistryError::NotJoined(_))
+        {
             warn!(?departed, %error, "could not record when it was last seen");
         }
     }
@@ -130,6 +136,11 @@ impl Feed {
     /// The catalog now.
     pub fn snapshot(&self) -> v1::Snapshot {
         self.view().snapshot()
+    }
+
+    /// The roots of the mesh, now and whenever they change.
+    pub fn trust(&self) -> watch::Receiver<v1::Trust> {
+        self.trust.subscribe()
     }
 
     /// The revision of the catalog now.
@@ -185,7 +196,7 @@ impl Feed {
         // The lists are of one revision each. Watching begins at the first: what is in a later one already is only
         // said again.
         let (revision, mut entries) = self.store.list(HOSTS).await?;
-        for prefix in [RULES, SERVICES, DEFAULTS, SERVERS, ANNOUNCED, PLAINTEXT] {
+        for prefix in [RULES, SERVICES, DEFAULTS, REMOVED, AUTHORITY, SERVERS, ANNOUNCED, PLAINTEXT] {
             entries.extend(self.store.list(prefix).await?.1);
         }
         let mut fresh = View { revision, ..View::default() };
@@ -196,6 +207,7 @@ impl Feed {
         }
         *view = fresh;
         self.publish(snapshot(&view));
+        self.trust.send_replace(view.trust.clone());
         self.tell_leader(&view);
         self.told.send_replace(revision);
         Ok(())
@@ -214,6 +226,9 @@ impl Feed {
                 }
                 Change::Delete(key) => view.remove(key),
             };
+            if let Some(Event::Trust(trust)) = &event {
+                self.trust.send_replace(trust.clone());
+            }
             if let Some(event) = event {
                 self.publish(v1::CatalogEvent { revision, event: Some(event) });
             }
