@@ -125,9 +125,7 @@ impl<'a> Denying<'a> {
             let on = |port: Option<u16>| workloads.get(&port).into_iter().flatten().copied();
             let own = policy.service_at(here, port).map(|service| service.workload.as_ref());
             let listeners = [None].into_iter().chain(own).chain(on(None)).chain(on(Some(port)));
-            // No rule is about what is only observed.
-            let is_policed = policy.mode_at(here, port) != Mode::Observe;
-            let listeners: BTreeSet<_> = listeners.filter(|_| is_policed).collect();
+            let listeners: BTreeSet<_> = listeners.collect();
             let class = |listener: Option<&WorkloadName>| {
                 policy.destination_class(&policy.destination(here, listener.cloned(), port))
             };
