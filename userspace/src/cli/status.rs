@@ -3,7 +3,7 @@
 //! contested_addresses, servers, connected_server, interception, traffic, encryption}`. `interception` is `{cgroup,
 //! bpf_dir, attached, missing, canary_error, map_problems,
 //! unheld_services}`, `traffic` has the counters of the running agent, and
-//! [`encryption`](super::encryption) what was and was not encrypted; each is null where it does not apply.
+//! `encryption` what was and was not encrypted; each is null where it does not apply.
 
 use std::fmt::Write;
 use std::process::ExitCode;

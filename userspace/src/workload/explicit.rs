@@ -55,7 +55,7 @@ impl Naming {
         Self { explicit }
     }
 
-    /// Those in the cgroup at `path`, as [`owner::of`].
+    /// Those in the cgroup at `path`, as `owner::of`.
     pub fn of(&self, path: &Path) -> Option<Members> {
         let automatic = owner::of(path);
         let unit = match &automatic {
