@@ -27,9 +27,11 @@ pub enum Counter {
     PlaintextFromOutside = 10,
     /// Connections in clear that were refused on their way to services of this host.
     PlaintextRefused = 11,
+    /// Connections to named services refused because no instance serves them.
+    RefusedUnavailable = 12,
 }
 
 impl Counter {
     /// Entries of the `COUNTERS` array.
-    pub const COUNT: usize = 12;
+    pub const COUNT: usize = 13;
 }

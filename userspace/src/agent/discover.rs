@@ -129,6 +129,7 @@ impl Discovery {
             tunnel_port: self.tunnel_port,
             listeners: now.listeners.iter().cloned().collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            failing: std::collections::BTreeMap::new(),
         };
         *is_told = match sent.truncate() {
             Ok(()) => false,

@@ -35,7 +35,7 @@ use crate::{
     discovery::ExemptPorts,
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
-    proxy::{BoundWorkers, Listen, Origin, Shared, Workers},
+    proxy::{BoundWorkers, Listen, Origin, Shared, Workers, instances::Loads},
     workload::{self, Workloads},
 };
 use discover::{Discovery, Owners, Served};
@@ -211,6 +211,7 @@ fn start(
             .map(|(interception, workloads)| enforcement(interception, workloads, &problems))
             .transpose()?,
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
+        loads: Loads::default(),
     };
     let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
     let verdicts = interception.as_mut().map(|interception| interception.verdict_events()).transpose()?;

@@ -23,7 +23,7 @@ use crate::{
     catalog::Catalog,
     discovery::ExemptPorts,
     identity::{Identity, NodeName, SpiffeId},
-    proxy::{Here, LocalServices, Routes, Rules, Shared},
+    proxy::{Here, LocalServices, Routes, Rules, Shared, instances::Loads},
     socket,
 };
 
@@ -77,6 +77,8 @@ pub struct Publisher {
     pub enforcement: Option<Enforcement>,
     /// A sidecar's destination, and where workers read it.
     pub upstream: Option<(Upstream, Arc<ArcSwapOption<SocketAddr>>)>,
+    /// What connections have told of instances.
+    pub loads: Loads,
 }
 
 impl Publisher {
@@ -100,7 +102,7 @@ impl Publisher {
                 addresses: &serving.addresses,
                 exempt: &self.exempt,
             };
-            let routes = Routes::new(&known, &here, source_for);
+            let routes = Routes::new(&known, &here, &mut self.loads, source_for);
             let services = Arc::new(local_services(&known, &serving, &own.id));
             self.shared.services.store(services.clone());
             services.identities.iter().for_each(|id| self.shared.identities.want(id));

@@ -2,6 +2,7 @@
 //! what.
 
 mod endpoints;
+mod instance;
 mod limits;
 mod wire;
 
@@ -11,9 +12,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use endpoints::Endpoint;
+pub use instance::Unavailable;
 pub use wire::WireError;
 
-use crate::identity::{NodeName, WorkloadName};
+use crate::identity::{NodeName, ServiceName, WorkloadName};
 use crate::policy::Policy;
 
 /// All hosts of the mesh at one revision. Cheap to clone.
@@ -38,6 +40,8 @@ pub struct Host {
     pub last_seen: Option<SystemTime>,
     /// Whether its agent is connected to a server now.
     pub connected: bool,
+    /// It is not connected, and that is not just so for a moment: its services are taken for dead.
+    pub lost: bool,
 }
 
 /// What a host says about itself.
@@ -52,6 +56,8 @@ pub struct Report {
     pub listeners: Vec<Listener>,
     /// Version of its agent.
     pub version: String,
+    /// Named services of the host whose check fails, and how.
+    pub failing: BTreeMap<ServiceName, String>,
 }
 
 /// One listening TCP socket.

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::limits::{MAX_ADDRESSES, MAX_LISTENERS, at_most};
+use super::limits::{MAX_ADDRESSES, MAX_FAILING, MAX_LISTENERS, MAX_REASON_BYTES, at_most};
 use super::{Catalog, Host, Listener, Report};
 use crate::api::{time_from_unix, unix_seconds, v1};
-use crate::identity::NameError;
+use crate::identity::{NameError, ServiceName};
 use crate::policy::{InvalidMessage, Policy};
 
 const MAX_VERSION_BYTES: usize = 64;
@@ -76,7 +76,7 @@ impl Catalog {
 impl From<&Catalog> for v1::Snapshot {
     fn from(catalog: &Catalog) -> Self {
         let hosts = catalog.hosts.values().map(|host| v1::Host::from(host.as_ref())).collect();
-        Self { hosts, policy: Some((&*catalog.policy).into()) }
+        Self { hosts, policy: Some((&*catalog.policy).into()), ejections: vec![] }
     }
 }
 
@@ -98,6 +98,7 @@ impl From<&Host> for v1::Host {
             report: Some((&host.report).into()),
             last_seen: host.last_seen.map_or(0, unix_seconds),
             connected: host.connected,
+            lost: host.lost,
         }
     }
 }
@@ -111,6 +112,7 @@ impl TryFrom<v1::Host> for Host {
             report: host.report.map(Report::try_from).transpose()?.unwrap_or_default(),
             last_seen: time_from_unix(host.last_seen),
             connected: host.connected,
+            lost: host.lost,
         })
     }
 }
@@ -123,11 +125,16 @@ impl From<&Report> for v1::HostReport {
             ipv6_only: listener.ipv6_only,
             workload: listener.workload.as_ref().map(ToString::to_string).unwrap_or_default(),
         };
+        let failing = |(service, reason): (&ServiceName, &String)| v1::Failing {
+            service: service.to_string(),
+            reason: reason.clone(),
+        };
         Self {
             addresses: report.addresses.iter().map(ToString::to_string).collect(),
             tunnel_port: report.tunnel_port.into(),
             listeners: report.listeners.iter().map(listener).collect(),
             version: report.version.clone(),
+            failing: report.failing.iter().map(failing).collect(),
         }
     }
 }
@@ -138,12 +145,14 @@ impl TryFrom<v1::HostReport> for Report {
     fn try_from(report: v1::HostReport) -> Result<Self, WireError> {
         at_most("addresses", report.addresses.len(), MAX_ADDRESSES)?;
         at_most("listeners", report.listeners.len(), MAX_LISTENERS)?;
+        at_most("failing services", report.failing.len(), MAX_FAILING)?;
         at_most("bytes in the version", report.version.len(), MAX_VERSION_BYTES)?;
         Ok(Self {
             addresses: report.addresses.iter().map(|text| dialable(text)).collect::<Result<_, _>>()?,
             tunnel_port: port(report.tunnel_port)?,
             listeners: report.listeners.into_iter().map(Listener::try_from).collect::<Result<_, _>>()?,
             version: report.version,
+            failing: report.failing.into_iter().map(failing).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -175,6 +184,11 @@ fn canonical(text: &str) -> Result<IpAddr, WireError> {
     Ok(address.to_canonical())
 }
 
+fn failing(message: v1::Failing) -> Result<(ServiceName, String), WireError> {
+    at_most("bytes in a reason", message.reason.len(), MAX_REASON_BYTES)?;
+    Ok((message.service.parse()?, message.reason))
+}
+
 fn dialable(text: &str) -> Result<IpAddr, WireError> {
     let address = canonical(text)?;
     let link_local = match address {
@@ -204,6 +218,7 @@ mod tests {
             tunnel_port: 9191,
             listeners: listeners.iter().map(listener).collect(),
             version: "1".to_owned(),
+            failing: vec![],
         }
     }
 
@@ -239,7 +254,7 @@ mod tests {
         let host = |node: &str| v1::Host { node: node.to_owned(), ..Default::default() };
         let event = |hosts| v1::CatalogEvent {
             revision: 5,
-            event: Some(v1::catalog_event::Event::Snapshot(v1::Snapshot { hosts, policy: None })),
+            event: Some(v1::catalog_event::Event::Snapshot(v1::Snapshot { hosts, ..Default::default() })),
         };
         let mut catalog = Catalog::default();
         catalog.apply(event(vec![host("a")])).unwrap();
@@ -254,6 +269,7 @@ mod tests {
         fn a_report_survives_the_wire(
             addresses in prop::collection::vec(any::<IpAddr>(), 0..5),
             listeners in prop::collection::vec((any::<SocketAddr>(), any::<bool>(), "|[a-z]{1,3}\\.service"), 0..5),
+            failing in prop::collection::vec(("[a-z]{1,3}", ".{0,60}"), 0..3),
         ) {
             let sent = v1::HostReport {
                 addresses: addresses.iter().map(ToString::to_string).collect(),
@@ -265,6 +281,10 @@ mod tests {
                     workload: workload.clone(),
                 }).collect(),
                 version: "1".to_owned(),
+                failing: failing.iter().map(|(service, reason)| v1::Failing {
+                    service: service.clone(),
+                    reason: reason.clone(),
+                }).collect(),
             };
             if let Ok(report) = Report::try_from(sent) {
                 prop_assert_eq!(Report::try_from(v1::HostReport::from(&report)).unwrap(), report);

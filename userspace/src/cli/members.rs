@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::output::{self, Format, relative, rfc3339};
 use super::{ReadOptions, daemon};
+use crate::api::v1::Snapshot;
 use crate::catalog::{Catalog, Host};
 use crate::cli::status::local_error;
 use crate::local::{ANY_SOCKET, connect};
@@ -53,10 +54,15 @@ pub fn run(arguments: MembersArgs) -> anyhow::Result<ExitCode> {
 
 /// The catalog of the daemon on this host.
 pub(super) fn fetch(read: &ReadOptions) -> anyhow::Result<Catalog> {
+    Ok(Catalog::try_from(snapshot(read)?)?)
+}
+
+/// The same as it came.
+pub(super) fn snapshot(read: &ReadOptions) -> anyhow::Result<Snapshot> {
     daemon::block_on(async {
         let mut daemon = connect(&read.run_directory.run_dir, ANY_SOCKET, "murmesh daemon").await?;
         let answer = daemon.members(crate::api::v1::MembersRequest {}).await.map_err(local_error)?;
-        Ok(Catalog::try_from(answer.into_inner())?)
+        Ok(answer.into_inner())
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use super::Network;
+use super::{Balance, Check, Network};
 use crate::identity::{NodeName, ServiceName};
 
 /// What happens to connections that come to a service outside of the mesh.
@@ -32,6 +32,28 @@ pub struct Service {
     pub mode: Option<Mode>,
     /// Addresses outside the mesh that are let in, in clear, even when the mode is strict.
     pub exceptions: BTreeSet<Network>,
+    /// Which healthy instance a connection gets.
+    pub balance: Balance,
+    /// How its hosts find out whether it is well; `None` if it is enough that somebody listens.
+    pub check: Option<Check>,
+    /// Hosts whose instance takes no new connections.
+    pub drained: BTreeSet<NodeName>,
+}
+
+impl Service {
+    /// One that has nothing special about it.
+    pub fn new(name: ServiceName, hosts: impl IntoIterator<Item = NodeName>, port: u16) -> Self {
+        Self {
+            name,
+            hosts: hosts.into_iter().collect(),
+            port,
+            mode: None,
+            exceptions: BTreeSet::new(),
+            balance: Balance::default(),
+            check: None,
+            drained: BTreeSet::new(),
+        }
+    }
 }
 
 /// Not a mode.
@@ -58,11 +80,21 @@ impl fmt::Display for Service {
         let hosts = list(self.hosts.iter().map(ToString::to_string).collect());
         let mode = self.mode.map_or("default mode".to_owned(), |mode| mode.to_string());
         write!(formatter, "{}: port {} of {hosts}, {mode}", self.name, self.port)?;
-        if self.exceptions.is_empty() {
-            return Ok(());
+        if !self.exceptions.is_empty() {
+            let exceptions = list(self.exceptions.iter().map(ToString::to_string).collect());
+            write!(formatter, " except for {exceptions}")?;
         }
-        let exceptions = list(self.exceptions.iter().map(ToString::to_string).collect());
-        write!(formatter, " except for {exceptions}")
+        if self.balance != Balance::Pinned {
+            write!(formatter, ", {}", self.balance)?;
+        }
+        if let Some(check) = &self.check {
+            write!(formatter, ", check {}", check.probe)?;
+        }
+        if !self.drained.is_empty() {
+            let drained = list(self.drained.iter().map(ToString::to_string).collect());
+            write!(formatter, ", drained: {drained}")?;
+        }
+        Ok(())
     }
 }
 

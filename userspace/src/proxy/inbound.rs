@@ -154,7 +154,7 @@ async fn stream(
         }
     };
     tunnel.accept()?;
-    let (totals, result) = relay(&mut service, tunnel, &worker.watchdog, &place).await;
+    let (totals, result) = relay(&mut service, tunnel, &worker.watchdog, &place, None).await;
     if result.is_ok() {
         let _ = socket::end_on_close(&service);
     }

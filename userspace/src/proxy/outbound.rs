@@ -10,11 +10,10 @@ use tracing::warn;
 
 use super::{
     access::{AccessRecord, Direction, Parties},
+    carry::{Carried, CarryError, Stream, carry},
     judge::Connection,
-    live::{Forbidden, Place},
+    live::Forbidden,
     origin::Original,
-    pool::{Ends, Lease},
-    relay::{self, RelayError, relay},
     routes::Route,
     worker::Worker,
 };
@@ -23,10 +22,6 @@ use crate::{
     limited_log::LimitedLog,
     policy::{Action, Verdict},
     socket,
-    tunnel::{
-        TunnelError,
-        frame::{Frame, Open},
-    },
 };
 
 /// Anybody on this host can connect to what the hooks redirect.
@@ -60,16 +55,19 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
     if verdict.action == Action::Deny {
         return access.failed(format!("refused: {}", Forbidden(verdict.rule)));
     }
-    let ends = Ends { caller: connection.caller.clone(), peer: route.peer };
-    let place = worker.live.enter(connection);
-    let open = Open { destination, client };
-    match carry(&worker, &mut application, &ends, open, &place).await {
-        Ok((totals, result)) => {
-            if result.is_ok() {
-                let _ = socket::end_on_close(&application);
-            }
+    let caller = connection.caller;
+    let stream = Stream { caller, client, destination, route: &route };
+    let Carried { instance, totals, result } = carry(&worker, &mut application, &stream).await;
+    access.reached(instance);
+    match result {
+        Ok(()) => {
+            let _ = socket::end_on_close(&application);
             drop(application);
-            access.relayed(totals, &place.explained(result).await);
+            access.relayed(totals, &Ok(()));
+        }
+        Err(CarryError::Relay(error)) => {
+            drop(application);
+            access.relayed(totals, &Err(error));
         }
         Err(error) => access.failed(error.to_string()),
     }
@@ -118,55 +116,4 @@ fn source(route: &Route) -> IpAddr {
         return socket::source_for(route.peer.address).unwrap_or(route.source);
     }
     route.source
-}
-
-type Relayed = (relay::Totals, Result<(), RelayError>);
-
-/// Carries the stream over a tunnel at rest, and over a new one if that one turns out to have died at rest: until
-/// the far agent has answered or a byte was carried, nothing has happened that could happen twice.
-async fn carry(
-    worker: &Worker,
-    application: &mut TcpStream,
-    ends: &Ends,
-    open: Open,
-    place: &Place<'_>,
-) -> Result<Relayed, crate::tunnel::DialError> {
-    let port = open.destination.port();
-    let lease = worker.pool.lease(ends, port).await?;
-    if !lease.recycled {
-        return Ok(stream(worker, application, ends, open, place, lease).await.relayed);
-    }
-    let attempt = stream(worker, application, ends, open, place, lease).await;
-    if !attempt.may_retry {
-        return Ok(attempt.relayed);
-    }
-    let lease = worker.pool.dial(ends, port).await?;
-    Ok(stream(worker, application, ends, open, place, lease).await.relayed)
-}
-
-struct Attempt {
-    relayed: Relayed,
-    may_retry: bool,
-}
-
-/// One stream on one tunnel, which goes back to the pool if it came to rest.
-async fn stream(
-    worker: &Worker,
-    application: &mut TcpStream,
-    ends: &Ends,
-    open: Open,
-    place: &Place<'_>,
-    mut lease: Lease,
-) -> Attempt {
-    if let Err(error) = lease.tunnel.send(&Frame::Open(open)).await {
-        return Attempt { relayed: (relay::Totals::default(), Err(error.into())), may_retry: true };
-    }
-    let (totals, result) = relay(application, &mut lease.tunnel, &worker.watchdog, place).await;
-    let lost = matches!(&result, Err(RelayError::Tunnel(TunnelError::Broken(_) | TunnelError::Closed)));
-    let may_retry = lost && totals == relay::Totals::default() && !lease.tunnel.is_answered();
-    // The other host may wait for the rule that has cut the stream, and keep what follows on the tunnel waiting.
-    if !matches!(result, Err(RelayError::Forbidden(_))) {
-        worker.pool.put_back(ends, lease);
-    }
-    Attempt { relayed: (totals, result), may_retry }
 }

@@ -101,7 +101,7 @@ mod tests {
         };
         let host = |node: &str, report| {
             let node: NodeName = node.parse().expect("a name");
-            (node.clone(), Arc::new(Host { node, report, last_seen: None, connected: true }))
+            (node.clone(), Arc::new(Host { node, report, last_seen: None, connected: true, lost: false }))
         };
         let hosts = [host("here", Report::default()), host("there", there)].into();
         let mut policy = Policy::default();

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::records::{DEFAULTS, HOSTS, RULES, SERVICES};
+use super::records::{DEFAULTS, DRAINED, HOSTS, RULES, SERVICES};
 use super::registry::Registry;
 use super::view::{DamagedRecord, View};
 use crate::api::v1::catalog_event::Event;
@@ -20,6 +20,11 @@ use crate::store::{Change, Store, StoreError};
 
 /// Changes kept for watchers that read slowly.
 const BACKLOG: usize = 256;
+/// How long a host may be without a connection before its services are taken for dead: it may only be connecting
+/// anew, with a renewed certificate for instance.
+const RECONNECT_TIME: Duration = Duration::from_millis(500);
+/// The same after the start of a server, to which nobody is connected yet.
+const START_TIME: Duration = Duration::from_secs(10);
 /// How long a change may take from the store to the watchers.
 const LAG: Duration = Duration::from_secs(5);
 
@@ -72,6 +77,9 @@ impl Feed {
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut departures = self.departures.lock().await;
         let mut watch = self.store.watch(self.revision());
+        let start = tokio::time::sleep(START_TIME);
+        tokio::pin!(start);
+        let mut starting = true;
         loop {
             tokio::select! {
                 applied = watch.next() => match applied {
@@ -85,7 +93,21 @@ impl Feed {
                         watch = self.store.watch(self.revision());
                     }
                 },
-                Some(node) = departures.recv() => self.record_departure(&node).await,
+                Some(node) = departures.recv() => {
+                    let feed = Arc::downgrade(&self);
+                    let lost = node.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(RECONNECT_TIME).await;
+                        if let Some(feed) = feed.upgrade() {
+                            feed.lose(lost.as_str());
+                        }
+                    });
+                    self.record_departure(&node).await;
+                }
+                () = &mut start, if starting => {
+                    starting = false;
+                    self.lose_absent();
+                }
                 () = stop.cancelled() => break,
             }
         }
@@ -98,6 +120,26 @@ impl Feed {
         if let Err(error) = self.registry.seen(node).await {
             warn!(%node, %error, "could not record when the host was last seen");
         }
+    }
+
+    /// Takes the services of `node` for dead, unless it is connected again.
+    fn lose(&self, node: &str) {
+        let mut view = self.view();
+        if view.connections.contains_key(node) {
+            return;
+        }
+        let revision = view.revision;
+        if let Some(host) = view.hosts.get_mut(node).filter(|host| !host.lost) {
+            host.lost = true;
+            let event = v1::CatalogEvent { revision, event: Some(Event::Host(host.clone())) };
+            view.lost.insert(node.to_owned());
+            self.publish(event);
+        }
+    }
+
+    fn lose_absent(&self) {
+        let nodes: Vec<_> = self.view().hosts.keys().cloned().collect();
+        nodes.iter().for_each(|node| self.lose(node));
     }
 
     /// Begins a watch for `node`, which counts as connected until it is dropped.
@@ -136,12 +178,12 @@ impl Feed {
         // The lists are of one revision each. Watching begins at the first: what is in a later one already is only
         // said again.
         let (revision, mut entries) = self.store.list(HOSTS).await?;
-        for prefix in [RULES, SERVICES, DEFAULTS] {
+        for prefix in [RULES, SERVICES, DEFAULTS, DRAINED] {
             entries.extend(self.store.list(prefix).await?.1);
         }
         let mut fresh = View { revision, ..View::default() };
         let mut view = self.view();
-        fresh.connections = view.connections.clone();
+        (fresh.connections, fresh.lost) = (view.connections.clone(), view.lost.clone());
         for entry in entries {
             fresh.put(&entry.key, &entry.value)?;
         }
@@ -183,7 +225,11 @@ impl Feed {
 
     fn set_connected(&self, view: &mut View, node: &NodeName, connected: bool) {
         let revision = view.revision;
+        if connected {
+            view.lost.remove(node.as_str());
+        }
         if let Some(host) = view.hosts.get_mut(node.as_str()) {
+            host.lost &= !connected;
             (host.connected, host.last_seen) = (connected, unix_seconds(SystemTime::now()));
             self.publish(v1::CatalogEvent { revision, event: Some(Event::Host(host.clone())) });
         }
@@ -291,5 +337,24 @@ mod tests {
         assert!(connected(), "a durable change does not touch it");
         drop(second);
         assert!(!connected());
+    }
+
+    #[tokio::test]
+    async fn a_host_that_stays_away_is_lost_until_it_is_back() {
+        let feed = feed(&tempfile::tempdir().unwrap()).await;
+        feed.apply(1, &[change(1)]);
+        let lost = || feed.snapshot().hosts[0].lost;
+        let first = feed.subscribe("busy".parse().unwrap());
+        drop(first);
+        assert!(!lost(), "not at once");
+        feed.lose("busy");
+        feed.apply(2, &[change(2)]);
+        assert!(lost(), "a durable change does not touch it");
+        let second = feed.subscribe("busy".parse().unwrap());
+        feed.lose("busy");
+        assert!(!lost());
+        drop(second);
+        feed.lose_absent();
+        assert!(lost());
     }
 }

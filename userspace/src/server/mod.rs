@@ -51,9 +51,9 @@ use registry::{Registry, RegistryError};
 pub const DEFAULT_PORT: u16 = 9190;
 
 const DATABASE_FILE: &str = "server.redb";
-/// A connection whose other end answers no ping for this long is closed, and its host counts as gone.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection that was silent for the interval, and answers no ping within the timeout, is closed: its host is gone.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_STREAMS_PER_CONNECTION: u32 = 16;
 /// How long calls in progress may take to end at shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);

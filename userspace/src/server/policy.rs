@@ -9,7 +9,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use super::feed::Feed;
-use super::records::{DEFAULTS, RULES, SERVICES, put, read};
+use super::records::{DEFAULTS, DRAINED, RULES, SERVICES, put, read};
 use super::registry::RegistryError;
 use super::view::View;
 use crate::api::v1;
@@ -28,6 +28,8 @@ const CHANGES: &str = "settings/changes";
 const MAX_SERVICES: usize = 4096;
 const MAX_SERVICE_HOSTS: usize = 1024;
 const MAX_EXCEPTIONS: usize = 64;
+/// In place of a probe: no check any more.
+const NO_CHECK: &str = "none";
 
 /// Why a change of the policy is refused.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +65,17 @@ pub enum PolicyChangeError {
     /// Not enough for a new service.
     #[error("service {0} is new: say where it is, with --host and --port")]
     Incomplete(ServiceName),
+    /// The host is none of the service's.
+    #[error("{node} is no host of service {name}; `murmesh service list` shows those that are")]
+    NotItsHost {
+        /// The service.
+        name: ServiceName,
+        /// The host.
+        node: NodeName,
+    },
+    /// Times and numbers of a check that there is not.
+    #[error("service {0} has no check yet: say which, with --check")]
+    NoCheck(ServiceName),
     /// A port of a host has a name already.
     #[error(
         "port {port} of {node} is service {other} already; `murmesh service remove {other}` takes the name away"
@@ -211,6 +224,54 @@ impl PolicyRecords {
         .await
     }
 
+    /// Stops new connections to a service's instance, or lets them go there again.
+    ///
+    /// # Errors
+    /// A refusal, or a failure of the store.
+    pub async fn drain_service(
+        &self,
+        request: &v1::DrainServiceRequest,
+    ) -> Result<Service, PolicyChangeError> {
+        let (name, node): (ServiceName, NodeName) = (request.name.parse()?, request.node.parse()?);
+        self.change(|view, _| {
+            let known = view.policy.services().get(&name);
+            let mut service = Service::clone(known.ok_or(PolicyChangeError::UnknownService(name.clone()))?);
+            if !service.hosts.contains(&node) {
+                return Err(PolicyChangeError::NotItsHost { name: name.clone(), node: node.clone() });
+            }
+            if request.drained {
+                service.drained.insert(node.clone())
+            } else {
+                service.drained.remove(&node)
+            };
+            if known.is_some_and(|known| **known == service) {
+                return Ok((vec![], service));
+            }
+            let key = format!("{SERVICES}{name}");
+            Ok((vec![Change::Put(key, v1::Service::from(&service).encode_to_vec())], service))
+        })
+        .await
+    }
+
+    /// Stops new connections to all that a host serves, or lets them go there again. Answers which hosts are drained.
+    ///
+    /// # Errors
+    /// A refusal, or a failure of the store.
+    pub async fn drain_host(&self, request: &v1::DrainHostRequest) -> Result<v1::Drained, PolicyChangeError> {
+        let node: NodeName = request.node.parse()?;
+        self.change(|view, _| {
+            let mut drained = view.policy.drained.as_ref().clone();
+            if request.drained && !view.hosts.contains_key(node.as_str()) {
+                return Err(PolicyChangeError::UnknownHost(node.clone()));
+            }
+            let changed = if request.drained { drained.insert(node.clone()) } else { drained.remove(&node) };
+            let answer = v1::Drained { hosts: drained.iter().map(ToString::to_string).collect() };
+            let change = changed.then(|| Change::Put(DRAINED.to_owned(), answer.encode_to_vec()));
+            Ok((change.into_iter().collect(), answer))
+        })
+        .await
+    }
+
     /// Makes the changes that `decide` wants, and returns its answer when all watchers have been told.
     async fn change<T>(
         &self,
@@ -266,14 +327,40 @@ fn wanted_service(request: &v1::SetServiceRequest, policy: &Policy) -> Result<Se
         return Err(PolicyChangeError::Incomplete(name));
     }
     let known = known.unwrap_or_default();
+    let check = wanted_check(request.check.as_ref(), known.check);
+    if request.check.is_some() && check.as_ref().is_some_and(|check| check.probe.is_empty()) {
+        return Err(PolicyChangeError::NoCheck(name));
+    }
     let exceptions = request.exceptions.as_ref().map(|exceptions| exceptions.networks.clone());
+    let hosts = if request.hosts.is_empty() { known.hosts } else { request.hosts.clone() };
     Ok(Service::try_from(v1::Service {
         name: request.name.clone(),
-        hosts: if request.hosts.is_empty() { known.hosts } else { request.hosts.clone() },
+        drained: known.drained.into_iter().filter(|node| hosts.contains(node)).collect(),
+        hosts,
         port: request.port.unwrap_or(known.port),
         mode: request.mode.unwrap_or(known.mode),
         exceptions: exceptions.unwrap_or(known.exceptions),
+        balance: request.balance.unwrap_or(known.balance),
+        check,
     })?)
+}
+
+/// What is not given stays as it is; "none" is no check.
+fn wanted_check(request: Option<&v1::Check>, known: Option<v1::Check>) -> Option<v1::Check> {
+    let Some(request) = request else { return known };
+    if request.probe == NO_CHECK {
+        return None;
+    }
+    let known = known.unwrap_or_default();
+    let given = |wanted, known| if wanted == 0 { known } else { wanted };
+    let number = |wanted, known| if wanted == 0 { known } else { wanted };
+    Some(v1::Check {
+        probe: if request.probe.is_empty() { known.probe } else { request.probe.clone() },
+        interval_ms: given(request.interval_ms, known.interval_ms),
+        timeout_ms: given(request.timeout_ms, known.timeout_ms),
+        failures: number(request.failures, known.failures),
+        successes: number(request.successes, known.successes),
+    })
 }
 
 fn check_service(service: &Service, view: &View) -> Result<(), PolicyChangeError> {

@@ -14,6 +14,8 @@ pub const RULES: &str = "rules/";
 pub const SERVICES: &str = "services/";
 /// What holds where no rule speaks: `v1::Defaults`.
 pub const DEFAULTS: &str = "settings/policy";
+/// Hosts that take no new connections: `v1::Drained`.
+pub const DRAINED: &str = "settings/drained";
 
 /// Reads a record that is kept as JSON.
 ///

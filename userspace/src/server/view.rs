@@ -1,11 +1,11 @@
 //! What a server knows of the mesh now, as its store and its watchers tell.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use prost::Message;
 use tracing::error;
 
-use super::records::{DEFAULTS, HOSTS, RULES, SERVICES};
+use super::records::{DEFAULTS, DRAINED, HOSTS, RULES, SERVICES};
 use crate::api::v1;
 use crate::api::v1::catalog_event::Event;
 use crate::identity::TrustDomain;
@@ -26,11 +26,14 @@ pub struct View {
     pub policy: Policy,
     /// Watch streams of each host; two for a moment when one replaces another.
     pub connections: HashMap<String, usize>,
+    /// Hosts that have been without any for a while.
+    pub lost: HashSet<String>,
 }
 
 impl View {
     pub fn snapshot(&self) -> v1::Snapshot {
-        v1::Snapshot { hosts: self.hosts.values().cloned().collect(), policy: Some((&self.policy).into()) }
+        let hosts = self.hosts.values().cloned().collect();
+        v1::Snapshot { hosts, policy: Some((&self.policy).into()), ejections: vec![] }
     }
 
     /// What plain names stand for.
@@ -52,6 +55,8 @@ impl View {
         }
         let event = if key == DEFAULTS {
             decoded(value).map(Event::Defaults)
+        } else if key == DRAINED {
+            decoded(value).map(Event::Drained)
         } else if key.starts_with(RULES) {
             decoded(value).map(Event::Rule)
         } else if key.starts_with(SERVICES) {
@@ -86,6 +91,7 @@ impl View {
             .inspect_err(|error| error!(node, %error, "a record of the catalog is damaged and left out"))
             .ok()?;
         host.connected = self.connections.contains_key(node);
+        host.lost = self.lost.contains(node);
         self.hosts.insert(node.to_owned(), host.clone());
         Some(host)
     }

@@ -147,9 +147,11 @@ fn address(catalog: &Catalog, outside: &Outside) -> anyhow::Result<(String, Dest
     };
     let (address, protocol) = (SocketAddr::new(ip, port), outside.protocol.unwrap_or(Protocol::Tcp));
     let endpoint = catalog.endpoints().remove(&address).filter(|_| protocol == Protocol::Tcp);
-    Ok(match endpoint {
-        Some(endpoint) => {
-            let node = &endpoint.host.node;
+    let listens = endpoint.map(|endpoint| endpoint.host.node.clone());
+    let node = listens.or_else(|| catalog.named_at(address).cloned().filter(|_| protocol == Protocol::Tcp));
+    Ok(match node {
+        Some(node) => {
+            let node = &node;
             (format!("{node}:{port}"), catalog.policy.destination(node, None, port))
         }
         None => (format!("{address}/{protocol}"), Destination::outside(address, protocol)),
@@ -191,10 +193,11 @@ mod tests {
                 ipv6_only: false,
                 workload: None,
             }],
-            version: String::new(),
+            ..Report::default()
         };
         let node: NodeName = "fcs00".parse().unwrap();
-        let host = Arc::new(Host { node: node.clone(), report, last_seen: None, connected: true });
+        let host =
+            Arc::new(Host { node: node.clone(), report, last_seen: None, connected: true, lost: false });
         let rule = |id, action: v1::Action, source: &str, destination: &str| v1::Rule {
             id,
             action: action.into(),
@@ -213,7 +216,7 @@ mod tests {
                 port: 8181,
                 ..v1::Service::default()
             }],
-            defaults: None,
+            ..v1::Policy::default()
         });
         let names = Names {
             trust_domain: "mesh.test".parse().unwrap(),

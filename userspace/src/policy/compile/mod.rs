@@ -64,6 +64,8 @@ pub struct Reachable {
     pub address: SocketAddr,
     /// How connections to it are to be seen; `None` for a service of this host, which are never redirected.
     pub source: Option<IpAddr>,
+    /// Whether anybody serves it now. If not, connections to it are refused as where nobody listens.
+    pub available: bool,
     /// Who is there; `None` for what no rule is about.
     pub destination: Option<Destination>,
 }
@@ -263,7 +265,12 @@ fn endpoints(
     let entry = |(reachable, index): (&Reachable, &Option<usize>)| {
         let destination = index.map_or(kernel::Destination::OPEN, |index| destinations[index]);
         let endpoint = match reachable.source {
-            Some(source) => Endpoint { source: SocketAddr::new(source, 0).into(), destination },
+            Some(source) => {
+                let unavailable = if reachable.available { 0 } else { kernel::Destination::UNAVAILABLE };
+                let flags = destination.flags | unavailable;
+                let destination = kernel::Destination { flags, ..destination };
+                Endpoint { source: SocketAddr::new(source, 0).into(), destination }
+            }
             None if destination == kernel::Destination::OPEN => return None,
             None => {
                 let flags = destination.flags | OWN;
