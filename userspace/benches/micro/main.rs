@@ -3,7 +3,10 @@
 mod frames;
 mod policy;
 mod verdicts;
-// Compiled from its source: it is no part of the library's interface.
+// Compiled from their source: they are no part of the library's interface.
+#[path = "../../src/tunnel/tls/key.rs"]
+#[expect(dead_code, reason = "its tests do not run here")]
+mod key;
 #[path = "../../src/tunnel/tls/record.rs"]
 #[expect(dead_code, reason = "the handshake, which uses the rest, is not compiled here")]
 mod record;

@@ -26,6 +26,19 @@ fn seal(bencher: Bencher<'_, '_>, payload: usize) {
     });
 }
 
+/// One of many connections at a time: each has been at rest for so long that its key is not ready.
+#[divan::bench]
+fn seal_after_rest(bencher: Bencher<'_, '_>) {
+    let mut sealers: Vec<_> = (0..200).map(|_| keys().expect("two agents of one mesh").0).collect();
+    let mut record = record(PAYLOADS[0]);
+    let mut next = 0;
+    bencher.counter(BytesCount::new(PAYLOADS[0])).bench_local(|| {
+        next = (next + 1) % sealers.len();
+        let sealer = &mut sealers[next];
+        sealer.seal(ContentType::ApplicationData, black_box(&mut record)).expect("room for the record");
+    });
+}
+
 #[divan::bench(args = PAYLOADS)]
 fn open(bencher: Bencher<'_, '_>, payload: usize) {
     let (mut sealer, mut opener) = keys().expect("two agents of one mesh");

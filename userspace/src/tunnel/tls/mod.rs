@@ -2,6 +2,7 @@
 //! tunnel's own buffers, in place. See `docs/decisions/0005-records-in-place.md`.
 
 mod handshake;
+mod key;
 mod record;
 
 pub use handshake::{Established, KEY_UPDATE_MESSAGE, Session, accept, connect};

@@ -1,9 +1,9 @@
-//! Record protection: RFC 8446 section 5.2, for the key that rustls negotiated. No input, output or allocation.
+//! Record protection: RFC 8446 section 5.2, for the key that rustls negotiated. No input or output.
 
-use aws_lc_rs::aead::{
-    AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
-};
+use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, NONCE_LEN, Nonce};
 use rustls::{AlertDescription, ConnectionTrafficSecrets};
+
+use super::key::Key;
 
 /// Bytes of a record's header: type, version, length.
 pub const HEADER: usize = 5;
@@ -91,22 +91,21 @@ pub fn record_length(header: [u8; HEADER]) -> Result<usize, RecordError> {
 
 /// One direction's key, and the number of the next record.
 struct Protection {
-    key: LessSafeKey,
+    key: Key,
     iv: [u8; NONCE_LEN],
     sequence: u64,
 }
 
 impl Protection {
     fn new((sequence, secrets): (u64, ConnectionTrafficSecrets)) -> Result<Self, RecordError> {
-        let (algorithm, key, iv) = match &secrets {
+        let (algorithm, secret, iv) = match secrets {
             ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
             ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
             ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
             _ => return Err(RecordError::Key),
         };
-        let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| RecordError::Key)?;
         let iv = iv.as_ref().try_into().map_err(|_| RecordError::Key)?;
-        Ok(Self { key: LessSafeKey::new(key), iv, sequence })
+        Ok(Self { key: Key::new(algorithm, secret), iv, sequence })
     }
 
     /// RFC 8446 section 5.3. A number is used once: it cannot wrap, because keys are replaced long before.
@@ -149,7 +148,7 @@ impl Sealer {
         let (content, tag) = record[HEADER..].split_at_mut(length - TAG);
         content[length - TAG - 1] = kind as u8;
         let nonce = self.0.next_nonce();
-        let made = self.0.key.seal_in_place_separate_tag(nonce, Aad::from(header), content);
+        let made = self.0.key.with(|key| key.seal_in_place_separate_tag(nonce, Aad::from(header), content));
         tag.copy_from_slice(made.map_err(|_| RecordError::Key)?.as_ref());
         Ok(())
     }
@@ -187,8 +186,9 @@ impl Opener {
     pub fn open(&mut self, record: &mut [u8]) -> Result<(ContentType, usize), RecordError> {
         let (header, sealed) = record.split_first_chunk_mut::<HEADER>().ok_or(RecordError::Length(0))?;
         let nonce = self.0.next_nonce();
-        let inner = self.0.key.open_in_place(nonce, Aad::from(*header), sealed);
-        let inner = inner.map_err(|_| RecordError::Forged)?;
+        let aad = Aad::from(*header);
+        let length = self.0.key.with(|key| Ok(key.open_in_place(nonce, aad, sealed)?.len()));
+        let inner = &sealed[..length.map_err(|_| RecordError::Forged)?];
         // Section 5.4: the type is the last byte that is not zero; zeros behind it are padding.
         let end = inner.iter().rposition(|byte| *byte != 0).ok_or(RecordError::ContentType)?;
         let kind = match inner[end] {
@@ -271,7 +271,8 @@ mod tests {
             record.extend_from_slice(&inner);
             let (header, content) = record.split_at_mut(HEADER);
             let nonce = sealer.0.next_nonce();
-            let tag = sealer.0.key.seal_in_place_separate_tag(nonce, Aad::from(header), content);
+            let aad = Aad::from(header);
+            let tag = sealer.0.key.with(|key| key.seal_in_place_separate_tag(nonce, aad, content));
             record.extend_from_slice(tag.expect("a seal").as_ref());
             assert_eq!(opener.open(&mut record), expected);
         }
