@@ -32,7 +32,7 @@ pub use endpoints::{add_endpoints, add_rules};
 pub use host::Host;
 pub use interrupt::{on_interrupt, wait_if_interrupted};
 pub use lab::Lab;
-pub use mesh::{DEADLINE, Mesh, services, status, unavailable, wait_for_endpoint};
+pub use mesh::{DEADLINE, Mesh, services, status, unavailable, wait_for_availability, wait_for_endpoint};
 pub use murmesh::{TUNNEL_PORT, murmesh_binary};
 pub use process::Process;
 pub use record::existing_labs;

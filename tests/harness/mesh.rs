@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{HashMap, Map, MapData};
-use murmesh_common::{Endpoint, SocketAddress};
+use murmesh_common::{Destination, Endpoint, SocketAddress};
 use nix::sys::signal::Signal;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use serde_json::Value;
@@ -93,6 +93,13 @@ impl Mesh {
         let mut agent = self.agents.remove(name).with_context(|| format!("{name} has no running agent"))?;
         agent.signal(Signal::SIGKILL)?;
         agent.wait(DEADLINE)?;
+        Ok(())
+    }
+
+    /// Ends the server by SIGKILL. Agents go on with what they know.
+    pub fn kill_server(&mut self) -> Result<()> {
+        self.server.signal(Signal::SIGKILL)?;
+        self.server.wait(DEADLINE)?;
         Ok(())
     }
 
@@ -207,12 +214,31 @@ pub fn status(host: &Host, pointer: &str) -> Result<u64> {
 ///
 /// The map is the truth about what is redirected: `murmesh services` has the catalog a moment earlier.
 pub fn wait_for_endpoint(host: &Host, destination: SocketAddr, wanted: bool) -> Result<()> {
+    let still = if wanted { "not" } else { "still" };
+    wait_in_map(host, destination, &format!("{still} carried"), |endpoint| endpoint.is_some() == wanted)
+}
+
+/// Waits until the kernel of `host` knows that somebody serves `destination`, an address of a named service, or that
+/// nobody does.
+pub fn wait_for_availability(host: &Host, destination: SocketAddr, wanted: bool) -> Result<()> {
+    let still = if wanted { "not" } else { "still" };
+    wait_in_map(host, destination, &format!("{still} available"), |endpoint| {
+        endpoint
+            .is_some_and(|endpoint| (endpoint.destination.flags & Destination::UNAVAILABLE == 0) == wanted)
+    })
+}
+
+fn wait_in_map(
+    host: &Host,
+    destination: SocketAddr,
+    not_yet: &str,
+    wanted: impl Fn(Option<Endpoint>) -> bool,
+) -> Result<()> {
     let map = endpoint_map(host.bpf_directory()).with_context(|| format!("on {}", host.name()))?;
     let deadline = Instant::now() + DEADLINE;
-    while map.get(&destination.into(), 0).is_ok() != wanted {
+    while !wanted(map.get(&destination.into(), 0).ok()) {
         if Instant::now() >= deadline {
-            let still = if wanted { "not" } else { "still" };
-            bail!("{destination} is {still} carried by {} after {DEADLINE:?}", host.name());
+            bail!("{destination} is {not_yet} on {} after {DEADLINE:?}", host.name());
         }
         thread::sleep(MAP_INTERVAL);
     }

@@ -14,6 +14,7 @@ mod fail_closed;
 mod fortune;
 mod half_close;
 mod hostile_peers;
+mod instances;
 mod join;
 mod lab;
 mod live_streams;

@@ -1,5 +1,6 @@
 //! What the scenarios about daemons share: starting them one by one, and looking at what they did.
 
+pub mod instances;
 pub mod kernel;
 pub mod peer;
 
