@@ -96,13 +96,6 @@ impl Mesh {
         Ok(())
     }
 
-    /// Ends the server by SIGKILL. Agents go on with what they know.
-    pub fn kill_server(&mut self) -> Result<()> {
-        self.server.signal(Signal::SIGKILL)?;
-        self.server.wait(DEADLINE)?;
-        Ok(())
-    }
-
     /// The server.
     pub fn server(&self) -> &Process {
         &self.server
@@ -155,11 +148,7 @@ impl Mesh {
             }
         }
         for host in self.joined_hosts() {
-            let mut wanted = destinations.iter().filter(|wanted| !host.addresses().contains(&wanted.ip()));
-            let listed = services(host)?;
-            if let Some(missing) = wanted.find(|wanted| !listed.contains(wanted)) {
-                bail!("{missing} is redirected, and not among the services on {}: {listed:?}", host.name());
-            }
+            wait_listed(host, destinations)?;
         }
         Ok(())
     }
@@ -196,6 +185,19 @@ pub fn services(host: &Host) -> Result<Vec<SocketAddr>> {
     let services: Vec<Value> = serde_json::from_str(&host.murmesh(["services", "-o", "json"])?)?;
     let endpoints = services.iter().filter_map(|service| service["endpoints"].as_array()).flatten();
     endpoints.map(|endpoint| Ok(endpoint.as_str().context("an endpoint is a string")?.parse()?)).collect()
+}
+
+/// The addresses of a named service are redirected before anybody listens there.
+fn wait_listed(host: &Host, destinations: &[SocketAddr]) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let mut wanted = destinations.iter().filter(|wanted| !host.addresses().contains(&wanted.ip()));
+        let listed = services(host)?;
+        let Some(missing) = wanted.find(|wanted| !listed.contains(wanted)) else { return Ok(()) };
+        if Instant::now() >= deadline {
+            bail!("{missing} is redirected, and not among the services on {}: {listed:?}", host.name());
+        }
+    }
 }
 
 /// A number of `murmesh status` on `host`, by its JSON pointer (RFC 6901).

@@ -96,6 +96,7 @@ impl Host {
     pub fn agent_command(&self, token: &str) -> Result<Command> {
         let mut agent = self.daemon_command("agent")?;
         agent.args(["--join", token, "--node", self.name()]);
+        agent.arg("--checks-dir").arg(self.checks_directory());
         agent.arg("--bpf-dir").arg(self.bpf_directory()).arg("--cgroup").arg(self.cgroup());
         Ok(agent)
     }

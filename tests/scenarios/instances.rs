@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use murmesh_lab::{DEADLINE, Mesh};
+use nix::sys::signal::Signal;
 
 use crate::support::instances::{Instances, Load, PORT};
 use crate::support::{murmesh, text};
@@ -74,7 +75,7 @@ fn without_a_healthy_instance_connect_itself_is_refused_and_nothing_goes_in_clea
 /// No server tells the client's agent of the death, so each connection finds out for itself.
 #[test]
 fn what_a_client_has_sent_already_gets_to_the_instance_that_takes_it() -> Result<()> {
-    let Some(mut mesh) = Mesh::start(2, 1)? else { return Ok(()) };
+    let Some(mesh) = Mesh::start(2, 1)? else { return Ok(()) };
     let (port, first) = (PORT.to_string(), format!("--first={PORT}"));
     let set =
         ["service", "set", "fortune", "--host", "fcs00,fcs01", "--port", &port, "--balance", "round-robin"];
@@ -87,11 +88,16 @@ fn what_a_client_has_sent_already_gets_to_the_instance_that_takes_it() -> Result
         services.push(service);
         mesh.wait_carried(&[(mesh.host(host)?.ipv4(), PORT).into()])?;
     }
-    mesh.kill_server()?;
-    services.remove(0).stop(DEADLINE)?;
     let storm = ["storm", "--connections=60", "--parallel=4", &first, "--count=1", "it=10.99.0.20"];
-    let said = mesh.client()?.probe(storm)?.succeed(Duration::from_secs(60))?;
-    ensure!(said.contains("\"right\":60"), "{said}");
+    let all_are_answered = || -> Result<()> {
+        let said = mesh.client()?.probe(storm)?.succeed(Duration::from_secs(60))?;
+        ensure!(said.contains("\"right\":60"), "{said}");
+        Ok(())
+    };
+    all_are_answered()?;
+    mesh.server().signal(Signal::SIGKILL)?;
+    services.remove(0).stop(DEADLINE)?;
+    all_are_answered()?;
     let log = text(&mesh.agent("fcs00")?.stdout());
     ensure!(log.contains("connection_refused") || log.contains("not_a_service"), "none was refused: {log}");
     Ok(())
@@ -124,7 +130,8 @@ fn a_rule_about_the_host_of_an_instance_holds_for_what_is_sent_there_in_its_stea
     instances.wait_state("fcs00", "down")?;
     let refused = murmesh(mesh.client()?, &["policy", "test", "fcc00", "fcs01:8181"])?;
     ensure!(refused.status.code() == Some(1), "{}", text(&refused.stdout));
-    ensure!(instances.who("fcs00").is_ok_and(|name| name.is_empty()) || instances.who("fcs00").is_err());
+    // A reset is an error to some versions of nc, and an end to others.
+    ensure!(instances.who("fcs00").unwrap_or_default().is_empty(), "a denied instance answered");
     let log = text(&mesh.agent("fcs01")?.stdout());
     ensure!(!log.contains("direction=\"inbound\""), "the denied instance was tried: {log}");
     Ok(())

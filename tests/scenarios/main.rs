@@ -13,6 +13,7 @@ mod exemptions;
 mod fail_closed;
 mod fortune;
 mod half_close;
+mod health;
 mod hostile_peers;
 mod instances;
 mod join;

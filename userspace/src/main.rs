@@ -35,6 +35,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Allow(arguments) => cli::rule::run(Action::Allow, arguments),
         Command::Deny(arguments) => cli::rule::run(Action::Deny, arguments),
         Command::Policy(command) => cli::policy::run(command),
+        Command::Host(command) => cli::host::run(command),
         Command::Service(command) => cli::service::run(command),
         Command::Observe(arguments) => cli::observe::run(arguments),
         Command::Whois(arguments) => cli::whois::run(&arguments),

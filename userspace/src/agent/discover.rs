@@ -13,6 +13,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use super::health::Failing;
 use crate::{
     catalog::{Listener, Report},
     discovery::{DiscoveryError, ExemptPorts, Listeners, ListeningSocket, host_addresses, listening_sockets},
@@ -54,6 +55,8 @@ pub struct Discovery {
     pub tunnel_port: u16,
     /// Who they may be that listen, where the kernel half tells them apart.
     pub owners: Option<Owners>,
+    /// Named services whose check fails, for the report.
+    pub failing: watch::Receiver<Failing>,
 }
 
 /// Tells who listens.
@@ -100,6 +103,7 @@ impl Discovery {
                 _ = ticks.tick() => dump(&mut listeners),
                 Some(changes) = next(&mut events) => take(&mut listeners, &changes),
                 () = workloads_change(&mut self.owners) => Ok(()),
+                Ok(()) = self.failing.changed() => Ok(()),
             };
             if let Err(error) = looked.and_then(|()| self.publish(&listeners, &served, &report, &mut is_told))
             {
@@ -119,8 +123,9 @@ impl Discovery {
         let owners = &mut self.owners;
         let listeners = listeners.public(&self.exempt, |socket| owners.as_mut()?.of(socket));
         let now = Served { addresses: host_addresses()?, listeners };
-        let first = report.borrow().is_none();
-        if *served.borrow() == now && !first {
+        let failing = self.failing.borrow_and_update().clone();
+        let is_same = report.borrow().as_ref().is_some_and(|report| report.failing == failing);
+        if *served.borrow() == now && is_same {
             return Ok(());
         }
         log_changes(&served.borrow(), &now);
@@ -129,7 +134,7 @@ impl Discovery {
             tunnel_port: self.tunnel_port,
             listeners: now.listeners.iter().cloned().collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            failing: std::collections::BTreeMap::new(),
+            failing,
         };
         *is_told = match sent.truncate() {
             Ok(()) => false,

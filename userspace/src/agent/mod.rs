@@ -4,6 +4,7 @@
 pub mod canary;
 mod discover;
 mod enforce;
+mod health;
 mod identities;
 mod interception;
 mod local;
@@ -40,6 +41,7 @@ use crate::{
 };
 use discover::{Discovery, Owners, Served};
 use enforce::{Enforcement, Problems};
+use health::Health;
 use identities::Keeper;
 use publish::Publisher;
 
@@ -58,6 +60,8 @@ pub struct AgentOptions {
     pub tunnel_port: u16,
     /// Ports that are never meshed.
     pub exempt: ExemptPorts,
+    /// Where the programs for checks of services are.
+    pub checks_dir: PathBuf,
     /// How long streams may go on after a stop.
     pub drain_timeout: Duration,
     /// How connections of this host's applications get here.
@@ -218,10 +222,19 @@ fn start(
     let local = local::AgentLocal::new(options, control, shared, interception.as_deref(), problems);
 
     let mut tasks = JoinSet::new();
+    let failing = Arc::new(watch::Sender::default());
+    let health = Health {
+        node: NodeName::clone(&shared.node),
+        mark: options.capture.mark(),
+        directory: options.checks_dir.clone(),
+        failing: failing.clone(),
+    };
+    tasks.spawn(health.run(control.catalog.clone(), served.clone()));
     let discovery = Discovery {
         exempt: options.exempt.clone(),
         tunnel_port: options.tunnel_port,
         owners: workloads.map(Owners::new),
+        failing: failing.subscribe(),
     };
     let discovery = tokio::spawn(discovery.run(events, served_sender, control.report.clone()));
     tasks.spawn(publisher.run(control.identity.clone(), control.catalog.clone(), served));

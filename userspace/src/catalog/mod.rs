@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 pub use endpoints::Endpoint;
 pub use instance::Unavailable;
+pub use limits::MAX_REASON_BYTES;
 pub use wire::WireError;
 
 use crate::identity::{NodeName, ServiceName, WorkloadName};

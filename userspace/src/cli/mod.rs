@@ -5,6 +5,7 @@ pub mod bench;
 pub mod check;
 mod config;
 pub mod daemon;
+pub mod host;
 pub mod members;
 pub mod observe;
 pub mod output;
@@ -57,7 +58,7 @@ pub enum Command {
     Status(status::StatusArgs),
     /// List the hosts of the mesh.
     Members(members::MembersArgs),
-    /// List every listener of every host, and whether the mesh carries connections to it.
+    /// List every listener of every host and every instance of a named service, with its state and why.
     Services(services::ServicesArgs),
     /// Let a source connect to a destination (on the server's host).
     Allow(rule::RuleArgs),
@@ -66,6 +67,9 @@ pub enum Command {
     /// List, delete and try out rules, and set what holds where there is none.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
+    /// Take hosts out of service for a while (on the server's host).
+    #[command(subcommand)]
+    Host(host::HostCommand),
     /// Name services and set their mode (on the server's host).
     #[command(subcommand)]
     Service(service::ServiceCommand),

@@ -83,7 +83,11 @@ fn listening(
 ) -> Service {
     let port = listener.address.port();
     let named = catalog.policy.service_at(&host.node, port);
-    let unavailable = named.and_then(|service| catalog.unavailable(service, &host.node));
+    let drained = catalog.policy.drained.contains(&host.node).then_some(Unavailable::HostDrained);
+    let unavailable = match named {
+        Some(service) => catalog.unavailable(service, &host.node),
+        None => drained,
+    };
     let ejection = named.and_then(|service| ejected(ejections, &service.name, &host.node));
     let (state, reason) = match (&unavailable, ejection) {
         (Some(unavailable), _) => (unavailable.name(), Some(unavailable.to_string())),

@@ -93,7 +93,8 @@ pub async fn carry(worker: &Worker, application: &mut TcpStream, stream: &Stream
         let others = several && tried.len() < MAX_TRIED.min(stream.route.choices());
         let place = worker.live.enter(connection);
         let attempt = Attempt { worker, stream, choice, place: &place, others };
-        carried = attempt.run(application, others.then_some(&mut held)).await;
+        let wanted = others || held.is_some();
+        carried = attempt.run(application, wanted.then_some(&mut held)).await;
         if !(others && attempt.may_go_elsewhere(&carried, &held)) {
             return carried;
         }
@@ -194,7 +195,7 @@ impl Attempt<'_> {
             return Relayed { totals, result, lost_unused: true, is_answered: false };
         }
         let watchdog = &self.worker.watchdog;
-        let (totals, result) = relay(application, &mut lease.tunnel, watchdog, self.place, held).await;
+        let (totals, result) = relay(application, &mut lease.tunnel, watchdog, self.place, held, None).await;
         let is_answered = lease.tunnel.is_answered();
         let lost = matches!(&result, Err(RelayError::Tunnel(TunnelError::Broken(_) | TunnelError::Closed)));
         let lost_unused = lost && totals == relay::Totals::default() && !is_answered;

@@ -47,6 +47,11 @@ impl Held {
         (!self.bytes.is_empty()).then(|| Payload::copied(&self.bytes, self.ended))
     }
 
+    /// Whether the application has sent anything, be it its end.
+    pub fn is_some(&self) -> bool {
+        self.ended || !self.bytes.is_empty()
+    }
+
     /// Whether the application has sent its end.
     pub fn is_ended(&self) -> bool {
         self.ended

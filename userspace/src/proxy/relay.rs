@@ -74,16 +74,19 @@ pub enum RelayError {
 /// The opener calls this as soon as OPEN is sent: bytes of the application follow it without waiting for the
 /// answer, and the answer's bytes are delivered as soon as they are here. Until then `held` keeps a copy of what is sent;
 /// what is in it already is sent first.
+///
+/// The acceptor asks `is_gone` whether an application that ends without a word has died: then this is no clean end.
 pub async fn relay(
     application: &mut TcpStream,
     tunnel: &mut Tunnel,
     watchdog: &Watchdog,
     place: &Place<'_>,
     held: Option<&mut Held>,
+    is_gone: Option<&dyn Fn() -> bool>,
 ) -> (Totals, Result<(), RelayError>) {
     let (totals, outgoing, result) = {
         let (reader, writer) = application.split();
-        let mut relay = Relay::new(reader, &writer, tunnel, watchdog.watch(), place, held);
+        let mut relay = Relay::new(reader, &writer, tunnel, watchdog.watch(), place, held, is_gone);
         let result = match relay.begin() {
             Ok(()) => std::future::poll_fn(|context| relay.poll(context)).await,
             Err(error) => Err(error),
@@ -145,6 +148,7 @@ struct Relay<'a> {
     place: &'a Place<'a>,
     /// Another may have to get what is sent: until there is an answer.
     held: Option<&'a mut Held>,
+    is_gone: Option<&'a dyn Fn() -> bool>,
     /// Something was sent, and is not known to have arrived.
     unacknowledged: bool,
 }
@@ -157,6 +161,7 @@ impl<'a> Relay<'a> {
         watch: Watch<'a>,
         place: &'a Place<'a>,
         held: Option<&'a mut Held>,
+        is_gone: Option<&'a dyn Fn() -> bool>,
     ) -> Self {
         Self {
             reader,
@@ -170,6 +175,7 @@ impl<'a> Relay<'a> {
             watch,
             place,
             held,
+            is_gone,
             // OPEN, or the answer to it.
             unacknowledged: true,
         }
@@ -241,6 +247,9 @@ impl<'a> Relay<'a> {
                     self.sent_end = payload.is_last();
                     self.tunnel.seal(payload)?
                 }
+                None if self.has_died() => {
+                    return Poll::Ready(Err(RelayError::Application(io::ErrorKind::ConnectionReset.into())));
+                }
                 None => {
                     if let Some(held) = &mut self.held {
                         held.end();
@@ -250,6 +259,12 @@ impl<'a> Relay<'a> {
                 }
             });
         }
+    }
+
+    /// The end of an application that has neither heard nor said anything.
+    fn has_died(&self) -> bool {
+        let is_mute = self.totals == Totals::default() && !self.received_end;
+        is_mute && self.is_gone.is_some_and(|is_gone| is_gone())
     }
 
     /// From the tunnel to the application.

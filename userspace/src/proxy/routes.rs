@@ -26,6 +26,8 @@ pub struct Route {
     /// The address from which this host dials it; unspecified where no route led when this was made.
     pub source: IpAddr,
     named: Option<Named>,
+    /// An administrator has drained the host of a service without a name.
+    closed: bool,
 }
 
 /// The destination is of a named service.
@@ -52,7 +54,7 @@ pub struct Choice<'a> {
 impl Route {
     /// Whether anybody serves there, or elsewhere in its stead.
     pub fn is_available(&self) -> bool {
-        self.named.as_ref().is_none_or(|named| !named.instances.is_empty())
+        !self.closed && self.named.as_ref().is_none_or(|named| !named.instances.is_empty())
     }
 
     /// How many choices there are.
@@ -64,7 +66,7 @@ impl Route {
     pub fn choose(&self, destination: SocketAddr, tried: &[usize]) -> Option<Choice<'_>> {
         let Some(named) = &self.named else {
             let choice = Choice { number: 0, peer: &self.peer, address: destination, load: None };
-            return tried.is_empty().then_some(choice);
+            return (tried.is_empty() && !self.closed).then_some(choice);
         };
         let number = named.instances.choose(named.own, tried)?;
         let instance = named.instances.get(number);
@@ -193,7 +195,8 @@ impl<'a, SourceFor: FnMut(SocketAddr) -> Option<IpAddr>> Building<'a, SourceFor>
         }
         let source = self.source(SocketAddr::new(destination.ip(), host.report.tunnel_port));
         let peer = self.peer(host, destination, workload);
-        let route = || Route { peer, source, named };
+        let closed = named.is_none() && self.catalog.policy.drained.contains(&host.node);
+        let route = || Route { peer, source, named, closed };
         self.routes.destinations.entry(destination).or_insert_with(route);
     }
 
