@@ -16,12 +16,17 @@ const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "cargo-web"];
 const LINKER_PACKAGES: [&str; 6] =
     ["llvm-22-dev", "libclang-22-dev", "clang-22", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"];
 
+/// What the interface of etcd is compiled by, and a file of the second package.
+const INTERFACE_PACKAGES: [&str; 2] = ["protobuf-compiler", "libprotobuf-dev"];
+const INTERFACE_FILE: &str = "/usr/include/google/protobuf/descriptor.proto";
+
 const LLVM: &str = "/usr/lib/llvm-22";
 
 /// Programs that hosts of the lab are made of, and those that the demo and the tests run there, each with the
 /// Debian package that has it.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("bpftool", "bpftool"),
+    ("etcd", "etcd-server"),
     ("fortune", "fortune-mod"),
     ("ip", "iproute2"),
     ("mount", "mount"),
@@ -42,11 +47,14 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Makes sure of a C compiler, and of the compiler and the linker of the kernel half.
+/// Makes sure of a C compiler, of the compiler of interfaces, and of the compiler and the linker of the kernel half.
 pub fn for_building() -> Result<()> {
     let mut missing = Vec::new();
     if find_program("gcc").is_none() {
         missing.extend(["gcc", "libc6-dev"]);
+    }
+    if find_program("protoc").is_none() || !Path::new(INTERFACE_FILE).exists() {
+        missing.extend(INTERFACE_PACKAGES);
     }
     if Compiler::find().is_err() {
         missing.extend(COMPILER_PACKAGES);

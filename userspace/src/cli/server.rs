@@ -1,5 +1,7 @@
 //! `murmesh server`.
 
+mod store;
+
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use super::daemon::{self, DaemonOptions};
 use crate::identity::token::ServerAddress;
 use crate::identity::{NodeName, TrustDomain};
 use crate::server::{self, DEFAULT_MAX_RULES, ServerOptions};
+use store::StoreArgs;
 
 const SHORTEST_LIFETIME: Duration = Duration::from_secs(10);
 const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -19,6 +22,8 @@ const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 pub struct ServerArgs {
     #[command(flatten)]
     daemon: DaemonOptions,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Address to listen on, for agents; may be given several times [default: port 9190 of every address].
     #[arg(long, value_name = "IP:PORT")]
     listen: Vec<SocketAddr>,
@@ -46,14 +51,15 @@ pub struct ServerArgs {
 /// When the server cannot start, or serving fails.
 pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
     daemon::start_log(arguments.daemon.log_format)?;
+    let node = daemon::node_name(arguments.node)?;
     let options = ServerOptions {
         run_dir: arguments.daemon.run_dir(),
-        data_dir: arguments.daemon.data_dir,
+        store: arguments.store.options(arguments.daemon.data_dir, &node),
         listen: arguments.listen,
         advertise: arguments.advertise,
         trust_domain: arguments.trust_domain,
         certificate_lifetime: arguments.certificate_lifetime,
-        node: daemon::node_name(arguments.node)?,
+        node,
         max_rules: arguments.max_rules,
     };
     daemon::block_on(async {

@@ -28,6 +28,9 @@ const START_TIME: Duration = Duration::from_secs(10);
 /// How long a change may take from the store to the watchers.
 const LAG: Duration = Duration::from_secs(5);
 
+/// Pause before the store is read again that could not be.
+const RELOAD_PAUSE: Duration = Duration::from_secs(1);
+
 /// Why there is nothing to feed.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
@@ -86,9 +89,12 @@ impl Feed {
                     Ok(applied) => self.apply(applied.revision, &applied.changes),
                     Err(error) => {
                         warn!(%error, "reading the whole catalog again");
-                        if let Err(error) = self.reload().await {
+                        while let Err(error) = self.reload().await {
                             error!(%error, "the catalog cannot be read; agents keep what they have");
-                            return;
+                            tokio::select! {
+                                () = tokio::time::sleep(RELOAD_PAUSE) => {}
+                                () = stop.cancelled() => break,
+                            }
                         }
                         watch = self.store.watch(self.revision());
                     }
@@ -198,10 +204,12 @@ impl Feed {
         view.revision = revision;
         for change in changes {
             let event = match change {
-                Change::Put(key, value) => view.put(key, value).unwrap_or_else(|error| {
-                    error!(%error, "agents keep what they have of it");
-                    None
-                }),
+                Change::Put(key, value) | Change::Announce(key, value) => {
+                    view.put(key, value).unwrap_or_else(|error| {
+                        error!(%error, "agents keep what they have of it");
+                        None
+                    })
+                }
                 Change::Delete(key) => view.remove(key),
             };
             if let Some(event) = event {

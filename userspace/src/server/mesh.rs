@@ -20,6 +20,7 @@ use crate::identity::authority::VerifiedRequest;
 use crate::identity::token::ServerAddress;
 use crate::identity::{IdentityError, NameError, NodeName, SpiffeId, Subject};
 use crate::limited_log::LimitedLog;
+use crate::store::StoreError;
 
 /// Any host of the mesh can send what is refused.
 static REPORT_REFUSED: LimitedLog = LimitedLog::new();
@@ -177,7 +178,12 @@ fn refusal(error: &RegistryError) -> Status {
         | RegistryError::NotJoined(_) => Status::permission_denied(error.to_string()),
         error => {
             tracing::error!(%error, "the registry failed");
-            Status::unavailable("the server cannot use its database; see its log")
+            let quorum = matches!(error, RegistryError::Store(StoreError::NoQuorum { .. }));
+            Status::unavailable(if quorum {
+                "the servers' etcd has no quorum; see the server's log"
+            } else {
+                "the server cannot use its database; see its log"
+            })
         }
     }
 }

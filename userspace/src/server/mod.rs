@@ -37,7 +37,7 @@ use crate::api::v1::mesh_server::MeshServer;
 use crate::identity::token::{ServerAddress, ServerAddressError};
 use crate::identity::{IdentityError, NodeName, SpiffeId, TrustDomain};
 use crate::local::{LocalError, LocalSocket, SERVER_SOCKET};
-use crate::store::{EmbeddedStore, Store, StoreError};
+use crate::store::{EmbeddedStore, EtcdOptions, EtcdStore, Store, StoreError};
 use admin::AdminService;
 use administration::AdministrationService;
 use credentials::Credentials;
@@ -58,11 +58,20 @@ const MAX_STREAMS_PER_CONNECTION: u32 = 16;
 /// How long calls in progress may take to end at shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Where a server keeps its records.
+#[derive(Debug, Clone)]
+pub enum StoreOptions {
+    /// In a file in this directory: for one server.
+    Embedded(PathBuf),
+    /// In an etcd cluster, with other servers.
+    Etcd(EtcdOptions),
+}
+
 /// How to run a server.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// Where the database is kept.
-    pub data_dir: PathBuf,
+    /// Where its records are kept.
+    pub store: StoreOptions,
     /// Where the Unix socket for the command line is made.
     pub run_dir: PathBuf,
     /// Addresses to listen on; none means port 9190 on every address.
@@ -159,7 +168,7 @@ impl Server {
     /// # Errors
     /// Any that keeps the server from starting.
     pub async fn bind(options: ServerOptions) -> Result<Self, ServerError> {
-        let store = open_store(&options)?;
+        let store = open_store(&options.store).await?;
         let registry = Arc::new(Registry::new(store.clone()));
         let authority = registry.authority(options.trust_domain.as_ref()).await?;
         let asked = options.trust_domain.unwrap_or_else(|| authority.trust_domain().clone());
@@ -248,8 +257,15 @@ impl Server {
     }
 }
 
-fn open_store(options: &ServerOptions) -> Result<Arc<dyn Store>, ServerError> {
-    let path = &options.data_dir;
+/// The store, which is made if it is missing.
+///
+/// # Errors
+/// When it cannot be opened. An etcd cluster is not asked yet.
+pub async fn open_store(options: &StoreOptions) -> Result<Arc<dyn Store>, ServerError> {
+    let path = match options {
+        StoreOptions::Embedded(path) => path,
+        StoreOptions::Etcd(options) => return Ok(Arc::new(EtcdStore::open(options).await?)),
+    };
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

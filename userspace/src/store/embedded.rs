@@ -1,19 +1,20 @@
 //! The store of a single server: one redb file.
 //!
-//! redb syncs each commit before it returns, so what was acknowledged survives `kill -9` and loss of power.
+//! redb syncs each commit before it returns, so what was acknowledged survives `kill -9` and loss of power. What is
+//! announced is kept in memory only, and so goes with the server.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::watch;
 
-use super::{Applied, Change, Condition, Entry, Outcome, Store, StoreError, Transaction, Watch};
+use super::{ANNOUNCED, Applied, Change, Condition, Entry, Outcome, Store, StoreError, Transaction, Watch};
 
 /// Key to (revision, value).
 const ENTRIES: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("entries");
@@ -30,9 +31,19 @@ pub struct EmbeddedStore {
 struct Shared {
     database: Database,
     /// Held while a transaction is applied, so that watchers see transactions in their order.
-    history: Mutex<VecDeque<Arc<Applied>>>,
+    state: Mutex<State>,
     latest: watch::Sender<u64>,
+    session: watch::Sender<u64>,
 }
+
+#[derive(Default)]
+struct State {
+    history: VecDeque<Arc<Applied>>,
+    announced: Announced,
+}
+
+/// Key to (revision, value).
+type Announced = BTreeMap<String, (u64, Vec<u8>)>;
 
 impl EmbeddedStore {
     /// Opens the store in `path`, which is created for its owner only if it is missing.
@@ -52,7 +63,8 @@ impl EmbeddedStore {
         let database = Database::builder().create_with_backend(backend).map_err(|error| failed(&error))?;
         let revision = prepare(&database).map_err(|error| failed(&error))?;
         let latest = watch::Sender::new(revision);
-        Ok(Self { shared: Arc::new(Shared { database, history: Mutex::default(), latest }) })
+        let (state, session) = (Mutex::default(), watch::Sender::new(1));
+        Ok(Self { shared: Arc::new(Shared { database, state, latest, session }) })
     }
 }
 
@@ -79,18 +91,37 @@ impl Store for EmbeddedStore {
             revision,
         })
     }
+
+    fn sessions(&self) -> watch::Receiver<u64> {
+        self.shared.session.subscribe()
+    }
+
+    async fn close(&self) {}
 }
 
 impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn get(&self, key: &str) -> Result<Option<Entry>, redb::Error> {
+        if key.starts_with(ANNOUNCED) {
+            let state = self.state();
+            return Ok(state.announced.get(key).map(|(revision, value)| entry(key, (*revision, value))));
+        }
         let table = self.database.begin_read()?.open_table(ENTRIES)?;
         Ok(table.get(key)?.map(|found| entry(key, found.value())))
     }
 
     fn list(&self, prefix: &str) -> Result<(u64, Vec<Entry>), redb::Error> {
+        // Nothing is applied until both parts have been read.
+        let state = self.state();
         let reading = self.database.begin_read()?;
         let revision = reading.open_table(REVISION)?.get(())?.map_or(0, |revision| revision.value());
-        let mut entries = Vec::new();
+        let announced = state.announced.range(prefix.to_owned()..);
+        let announced = announced.take_while(|(key, _)| key.starts_with(prefix));
+        let mut entries: Vec<Entry> =
+            announced.map(|(key, (revision, value))| entry(key, (*revision, value))).collect();
         for found in reading.open_table(ENTRIES)?.range(prefix..)? {
             let (key, value) = found?;
             if !key.value().starts_with(prefix) {
@@ -98,16 +129,17 @@ impl Shared {
             }
             entries.push(entry(key.value(), value.value()));
         }
+        entries.sort_by(|one, other| one.key.cmp(&other.key));
         Ok((revision, entries))
     }
 
     fn commit(&self, transaction: Transaction) -> Result<Outcome, redb::Error> {
-        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         let writing = self.database.begin_write()?;
         let revision = {
             let mut entries = writing.open_table(ENTRIES)?;
             for condition in &transaction.conditions {
-                if !holds(&entries, condition)? {
+                if !holds(&entries, &state.announced, condition)? {
                     return Ok(Outcome::Conflict);
                 }
             }
@@ -116,29 +148,53 @@ impl Shared {
             revisions.insert((), revision)?;
             for change in &transaction.changes {
                 match change {
-                    Change::Put(key, value) => entries.insert(key.as_str(), (revision, value.as_slice()))?,
-                    Change::Delete(key) => entries.remove(key.as_str())?,
-                };
+                    Change::Put(key, value) => {
+                        entries.insert(key.as_str(), (revision, value.as_slice()))?;
+                    }
+                    Change::Delete(key) => {
+                        entries.remove(key.as_str())?;
+                    }
+                    Change::Announce(..) => {}
+                }
             }
             revision
         };
         writing.commit()?;
-        if history.len() == HISTORY {
-            history.pop_front();
-        }
-        history.push_back(Arc::new(Applied { revision, changes: transaction.changes }));
+        state.keep(revision, transaction.changes);
         self.latest.send_replace(revision);
         Ok(Outcome::Applied(revision))
     }
 
     /// The transaction after `revision`; `None` when that one is the latest.
     fn after(&self, revision: u64) -> Result<Option<Arc<Applied>>, StoreError> {
-        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
         if *self.latest.borrow() <= revision {
             return Ok(None);
         }
-        let found = history.iter().find(|applied| applied.revision == revision + 1);
+        let found = state.history.iter().find(|applied| applied.revision == revision + 1);
         found.cloned().map(Some).ok_or(StoreError::Compacted(revision))
+    }
+}
+
+impl State {
+    /// Takes what is in the database already.
+    fn keep(&mut self, revision: u64, changes: Vec<Change>) {
+        let told = changes.into_iter().map(|change| match change {
+            Change::Announce(key, value) => {
+                self.announced.insert(key.clone(), (revision, value.clone()));
+                Change::Put(key, value)
+            }
+            Change::Delete(key) => {
+                self.announced.remove(&key);
+                Change::Delete(key)
+            }
+            put @ Change::Put(..) => put,
+        });
+        let applied = Arc::new(Applied { revision, changes: told.collect() });
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(applied);
     }
 }
 
@@ -193,13 +249,18 @@ fn entry(key: &str, (revision, value): (u64, &[u8])) -> Entry {
 
 fn holds(
     entries: &impl ReadableTable<&'static str, (u64, &'static [u8])>,
+    announced: &Announced,
     condition: &Condition,
 ) -> Result<bool, redb::Error> {
+    let revision = |key: &str| -> Result<Option<u64>, redb::Error> {
+        Ok(match announced.get(key) {
+            Some((revision, _)) => Some(*revision),
+            None => entries.get(key)?.map(|found| found.value().0),
+        })
+    };
     Ok(match condition {
-        Condition::Absent(key) => entries.get(key.as_str())?.is_none(),
-        Condition::Unchanged(key, revision) => {
-            entries.get(key.as_str())?.is_some_and(|found| found.value().0 == *revision)
-        }
+        Condition::Absent(key) => revision(key)?.is_none(),
+        Condition::Unchanged(key, wanted) => revision(key)? == Some(*wanted),
     })
 }
 
@@ -226,52 +287,6 @@ mod tests {
         assert_eq!((revision, entries.len(), entries[0].revision), (2, 1, 1));
         let mode = std::fs::metadata(directory.path().join("server.redb")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-    }
-
-    #[tokio::test]
-    async fn a_conflict_changes_nothing() {
-        let store = opened(&tempfile::tempdir().unwrap());
-        store.commit(put("a", "x")).await.unwrap();
-        for condition in [Condition::Absent("a".to_owned()), Condition::Unchanged("a".to_owned(), 9)] {
-            let transaction = Transaction { conditions: vec![condition], ..put("a", "z") };
-            assert_eq!(store.commit(transaction).await.unwrap(), Outcome::Conflict);
-        }
-        assert_eq!(store.get("a").await.unwrap().unwrap().value, b"x");
-        let unchanged = Condition::Unchanged("a".to_owned(), 1);
-        let transaction = Transaction { conditions: vec![unchanged], ..put("a", "z") };
-        assert_eq!(store.commit(transaction).await.unwrap(), Outcome::Applied(2));
-    }
-
-    #[tokio::test]
-    async fn of_many_racing_for_one_key_exactly_one_wins() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Arc::new(opened(&directory));
-        let racers = (0..16).map(|racer| {
-            let store = store.clone();
-            let absent = Condition::Absent("token".to_owned());
-            let transaction = Transaction { conditions: vec![absent], ..put("token", &racer.to_string()) };
-            tokio::spawn(async move { store.commit(transaction).await.unwrap() })
-        });
-        let mut winners = 0;
-        for racer in racers.collect::<Vec<_>>() {
-            winners += usize::from(racer.await.unwrap() != Outcome::Conflict);
-        }
-        assert_eq!(winners, 1);
-    }
-
-    #[tokio::test]
-    async fn a_watch_sees_every_transaction_in_order() {
-        let store = opened(&tempfile::tempdir().unwrap());
-        store.commit(put("a", "0")).await.unwrap();
-        let mut watch = store.watch(1);
-        for value in ["1", "2", "3"] {
-            store.commit(put("a", value)).await.unwrap();
-        }
-        for (revision, value) in [(2, "1"), (3, "2"), (4, "3")] {
-            let applied = watch.next().await.unwrap();
-            assert_eq!(applied.revision, revision);
-            assert_eq!(applied.changes, put("a", value).changes);
-        }
     }
 
     #[tokio::test]

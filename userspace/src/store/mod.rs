@@ -1,10 +1,19 @@
 //! Where a server keeps what it must not lose: keys with values, changed by atomic transactions.
 
+#[cfg(test)]
+mod claims;
 mod embedded;
+mod etcd;
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 pub use embedded::EmbeddedStore;
+pub use etcd::{EtcdOptions, EtcdStore, EtcdTls};
+
+/// What every announced key begins with, and no other.
+pub const ANNOUNCED: &str = "alive/";
 
 /// Why the store cannot do what it is asked.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +29,25 @@ pub enum StoreError {
     /// Reading or writing failed; nothing of the transaction was kept.
     #[error("the database failed: {0}")]
     Database(String),
+    /// No majority of the members of etcd answers. A change may have been made or not; whatever was acknowledged before
+    /// is not lost.
+    #[error(
+        "etcd has no quorum: {reason}; check that more than half of its members run and reach each other ({endpoints})"
+    )]
+    NoQuorum {
+        /// What the last member said.
+        reason: String,
+        /// All members.
+        endpoints: String,
+    },
+    /// etcd takes no transaction of this size.
+    #[error(
+        "the change is larger than etcd takes at once: {0}; start its members with higher --max-txn-ops and --max-request-bytes"
+    )]
+    TooLarge(String),
+    /// How etcd is to be reached is not usable.
+    #[error("{0}")]
+    Settings(String),
     /// The changes after the wanted revision are no longer kept: list again and watch from there.
     #[error("the changes since revision {0} are no longer known")]
     Compacted(u64),
@@ -50,6 +78,9 @@ pub enum Condition {
 pub enum Change {
     /// Sets a key.
     Put(String, Vec<u8>),
+    /// Sets a key below [`ANNOUNCED`] that goes away with this server, or when the others have not heard of it for
+    /// some seconds. See [`Store::sessions`].
+    Announce(String, Vec<u8>),
     /// Removes a key, if it is there.
     Delete(String),
 }
@@ -63,6 +94,13 @@ pub struct Transaction {
     pub changes: Vec<Change>,
 }
 
+impl Transaction {
+    /// Whether it sets a key that goes away with this server.
+    pub fn announces(&self) -> bool {
+        self.changes.iter().any(|change| matches!(change, Change::Announce(..)))
+    }
+}
+
 /// What became of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -72,7 +110,7 @@ pub enum Outcome {
     Conflict,
 }
 
-/// The changes of one applied transaction.
+/// The changes of one applied transaction. What was announced is told as put.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Applied {
     /// The store's revision from here on.
@@ -81,7 +119,7 @@ pub struct Applied {
     pub changes: Vec<Change>,
 }
 
-/// A durable, transactional map. Every applied transaction raises the revision of the whole store by one.
+/// A durable, transactional map. Every applied transaction raises the revision of the whole store.
 #[tonic::async_trait]
 pub trait Store: Send + Sync + 'static {
     /// The entry of `key`, if there is one.
@@ -96,6 +134,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Every transaction applied after `revision`, in order.
     fn watch(&self, revision: u64) -> Box<dyn Watch>;
+
+    /// Tells when all that this server announced is gone, by a new number: it must be announced again. 0 means that
+    /// nothing can be announced now.
+    fn sessions(&self) -> watch::Receiver<u64>;
+
+    /// Takes back what was announced. Nothing else may be asked afterwards.
+    async fn close(&self);
 }
 
 /// A place in the sequence of applied transactions.

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use super::{Server, ServerError, ServerOptions};
+use super::{Server, ServerError, ServerOptions, StoreOptions};
 use crate::api::v1;
 use crate::api::v1::mesh_client::MeshClient;
 use crate::catalog::{Catalog, Listener, Report};
@@ -35,7 +35,7 @@ struct World {
 
 fn options(directory: &Path) -> ServerOptions {
     ServerOptions {
-        data_dir: directory.join("server"),
+        store: StoreOptions::Embedded(directory.join("server")),
         run_dir: directory.join("run"),
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         advertise: vec![],
