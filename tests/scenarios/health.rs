@@ -69,7 +69,7 @@ fn a_lone_instance_on_a_host_without_an_agent_is_refused_until_that_is_back() ->
     murmesh_lab::wait_for_availability(mesh.client()?, destination, false)?;
     let dial = ["connect", &destination.to_string(), "--fails", "ECONNREFUSED"];
     mesh.client()?.probe(dial)?.succeed(DEADLINE)?;
-    let again = mesh.host("fcs00")?.start_agent("")?;
+    let again = mesh.host("fcs00")?.start_agent(&mesh.host("murmesh00")?.create_token()?)?;
     murmesh_lab::wait_for_availability(mesh.client()?, destination, true)?;
     ensure!(ask(mesh.client()?, "fcs00", PORT)? == "fcs00");
     drop(again);
