@@ -138,6 +138,11 @@ impl Host {
         inside(self.switch.namespace(), || ip_batch(None, &[format!("link set {} down", self.name())]))
     }
 
+    /// Puts the plug in again.
+    pub fn plug_in(&self) -> Result<()> {
+        inside(self.switch.namespace(), || ip_batch(None, &[format!("link set {} up", self.name())]))
+    }
+
     /// Sends nothing to `other` any more, which is told to nobody; what `other` sends arrives.
     pub fn cut_off_from(&self, other: &Host) -> Result<()> {
         let lines = other.addresses().map(|address| format!("route add blackhole {address}"));

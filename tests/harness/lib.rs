@@ -21,6 +21,7 @@ mod murmesh;
 mod namespace;
 mod process;
 mod record;
+mod steady;
 mod sweep;
 mod switch;
 mod topology;
@@ -36,6 +37,7 @@ pub use mesh::{DEADLINE, Mesh, services, status, unavailable, wait_for_availabil
 pub use murmesh::{TUNNEL_PORT, murmesh_binary};
 pub use process::Process;
 pub use record::existing_labs;
+pub use steady::{Steady, SteadyOutcome};
 pub use sweep::{remove, sweep};
 pub use topology::Topology;
 pub use trace::{Packet, Stream, TlsRecord, Trace, contains, tls_records};

@@ -5,9 +5,9 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context as _, Result, ensure};
-use murmesh_lab::{DEADLINE, Host, Mesh};
+use murmesh_lab::{DEADLINE, Host, Mesh, Steady};
 
-use crate::support::instances::{Instances, Load, PORT};
+use crate::support::instances::{Instances, PORT};
 use crate::support::{ask, greet, greeting, wait_for_endpoint, wait_until};
 
 const HOSTS: [&str; 2] = ["fcs00", "fcs01"];
@@ -50,12 +50,12 @@ fn an_instance_whose_check_fails_gets_no_connections_until_it_succeeds_again() -
 fn connections_to_a_host_that_is_unplugged_go_to_another_and_none_fails() -> Result<()> {
     let Some(mesh) = Mesh::start(2, 1)? else { return Ok(()) };
     let instances = Instances::start(&mesh, &HOSTS, &[])?;
-    let load = Load::begin(&mesh, instances.address("fcs00")?)?;
+    let load = Steady::begin(mesh.client()?, instances.address("fcs00")?)?;
     mesh.host("fcs00")?.unplug()?;
     let reason = instances.wait_state("fcs00", "lost")?;
     ensure!(reason == "no server hears of the host", "{reason}");
     ensure!(instances.who("fcs00")? == "fcs01");
-    load.end()?.ensure_all_named(100)
+    load.end()?.ensure_all_answered(100)
 }
 
 #[test]

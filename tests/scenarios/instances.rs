@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use murmesh_lab::{DEADLINE, Mesh};
+use murmesh_lab::{DEADLINE, Mesh, Steady};
 use nix::sys::signal::Signal;
 
-use crate::support::instances::{Instances, Load, PORT};
+use crate::support::instances::{Instances, PORT};
 use crate::support::{murmesh, text};
 
 const HOSTS: [&str; 3] = ["fcs00", "fcs01", "fcs02"];
@@ -34,14 +34,14 @@ fn connections_are_spread_over_all_instances_where_that_is_wanted() -> Result<()
     let Some(mesh) = Mesh::start(3, 1)? else { return Ok(()) };
     for balance in ["round-robin", "least-connections"] {
         let instances = Instances::start(&mesh, &HOSTS, &["--balance", balance])?;
-        let load = Load::begin(&mesh, instances.address("fcs00")?)?;
+        let load = Steady::begin(mesh.client()?, instances.address("fcs00")?)?;
         let mut seen = BTreeSet::new();
         let begun = Instant::now();
         while seen.len() < HOSTS.len() && begun.elapsed() < DEADLINE {
             seen.insert(instances.who("fcs00")?);
         }
         let outcome = load.end()?;
-        outcome.ensure_all_named(1)?;
+        outcome.ensure_all_answered(1)?;
         ensure!(outcome.named.len() == HOSTS.len(), "{balance}: {outcome:?}");
     }
     Ok(())
@@ -108,7 +108,7 @@ fn no_connection_fails_while_instances_are_killed_one_after_the_other() -> Resul
     const ROUNDS: usize = 6;
     let Some(mesh) = Mesh::start(3, 1)? else { return Ok(()) };
     let mut instances = Instances::start(&mesh, &HOSTS, &[])?;
-    let load = Load::begin(&mesh, instances.address("fcs00")?)?;
+    let load = Steady::begin(mesh.client()?, instances.address("fcs00")?)?;
     for round in 0..ROUNDS {
         // That which clients dial, most of the time.
         let victim = HOSTS[if round % 3 == 2 { 1 } else { 0 }];
@@ -117,7 +117,7 @@ fn no_connection_fails_while_instances_are_killed_one_after_the_other() -> Resul
         instances.run(victim)?;
         instances.wait_healthy(&[victim])?;
     }
-    load.end()?.ensure_all_named(100)
+    load.end()?.ensure_all_answered(100)
 }
 
 #[test]

@@ -2,12 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use murmesh_lab::{DEADLINE, Mesh, Process, wait_for_availability};
 use nix::sys::signal::Signal;
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::{ask, json, wait_until};
@@ -20,18 +18,6 @@ pub struct Instances<'a> {
     mesh: &'a Mesh,
     running: BTreeMap<String, Process>,
 }
-
-/// What `murmesh-probe steady` prints.
-#[derive(Debug, Deserialize)]
-pub struct Outcome {
-    /// Connections that were told a name.
-    pub named: BTreeMap<String, u64>,
-    /// Those that were not.
-    pub failed: BTreeMap<String, u64>,
-}
-
-/// Connections at a steady rate.
-pub struct Load(Process);
 
 impl<'a> Instances<'a> {
     /// Names `fortune` on `hosts`, with more arguments of `service set`, and starts all instances.
@@ -103,30 +89,4 @@ impl<'a> Instances<'a> {
 
 fn is_of(instance: &Value, host: &str) -> bool {
     instance["host"] == host && instance["service"] == "fortune"
-}
-
-impl Load {
-    /// Begins, on the first client, to connect to `destination` 200 times a second.
-    pub fn begin(mesh: &Mesh, destination: SocketAddr) -> Result<Self> {
-        let load = mesh.client()?.probe(["steady", &destination.to_string()])?;
-        load.wait_for_line("running", DEADLINE)?;
-        Ok(Self(load))
-    }
-
-    /// Stops, and tells what became of all connections.
-    pub fn end(mut self) -> Result<Outcome> {
-        drop(self.0.take_stdin());
-        let said = self.0.succeed(Duration::from_secs(60))?;
-        let outcome = said.lines().last().context("the probe said nothing")?;
-        serde_json::from_str(outcome).with_context(|| said.clone())
-    }
-}
-
-impl Outcome {
-    /// Makes sure that every connection was told a name, and that there were `least` of them.
-    pub fn ensure_all_named(&self, least: u64) -> Result<()> {
-        let named: u64 = self.named.values().sum();
-        ensure!(self.failed.is_empty() && named >= least, "{self:?}");
-        Ok(())
-    }
 }
