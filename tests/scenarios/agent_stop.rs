@@ -120,6 +120,8 @@ fn restart_without_server(meddle: impl FnOnce(&Host) -> Result<()>) -> Result<()
     let (mut daemons, _listener) = Daemons::carrying(&lab, PORT)?;
     daemons.kill_agent(client)?;
     daemons.kill_server()?;
+    // Without what it keeps on disk it knows nothing but what is in the kernel.
+    let _ = fs::remove_file(client.data_directory().join("cache.sealed"));
     meddle(client)?;
 
     let capture = client.capture("tcp port 8181")?;

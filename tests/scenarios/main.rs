@@ -3,6 +3,7 @@
 mod access_log;
 mod addresses;
 mod agent_stop;
+mod at_rest;
 mod bench;
 mod bulk;
 mod check_and_status;
@@ -38,4 +39,5 @@ mod storm;
 mod support;
 mod unreachable;
 mod wire;
+mod without_servers;
 mod workload_identity;

@@ -16,6 +16,7 @@ pub mod local;
 pub mod observe;
 pub mod policy;
 pub mod proxy;
+pub mod seal;
 pub mod server;
 pub mod socket;
 pub mod store;

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Server(arguments) => cli::server::run(arguments),
+        Command::Server(arguments) => cli::server::run(*arguments),
         Command::Agent(arguments) => cli::agent::run(arguments),
         Command::Sidecar(arguments) => cli::sidecar::run(arguments),
         Command::Token(command) => cli::token::run(command),

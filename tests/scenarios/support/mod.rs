@@ -28,6 +28,7 @@ pub fn skipped() -> bool {
 pub struct Daemons<'a> {
     lab: &'a Lab,
     server: Option<Process>,
+    server_arguments: Vec<String>,
     agents: BTreeMap<String, Process>,
     tokens: BTreeMap<String, String>,
 }
@@ -35,8 +36,16 @@ pub struct Daemons<'a> {
 impl<'a> Daemons<'a> {
     /// A server on `murmesh00`, and no agent.
     pub fn server_only(lab: &'a Lab) -> Result<Self> {
-        let server = lab.host("murmesh00")?.start_server()?;
-        Ok(Self { lab, server: Some(server), agents: BTreeMap::new(), tokens: BTreeMap::new() })
+        Self::server_with(lab, &[])
+    }
+
+    /// The same; the server is started with more `arguments`, each time.
+    pub fn server_with(lab: &'a Lab, arguments: &[&str]) -> Result<Self> {
+        let server_arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let (agents, tokens) = (BTreeMap::new(), BTreeMap::new());
+        let mut daemons = Self { lab, server: None, server_arguments, agents, tokens };
+        daemons.start_server()?;
+        Ok(daemons)
     }
 
     /// A server, and an agent on every other host.
@@ -94,6 +103,14 @@ impl<'a> Daemons<'a> {
         kill(self.agents.remove(host.name()).context("the agent runs")?)
     }
 
+    /// `kill -9` for the agent of `host`, and its hooks go too: what a restart of the machine leaves of both.
+    pub fn power_off(&mut self, host: &Host) -> Result<()> {
+        let ours = kernel::objects(host)?;
+        self.kill_agent(host)?;
+        std::fs::remove_dir_all(host.bpf_directory()).context("removing the pins")?;
+        kernel::wait_until_freed(&ours)
+    }
+
     /// `kill -9` for the server.
     pub fn kill_server(&mut self) -> Result<()> {
         kill(self.server.take().context("the server runs")?)
@@ -101,7 +118,10 @@ impl<'a> Daemons<'a> {
 
     /// Starts the server again.
     pub fn start_server(&mut self) -> Result<()> {
-        self.server = Some(self.lab.host("murmesh00")?.start_server()?);
+        let mut command = self.lab.host("murmesh00")?.server_command()?;
+        let server = Process::spawn(command.args(&self.server_arguments))?;
+        server.wait_for_line(": ready", DEADLINE)?;
+        self.server = Some(server);
         Ok(())
     }
 

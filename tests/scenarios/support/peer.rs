@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use murmesh::control::{self, ControlOptions, Membership};
 use murmesh::identity::authority::VerifiedRequest;
 use murmesh::identity::{Authority, HostKey, Identity, SpiffeId, Subject, tls};
+use murmesh::seal::{KeySource, Sealer};
 use murmesh::tunnel::frame::{Frame, Open, RefusalReason};
 use murmesh::tunnel::{Received, Tunnel, dial};
 use murmesh_lab::{Host, TUNNEL_PORT};
@@ -26,8 +27,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The identity that `host` got when it joined, with its key: what root on that host can use.
 pub fn stolen(host: &Host) -> Result<Identity> {
-    let membership = Membership::load(&host.data_directory())?.context("the host has joined")?;
+    let sealer = Sealer::new(&seal(host).load(None)?)?;
+    let membership = Membership::load(&host.data_directory(), &sealer)?.context("the host has joined")?;
     Arc::into_inner(membership.identity()?).context("nobody else holds it")
+}
+
+/// Root on a host has the key that seals the others, too.
+fn seal(host: &Host) -> KeySource {
+    KeySource::choose(None, None, &host.data_directory())
 }
 
 /// The same name and trust bundle, with a certificate of an authority that the attacker made.
@@ -44,7 +51,7 @@ pub fn forged(genuine: &Identity) -> Result<Identity> {
 pub fn ask_to_be(host: &Host, subject: &Subject) -> Result<Result<SpiffeId, String>> {
     on(host, async {
         let (data_dir, node) = (host.data_directory(), host.name().parse()?);
-        let options = ControlOptions { data_dir, join: None, node, mark: None };
+        let options = ControlOptions { data_dir, seal: seal(host), join: None, node, mark: None };
         let control = control::start(options, CancellationToken::new()).await?;
         let issued = control.issuer().issue(subject).await;
         Ok(issued.map(|identity| identity.id).map_err(|error| error.to_string()))

@@ -67,6 +67,17 @@ pub struct Owners {
     strangers: HashSet<u64>,
 }
 
+/// What this host serves at this moment.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn now(exempt: &ExemptPorts, workloads: &Workloads) -> Result<Served, DiscoveryError> {
+    let mut listeners = Listeners::default();
+    dump(&mut listeners)?;
+    let listeners = listeners.public(exempt, |socket| workloads.of(socket.cgroup?, socket.uid));
+    Ok(Served { addresses: host_addresses()?, listeners })
+}
+
 impl Owners {
     /// Of `workloads`.
     pub fn new(workloads: watch::Receiver<Workloads>) -> Self {

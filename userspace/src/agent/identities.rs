@@ -59,6 +59,17 @@ impl Keeper {
         Self { issuer, shared, requests, requested, planned }
     }
 
+    /// Puts into use what was kept on disk, to be renewed in time.
+    pub fn adopt(&mut self, kept: Vec<Identity>) {
+        for identity in kept {
+            let (id, due) = (Arc::new(identity.id.clone()), identity.renew_at(jitter()));
+            match self.shared.identities.put(Arc::new(identity)) {
+                Ok(()) => drop(self.planned.insert(id, Planned { due, failures: 0 })),
+                Err(error) => warn!(%id, "a certificate from disk is unusable: {error}"),
+            }
+        }
+    }
+
     /// Gets what is `wanted`.
     pub async fn run(mut self, mut wanted: Wanted) -> anyhow::Result<()> {
         let mut ticks = interval(INTERVAL);
@@ -92,8 +103,7 @@ impl Keeper {
         let due: Vec<_> = self.planned.iter().filter_map(is_due).take(free).collect();
         for id in due {
             if !self.is_in_use(&id) {
-                self.planned.remove(&id);
-                self.shared.identities.remove(&id);
+                self.leave(id, now);
                 continue;
             }
             let issuer = self.issuer.clone();
@@ -105,7 +115,24 @@ impl Keeper {
         }
     }
 
-    /// One that nobody has used since it was renewed last is let go, unless it is that of a service.
+    /// Does not renew one that nobody uses, and lets it go when it has ended: until then somebody may need it while no
+    /// server answers.
+    fn leave(&mut self, id: Arc<SpiffeId>, now: SystemTime) {
+        let held = self.shared.identities.held(&id);
+        let left = held.and_then(|current| current.identity.not_after.duration_since(now).ok());
+        match left {
+            Some(left) => {
+                let due = now + (left / 2).max(RETRY);
+                self.planned.insert(id, Planned { due, failures: 0 });
+            }
+            None => {
+                self.planned.remove(&id);
+                self.shared.identities.remove(&id);
+            }
+        }
+    }
+
+    /// Whether somebody has used it since this was asked last, or it is that of a service.
     fn is_in_use(&self, id: &SpiffeId) -> bool {
         let current = self.shared.identities.held(id);
         current.is_none_or(|current| current.take_used())

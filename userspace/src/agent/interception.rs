@@ -38,12 +38,12 @@ pub struct Interception {
 }
 
 impl Interception {
-    /// Loads and attaches the programs.
+    /// Loads and attaches the programs. What is in their maps before any is attached is up to `fill`.
     ///
     /// # Errors
     /// The kernel lacks something, rights are missing, or this process is outside of the cgroup: the hooks must
     /// run for the agent's own sockets too.
-    pub fn attach(options: &InterceptionOptions) -> anyhow::Result<Self> {
+    pub fn attach(options: &InterceptionOptions, fill: impl FnOnce(PolicyMaps)) -> anyhow::Result<Self> {
         let own = cgroup::own(&cgroup::root()?)?;
         anyhow::ensure!(
             own.starts_with(&options.cgroup),
@@ -64,7 +64,7 @@ impl Interception {
         let mut half = KernelHalf::load(&load).map_err(explain)?;
         // Whatever may fail comes before attaching, so that nothing is left half-way.
         let log = bpf::forward_log(&mut half)?;
-        half.attach(&options.cgroup).map_err(explain)?;
+        half.attach(&options.cgroup, fill).map_err(explain)?;
         info!(cgroup = %options.cgroup.display(), pins = %options.bpf_dir.display(), "hooks attached");
         Ok(Self { half, options: options.clone(), pins, log })
     }

@@ -1,7 +1,7 @@
 //! What the agent tells the command line. Nothing of it is remembered: everything is looked up, or probed, when
 //! asked.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::SystemTime};
 
 use futures_util::stream::{self, Stream, StreamExt};
 use murmesh_common::Counter as KernelCounter;
@@ -21,7 +21,7 @@ use crate::{
     control::{Control, ServerStatus},
     observe::Filter,
     proxy::{
-        Shared,
+        CurrentIdentity, Shared,
         traffic::{Counter, Traffic},
     },
 };
@@ -32,6 +32,8 @@ pub struct AgentLocal {
     shared: Arc<Shared>,
     catalog: watch::Receiver<Arc<Catalog>>,
     server: watch::Receiver<ServerStatus>,
+    /// Revision of the catalog on disk.
+    saved: Arc<watch::Sender<u64>>,
     kernel: Option<Kernel>,
 }
 
@@ -52,6 +54,7 @@ impl AgentLocal {
         shared: &Arc<Shared>,
         interception: Option<&Interception>,
         problems: Problems,
+        saved: Arc<watch::Sender<u64>>,
     ) -> Self {
         let kernel = interception.map(|interception| Kernel {
             options: interception.options().clone(),
@@ -64,8 +67,18 @@ impl AgentLocal {
             shared: shared.clone(),
             catalog: control.catalog.clone(),
             server: control.status.clone(),
+            saved,
             kernel,
         }
+    }
+}
+
+impl AgentLocal {
+    /// Until when everything in use can be carried without a server.
+    fn first_end(&self, host: &CurrentIdentity) -> SystemTime {
+        let others = self.shared.identities.all();
+        let ends = others.iter().map(|identity| identity.not_after);
+        ends.chain([host.identity.not_after]).min().unwrap_or(host.identity.not_after)
     }
 }
 
@@ -164,6 +177,8 @@ impl v1::local_server::Local for AgentLocal {
             endpoints: self.shared.routes.load().len() as u64,
             contested_addresses: server.contested.iter().map(ToString::to_string).collect(),
             server_error: server.error.or(server.refusal).unwrap_or_default(),
+            saved_revision: *self.saved.borrow(),
+            first_end: unix_seconds(self.first_end(&current)),
         }))
     }
 

@@ -10,7 +10,9 @@ mod interception;
 mod local;
 mod observe;
 mod process;
+mod protection;
 mod publish;
+mod remember;
 mod whois;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -37,19 +39,24 @@ use crate::{
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
     proxy::{BoundWorkers, Listen, Origin, Shared, Workers, instances::Loads},
+    seal::KeySource,
     workload::{self, Workloads},
 };
 use discover::{Discovery, Owners, Served};
 use enforce::{Enforcement, Problems};
 use health::Health;
 use identities::Keeper;
+use protection::FirstProtection;
 use publish::Publisher;
+use remember::Memory;
 
 /// What an agent or a sidecar is started with.
 #[derive(Debug, Clone)]
 pub struct AgentOptions {
     /// Where the identity is kept.
     pub data_dir: PathBuf,
+    /// The key that secrets there are sealed with.
+    pub seal: KeySource,
     /// Where the command line finds the running daemon.
     pub run_dir: PathBuf,
     /// The name to join as.
@@ -94,11 +101,15 @@ impl Capture {
         }
     }
 
-    fn attach(&self) -> anyhow::Result<Option<Interception>> {
-        match self {
-            Self::Kernel(kernel) => Ok(Some(Interception::attach(kernel)?)),
-            Self::Sidecar(_) => Ok(None),
-        }
+    /// Attaches the hooks, if there are any, which enforce `first` from then on.
+    fn attach(&self, first: &FirstProtection<'_>) -> anyhow::Result<Option<Interception>> {
+        let Self::Kernel(kernel) = self else { return Ok(None) };
+        let workloads = Workloads::scan(&kernel.cgroup)?;
+        let mut put = Ok(());
+        let interception =
+            Interception::attach(kernel, |maps| put = first.put(maps, kernel.room, workloads))?;
+        put?;
+        Ok(Some(interception))
     }
 
     fn upstream(&self) -> Option<Upstream> {
@@ -142,16 +153,20 @@ pub struct SidecarOptions {
 pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let socket = LocalSocket::bind(&options.run_dir, options.capture.socket_name())?;
-    let control = join(&options, &shutdown).await?;
+    let mut control = join(&options, &shutdown).await?;
     let (shared, wanted) = Shared::new(control.identity.borrow().clone(), options.capture.mark())?;
     let shared = Arc::new(shared);
     // Ports first: an agent that cannot serve must not touch the hooks of one that was killed, which still
     // refuse what they redirect.
     let bound = Workers::bind(&options.capture.listen(options.tunnel_port), options.capture.mark())?;
-    let mut interception = options.capture.attach()?;
+    let (catalog, identity) = (control.catalog.borrow().clone(), control.identity.borrow().clone());
+    let first = FirstProtection { catalog: &catalog, identity: &identity, exempt: &options.exempt };
+    let mut interception = options.capture.attach(&first)?;
+    let mut keeper = Keeper::new(control.issuer(), shared.clone());
+    keeper.adopt(std::mem::take(&mut control.cached_identities));
     let mut running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
     if let Ok(running) = &mut running {
-        running.tasks.spawn(Keeper::new(control.issuer(), shared.clone()).run(wanted));
+        running.tasks.spawn(keeper.run(wanted));
     }
     let running = match running {
         Ok(mut running) => running.until(&shutdown).await.map(|()| running),
@@ -169,6 +184,7 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
 async fn join(options: &AgentOptions, shutdown: &CancellationToken) -> anyhow::Result<Control> {
     let control = ControlOptions {
         data_dir: options.data_dir.clone(),
+        seal: options.seal.clone(),
         join: options.join.clone(),
         node: options.node.clone(),
         mark: options.capture.mark(),
@@ -219,7 +235,9 @@ fn start(
     };
     let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
     let verdicts = interception.as_mut().map(|interception| interception.verdict_events()).transpose()?;
-    let local = local::AgentLocal::new(options, control, shared, interception.as_deref(), problems);
+    let memory = Memory::new(control.cache.clone(), control.catalog.clone(), shared.clone());
+    let local =
+        local::AgentLocal::new(options, control, shared, interception.as_deref(), problems, memory.saved());
 
     let mut tasks = JoinSet::new();
     let failing = Arc::new(watch::Sender::default());
@@ -230,6 +248,7 @@ fn start(
         failing: failing.clone(),
     };
     tasks.spawn(health.run(control.catalog.clone(), served.clone()));
+    tasks.spawn(memory.run());
     let discovery = Discovery {
         exempt: options.exempt.clone(),
         tunnel_port: options.tunnel_port,

@@ -93,6 +93,8 @@ impl Publisher {
         let node = own.node()?;
         let mut ticks = interval(ROUTES_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // A catalog that comes from disk is here before it is known what this host serves.
+        served.changed().await?;
         loop {
             let known = catalog.borrow_and_update().clone();
             let serving = served.borrow_and_update().clone();
@@ -164,7 +166,7 @@ async fn routes_change(shared: &Shared, ticks: &mut Interval) {
 }
 
 /// `None` where no route leads.
-fn source_for(destination: SocketAddr) -> Option<IpAddr> {
+pub(super) fn source_for(destination: SocketAddr) -> Option<IpAddr> {
     socket::source_for(destination).ok()
 }
 

@@ -104,17 +104,21 @@ impl KernelHalf {
         Ok(Self { ebpf: load(options)?, pins: options.pins.clone(), attached: Vec::new() })
     }
 
-    /// Attaches and pins everything, then removes what an earlier agent left pinned at the same place.
+    /// Attaches and pins everything, then removes what an earlier agent left pinned at the same place. Before any hook
+    /// is on, `fill` gets the maps.
     ///
     /// # Errors
     /// The kernel lacks something, or rights are missing. Nothing stays attached then but the earlier agent's hooks.
-    pub fn attach(&mut self, cgroup: &Path) -> Result<(), BpfError> {
+    pub fn attach(&mut self, cgroup: &Path, fill: impl FnOnce(PolicyMaps)) -> Result<(), BpfError> {
         let cgroup =
             File::open(cgroup).map_err(|error| BpfError::Cgroup { path: cgroup.to_owned(), error })?;
         let earlier = self.pins.prepare()?;
         // A start that is cut short between the two loses nothing either: what was put aside counts until every hook
         // is on.
-        let attached = self.pin_maps().and_then(|()| self.inherit(&earlier));
+        let attached = self.pin_maps().and_then(|()| self.inherit(&earlier)).and_then(|()| {
+            fill(PolicyMaps::new(|name| open_pinned(&self.pins, name))?);
+            Ok(())
+        });
         if let Err(error) = attached.and_then(|()| self.attach_all(&cgroup)) {
             self.pins.take_back(&earlier)?;
             return Err(error);

@@ -12,6 +12,7 @@ use crate::{
     discovery::ExemptPorts,
     identity::{JoinToken, NodeName},
     policy::compile::Room,
+    seal::KeySource,
 };
 
 /// Arguments of `murmesh agent`.
@@ -79,6 +80,10 @@ pub struct MemberOptions {
     /// Name to join as [default: the host name].
     #[arg(long, value_name = "NAME")]
     node: Option<NodeName>,
+    /// File with the key that secrets in the data directory are sealed with: 64 hexadecimal digits [default: systemd's
+    /// credential murmesh-seal-key, else seal.key in the data directory, which is made at the first start].
+    #[arg(long, value_name = "FILE")]
+    seal_key_file: Option<PathBuf>,
     /// Port on which tunnels from other hosts are accepted, on every address.
     #[arg(long, default_value_t = 9191, value_name = "PORT")]
     tunnel_port: u16,
@@ -105,6 +110,7 @@ impl MemberOptions {
         let exempt = ExemptPorts::with(self.exempt.iter().chain(own).copied().chain([self.tunnel_port]));
         Ok(AgentOptions {
             run_dir: daemon.run_dir(),
+            seal: KeySource::choose(self.seal_key_file, None, &daemon.data_dir),
             data_dir: daemon.data_dir,
             node: daemon::node_name(self.node)?,
             join: self.join,

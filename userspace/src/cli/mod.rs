@@ -46,7 +46,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the server of a mesh: certificates, catalog, join tokens.
-    Server(server::ServerArgs),
+    Server(Box<server::ServerArgs>),
     /// Run the agent of this host: intercept connections and carry them encrypted.
     Agent(agent::AgentArgs),
     /// Run the same tunnel without eBPF: programs dial 127.0.0.1 by hand.

@@ -3,14 +3,17 @@
 mod store;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use super::daemon::{self, DaemonOptions};
+use super::output;
 use crate::identity::token::ServerAddress;
 use crate::identity::{NodeName, TrustDomain};
+use crate::seal::KeySource;
 use crate::server::{self, DEFAULT_MAX_RULES, ServerOptions};
 use store::StoreArgs;
 
@@ -19,11 +22,16 @@ const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Arguments of `murmesh server`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct ServerArgs {
+    #[command(subcommand)]
+    command: Option<ServerCommand>,
     #[command(flatten)]
     daemon: DaemonOptions,
     #[command(flatten)]
     store: StoreArgs,
+    #[command(flatten)]
+    seal: SealOptions,
     /// Address to listen on, for agents; may be given several times [default: port 9190 of every address].
     #[arg(long, value_name = "IP:PORT")]
     listen: Vec<SocketAddr>,
@@ -45,15 +53,63 @@ pub struct ServerArgs {
     max_rules: usize,
 }
 
+/// What is done with the database of a server that does not run.
+#[derive(Debug, Subcommand)]
+pub enum ServerCommand {
+    /// Seal every secret in the store with a new key. Stop the server first, and start it with the new key.
+    Reseal(ResealArgs),
+}
+
+/// The key that secrets in the store are sealed with: a file, or a passphrase. By default systemd's credential
+/// `murmesh-seal-key` if there is one, else `seal.key` in the data directory, which is made at the first start.
+#[derive(Debug, Args)]
+pub struct SealOptions {
+    /// File with the key that secrets in the store are sealed with: 64 hexadecimal digits [default: systemd's
+    /// credential murmesh-seal-key, else seal.key in the data directory, which is made at the first start].
+    #[arg(long, conflicts_with = "seal_passphrase_file", value_name = "FILE")]
+    seal_key_file: Option<PathBuf>,
+    /// File whose first line is the passphrase that secrets in the store are sealed with, such as /dev/stdin.
+    #[arg(long, value_name = "FILE")]
+    seal_passphrase_file: Option<PathBuf>,
+}
+
+/// Arguments of `murmesh server reseal`.
+#[derive(Debug, Args)]
+pub struct ResealArgs {
+    /// Directory of the server's database.
+    #[arg(long, default_value = "/var/lib/murmesh", value_name = "DIR")]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    seal: SealOptions,
+    /// File with the new key [default: a new seal.key in the data directory, if the old key is there].
+    #[arg(long, conflicts_with = "new_seal_passphrase_file", value_name = "FILE")]
+    new_seal_key_file: Option<PathBuf>,
+    /// File whose first line is the new passphrase.
+    #[arg(long, value_name = "FILE")]
+    new_seal_passphrase_file: Option<PathBuf>,
+}
+
+impl SealOptions {
+    fn source(self, data_dir: &Path) -> KeySource {
+        KeySource::choose(self.seal_key_file, self.seal_passphrase_file, data_dir)
+    }
+}
+
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When the server cannot start, or serving fails.
 pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
+    if let Some(ServerCommand::Reseal(arguments)) = arguments.command {
+        return reseal(arguments);
+    }
     daemon::start_log(arguments.daemon.log_format)?;
     let node = daemon::node_name(arguments.node)?;
     let options = ServerOptions {
         run_dir: arguments.daemon.run_dir(),
+        seal: arguments.seal.source(&arguments.daemon.data_dir),
         store: arguments.store.options(arguments.daemon.data_dir, &node),
         listen: arguments.listen,
         advertise: arguments.advertise,
@@ -66,6 +122,20 @@ pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
         server::run(options, daemon::stop_on_signal()?).await?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+fn reseal(arguments: ResealArgs) -> anyhow::Result<ExitCode> {
+    let ResealArgs { data_dir, store, seal, new_seal_key_file, new_seal_passphrase_file } = arguments;
+    let old = seal.source(&data_dir);
+    let new = match (new_seal_key_file, new_seal_passphrase_file) {
+        (Some(path), _) => Some(KeySource::File(path)),
+        (None, path) => path.map(KeySource::Passphrase),
+    };
+    let store = store.options(data_dir, &daemon::node_name(None)?);
+    let key = daemon::block_on(async { Ok(server::reseal(&store, &old, new.as_ref()).await?) })?;
+    let place = new.as_ref().unwrap_or(&old).path().display();
+    output::print(&format!("sealed anew with key {key} of {place}\n"))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {

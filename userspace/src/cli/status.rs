@@ -1,5 +1,5 @@
 //! `murmesh status`. JSON: `{healthy, problems, role, node, version, trust_domain, spiffe_id,
-//! certificate_expires_at, catalog_revision, endpoints, contested_addresses, servers, connected_server,
+//! certificate_expires_at, catalog_revision, saved_revision, first_certificate_ends_at, endpoints, contested_addresses, servers, connected_server,
 //! interception, traffic}`. `interception` is `{cgroup, bpf_dir, attached, missing, canary_error, map_problems}` and
 //! `traffic` has the counters of the running agent; both are null where they do not apply.
 
@@ -33,6 +33,8 @@ struct Status<'a> {
     spiffe_id: &'a str,
     certificate_expires_at: Option<String>,
     catalog_revision: u64,
+    saved_revision: u64,
+    first_certificate_ends_at: Option<String>,
     endpoints: u64,
     contested_addresses: &'a [String],
     servers: &'a [String],
@@ -96,7 +98,10 @@ fn problems(status: &v1::StatusResponse, now: SystemTime) -> Vec<String> {
     }
     if status.role != "server" && status.connected_server.is_empty() {
         let reason = if status.server_error.is_empty() { "not connected yet" } else { &status.server_error };
-        problems.push(format!("no server answers, the catalog may be old: {reason}"));
+        problems.push(format!(
+            "no server answers, the catalog may be old: {reason}; {}",
+            countdown(status.first_end, now)
+        ));
     } else if !status.server_error.is_empty() {
         problems.push(format!("other hosts may not know what this one serves: {}", status.server_error));
     }
@@ -106,6 +111,17 @@ fn problems(status: &v1::StatusResponse, now: SystemTime) -> Vec<String> {
         None => {}
     }
     problems
+}
+
+/// How long connections can be carried without a server.
+fn countdown(first_end: u64, now: SystemTime) -> String {
+    match time_from_unix(first_end) {
+        Some(end) if end > now => {
+            format!("connections go on until the first certificate ends, {} ({})", relative(end, now), rfc3339(end))
+        }
+        _ => "certificates have ended: connections are refused, and strict services stay closed, until a server answers"
+            .to_owned(),
+    }
 }
 
 fn interception_problems(interception: &v1::Interception) -> Vec<String> {
@@ -136,6 +152,7 @@ fn page(status: &v1::StatusResponse, problems: &[String], now: SystemTime) -> St
     } else {
         let connected = if status.connected_server.is_empty() { "none" } else { &status.connected_server };
         lines.push(("server", format!("{connected} (of {})", status.servers.join(" "))));
+        lines.push(("kept on disk", format!("catalog revision {}", status.saved_revision)));
         lines.push(("endpoints", format!("{} addresses lead through the mesh", status.endpoints)));
     }
     if let Some(interception) = &status.interception {
@@ -193,6 +210,8 @@ impl<'a> Status<'a> {
             spiffe_id: &status.spiffe_id,
             certificate_expires_at: time_from_unix(status.certificate_expires_at).map(rfc3339),
             catalog_revision: status.catalog_revision,
+            saved_revision: status.saved_revision,
+            first_certificate_ends_at: time_from_unix(status.first_end).map(rfc3339),
             endpoints: status.endpoints,
             contested_addresses: &status.contested_addresses,
             servers: &status.servers,

@@ -16,6 +16,7 @@ use super::{ControlError, ControlOptions, ServerStatus};
 use crate::api::v1;
 use crate::identity::token::ServerAddress;
 use crate::identity::{HostKey, Identity, JoinToken, tls};
+use crate::seal::Sealer;
 
 /// How long a join goes on when no server can be reached.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
@@ -25,9 +26,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The membership that the data directory holds, or a new one by the token.
 pub async fn membership(
     options: &ControlOptions,
+    sealer: &Sealer,
     shutdown: &CancellationToken,
 ) -> Result<Membership, ControlError> {
-    if let Some(membership) = Membership::load(&options.data_dir)? {
+    if let Some(membership) = Membership::load(&options.data_dir, sealer)? {
         let (trust_domain, node) = membership.name()?;
         if options.join.is_some() {
             info!(%node, %trust_domain, "already a member: --join is ignored");
@@ -38,7 +40,7 @@ pub async fn membership(
         return Ok(membership);
     }
     let token = options.join.as_ref().ok_or_else(|| ControlError::NotJoined(options.data_dir.clone()))?;
-    let key = load_key(&options.data_dir)?;
+    let key = load_key(&options.data_dir, sealer)?;
     let answer = shutdown.run_until_cancelled(join(token, options, &key)).await;
     let answer = answer.ok_or(ControlError::Stopped)??;
     let membership = Membership::create(&options.data_dir, key, answer)?;

@@ -1,4 +1,4 @@
-//! What a host keeps of its membership: `host.key` and `membership.json` in its data directory.
+//! What a host keeps of its membership: `host.key`, which is sealed, and `membership.json` in its data directory.
 
 use std::fs;
 use std::io;
@@ -15,6 +15,7 @@ use crate::api::v1;
 use crate::identity::key::write_private;
 use crate::identity::token::ServerAddress;
 use crate::identity::{HostKey, Identity, IdentityError, NodeName, TrustDomain};
+use crate::seal::{KeySource, Sealer};
 
 const KEY_FILE: &str = "host.key";
 const MEMBERSHIP_FILE: &str = "membership.json";
@@ -42,11 +43,16 @@ struct Stored {
 }
 
 /// The key of `directory`, which survives a join whose answer was lost.
-pub(super) fn load_key(directory: &Path) -> Result<HostKey, ControlError> {
+pub(super) fn load_key(directory: &Path, sealer: &Sealer) -> Result<HostKey, ControlError> {
+    Ok(HostKey::load_or_generate(&directory.join(KEY_FILE), sealer)?)
+}
+
+/// What seals the secrets in `directory`, which is made if there is none.
+pub(super) fn sealer(directory: &Path, key: &KeySource) -> Result<Sealer, ControlError> {
     let failed =
         |error: io::Error| ControlError::File { path: directory.to_owned(), reason: error.to_string() };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-    Ok(HostKey::load_or_generate(&directory.join(KEY_FILE))?)
+    Ok(Sealer::new(&key.load(None)?)?)
 }
 
 impl Membership {
@@ -54,7 +60,7 @@ impl Membership {
     ///
     /// # Errors
     /// When a file is unreadable or damaged.
-    pub fn load(directory: &Path) -> Result<Option<Self>, ControlError> {
+    pub fn load(directory: &Path, sealer: &Sealer) -> Result<Option<Self>, ControlError> {
         let path = directory.join(MEMBERSHIP_FILE);
         let failed = |reason: String| ControlError::File {
             path: path.clone(),
@@ -67,7 +73,7 @@ impl Membership {
         };
         let stored: Stored = serde_json::from_str(&text).map_err(|error| failed(error.to_string()))?;
         let certificates = stored.decode().ok_or_else(|| failed("it is damaged".to_owned()))?;
-        Ok(Some(Self { directory: directory.to_owned(), key: load_key(directory)?, certificates }))
+        Ok(Some(Self { directory: directory.to_owned(), key: load_key(directory, sealer)?, certificates }))
     }
 
     /// Makes a membership of a server's answer and saves it.

@@ -3,6 +3,7 @@
 //! State is published on `watch` channels; readers borrow it and never wait for a server.
 
 mod backoff;
+mod cache;
 mod connection;
 mod enrolment;
 mod issuer;
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use backoff::jitter;
+pub use cache::{Cache, Cached};
 pub use connection::DialError;
 #[cfg(test)]
 pub(crate) use connection::dial;
@@ -28,6 +30,7 @@ pub use membership::Membership;
 use crate::catalog::{Catalog, Report, WireError};
 use crate::identity::token::ServerAddress;
 use crate::identity::{Identity, IdentityError, JoinToken, NodeName};
+use crate::seal::{KeySource, SealError};
 
 /// How long a clean stop waits for the server to acknowledge that nothing is served any more.
 const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,6 +40,8 @@ const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct ControlOptions {
     /// Where the key and the membership are kept.
     pub data_dir: PathBuf,
+    /// The key that secrets in `data_dir` are sealed with.
+    pub seal: KeySource,
     /// Used only when `data_dir` holds no membership yet.
     pub join: Option<JoinToken>,
     /// The name to join as; a membership in `data_dir` keeps its own.
@@ -79,6 +84,9 @@ pub enum ControlError {
     /// A key, certificate or name is not usable.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// A secret cannot be sealed or opened.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// No connection to a server.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -108,12 +116,16 @@ pub enum ControlError {
 pub struct Control {
     /// The host's identity; replaced at each renewal.
     pub identity: watch::Receiver<Arc<Identity>>,
-    /// The catalog as last heard; kept while no server answers.
+    /// The catalog as last heard, also before the last restart; kept while no server answers.
     pub catalog: watch::Receiver<Arc<Catalog>>,
     /// What this host says about itself; `None` until there is something to say.
     pub report: watch::Sender<Option<Report>>,
     /// Whether a server answers.
     pub status: watch::Receiver<ServerStatus>,
+    /// Where it is kept what the mesh is known to be.
+    pub cache: Arc<Cache>,
+    /// Certificates of workloads and services that were kept there.
+    pub cached_identities: Vec<Identity>,
     acknowledged: watch::Receiver<Option<Report>>,
     mark: Option<u32>,
     _tasks: JoinSet<()>,
@@ -125,9 +137,12 @@ pub struct Control {
 /// # Errors
 /// When the host is not a member and cannot become one, or its files are unusable.
 pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Result<Control, ControlError> {
-    let membership = enrolment::membership(&options, &shutdown).await?;
+    let sealer = membership::sealer(&options.data_dir, &options.seal)?;
+    let membership = enrolment::membership(&options, &sealer, &shutdown).await?;
     let (identity_sender, identity) = watch::channel(membership.identity()?);
-    let (catalog_sender, catalog) = watch::channel(Arc::default());
+    let cache = Cache::new(&options.data_dir, sealer, &identity.borrow().id);
+    let Cached { catalog, identities: cached_identities } = cache.load(&identity.borrow());
+    let (catalog_sender, catalog) = watch::channel(Arc::new(catalog));
     let (report, report_receiver) = watch::channel(None);
     let servers = membership.servers().to_vec();
     let (status_sender, status) = watch::channel(ServerStatus { servers, ..ServerStatus::default() });
@@ -146,7 +161,17 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let stop = shutdown.clone();
     tasks.spawn(async move { stop.run_until_cancelled(session.run()).await.unwrap_or_default() });
     tasks.spawn(async move { shutdown.run_until_cancelled(renewal).await.unwrap_or_default() });
-    Ok(Control { identity, catalog, report, status, acknowledged, mark: options.mark, _tasks: tasks })
+    Ok(Control {
+        identity,
+        catalog,
+        report,
+        status,
+        cache: Arc::new(cache),
+        cached_identities,
+        acknowledged,
+        mark: options.mark,
+        _tasks: tasks,
+    })
 }
 
 impl Control {

@@ -57,14 +57,8 @@ impl Authority {
     /// When no key can be made.
     pub fn create(trust_domain: TrustDomain) -> Result<Self, IdentityError> {
         let key = HostKey::generate()?;
-        let mut parameters = CertificateParams::default();
-        set_validity(&mut parameters, ROOT_LIFETIME);
-        parameters.distinguished_name = DistinguishedName::new();
-        parameters.distinguished_name.push(DnType::CommonName, format!("Murmesh root of {trust_domain}"));
-        parameters.subject_alt_names = vec![uri(&trust_domain.root_uri())?];
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let root = parameters.self_signed(key.pair()).map_err(IdentityError::Issue)?;
+        let root = root_parameters(&trust_domain, &key_name(key.public_key()))?;
+        let root = root.self_signed(key.pair()).map_err(IdentityError::Issue)?;
         Self::load(trust_domain, root.into(), key.to_pem())
     }
 
@@ -108,6 +102,18 @@ impl Authority {
         Ok(certificate.into())
     }
 
+    /// A certificate by this authority for another of the same trust domain: whoever trusts this one's root, and does
+    /// not know the other's yet, accepts what the other signs if it comes with this.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn cross_sign(&self, other: &Self) -> Result<CertificateDer<'static>, IdentityError> {
+        let key = other.issuer.key();
+        let parameters = root_parameters(&other.trust_domain, &key_name(key.der_bytes()))?;
+        let crossed = parameters.signed_by(key, &self.issuer).map_err(IdentityError::Issue)?;
+        Ok(crossed.into())
+    }
+
     /// The trust domain it signs for.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
@@ -122,6 +128,25 @@ impl Authority {
     pub fn key_pem(&self) -> &str {
         &self.key_pem
     }
+}
+
+/// Those of a root, and of a certificate by another root for the same name and key.
+fn root_parameters(trust_domain: &TrustDomain, key_name: &str) -> Result<CertificateParams, IdentityError> {
+    let mut parameters = CertificateParams::default();
+    set_validity(&mut parameters, ROOT_LIFETIME);
+    let name = format!("Murmesh root of {trust_domain} {key_name}");
+    parameters.distinguished_name = DistinguishedName::new();
+    parameters.distinguished_name.push(DnType::CommonName, name);
+    parameters.subject_alt_names = vec![uri(&trust_domain.root_uri())?];
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    parameters.use_authority_key_identifier_extension = true;
+    Ok(parameters)
+}
+
+/// Tells the roots of one mesh apart.
+fn key_name(public_key: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(&super::token::sha256(public_key)[..4])
 }
 
 fn set_validity(parameters: &mut CertificateParams, lifetime: Duration) {

@@ -1,14 +1,18 @@
-//! The key of a host: ECDSA P-256, made on it and kept in one file that only its daemon reads.
+//! The key of a host: ECDSA P-256, made on it and kept sealed in one file that only its daemon reads.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::IdentityError;
+use crate::seal::Sealer;
+
+/// What the key is sealed as.
+const SEALED_AS: &str = "host.key";
 
 /// A private key with its public half.
 pub struct HostKey(KeyPair);
@@ -22,24 +26,31 @@ impl HostKey {
         KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map(Self).map_err(IdentityError::Issue)
     }
 
-    /// The key in `path`, which is made first if there is none.
+    /// The key in `path`, sealed by `sealer`, which is made first if there is none.
     ///
     /// # Errors
-    /// When the file cannot be read or written, or holds no P-256 key.
-    pub fn load_or_generate(path: &Path) -> Result<Self, IdentityError> {
+    /// When the file cannot be read or written, or is not sealed by `sealer`, or holds no P-256 key.
+    pub fn load_or_generate(path: &Path, sealer: &Sealer) -> Result<Self, IdentityError> {
         let failed = |reason: String| IdentityError::KeyFile { path: path.display().to_string(), reason };
-        match fs::read_to_string(path) {
-            Ok(pem) => Self::from_pem(&pem).map_err(|error| {
-                failed(format!("{error}; remove the file to make a new key and join again"))
+        match fs::read(path) {
+            Ok(sealed) => Self::open(&sealed, sealer).map_err(|reason| {
+                failed(format!("{reason}; remove the file to make a new key and join again"))
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let key = Self::generate()?;
-                write_private(path, key.0.serialize_pem().as_bytes())
-                    .map_err(|error| failed(error.to_string()))?;
+                let sealed = sealer.seal(SEALED_AS, key.0.serialize_pem().as_bytes());
+                let sealed = sealed.map_err(|error| failed(error.to_string()))?;
+                write_private(path, &sealed).map_err(|error| failed(error.to_string()))?;
                 Ok(key)
             }
             Err(error) => Err(failed(error.to_string())),
         }
+    }
+
+    fn open(sealed: &[u8], sealer: &Sealer) -> Result<Self, String> {
+        let pem = sealer.open(SEALED_AS, sealed).map_err(|error| error.to_string())?;
+        let pem = String::from_utf8(pem).map_err(|error| error.to_string())?;
+        Self::from_pem(&pem).map_err(|error| error.to_string())
     }
 
     /// Reads a PKCS#8 key in PEM.
@@ -48,6 +59,17 @@ impl HostKey {
     /// When it is not a P-256 key.
     pub fn from_pem(pem: &str) -> Result<Self, IdentityError> {
         KeyPair::from_pkcs8_pem_and_sign_algo(pem, &PKCS_ECDSA_P256_SHA256)
+            .map(Self)
+            .map_err(IdentityError::Issue)
+    }
+
+    /// Reads a PKCS#8 key in DER.
+    ///
+    /// # Errors
+    /// When it is not a P-256 key.
+    pub fn from_der(der: &[u8]) -> Result<Self, IdentityError> {
+        let der = PrivatePkcs8KeyDer::from(der);
+        KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)
             .map(Self)
             .map_err(IdentityError::Issue)
     }
@@ -89,29 +111,56 @@ impl HostKey {
 /// # Errors
 /// Any failure to write, sync or rename.
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = write_beside(path, "new", content)?;
+    fs::rename(temporary, path)?;
+    sync_directory(path)
+}
+
+/// The same, unless there is a file called `path` already.
+///
+/// # Errors
+/// `AlreadyExists`, or any failure to write or sync.
+pub fn make_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = write_beside(path, &format!("new-{}", std::process::id()), content)?;
+    let made = fs::hard_link(&temporary, path);
+    fs::remove_file(temporary)?;
+    made?;
+    sync_directory(path)
+}
+
+fn write_beside(path: &Path, suffix: &str, content: &[u8]) -> io::Result<PathBuf> {
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = Path::new(&temporary);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
+    temporary.push(format!(".{suffix}"));
+    let temporary = PathBuf::from(temporary);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     // A file left by an earlier crash keeps its mode when it is opened again.
     file.set_permissions(fs::Permissions::from_mode(0o600))?;
     file.write_all(content)?;
     file.sync_all()?;
-    fs::rename(temporary, path)?;
+    Ok(temporary)
+}
+
+/// A name is durable only once its directory is.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seal::SealKey;
+
+    fn sealer() -> Sealer {
+        Sealer::new(&SealKey::from_bytes([1; 32])).unwrap()
+    }
 
     #[test]
     fn a_key_is_made_once_and_private() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("host.key");
-        let first = HostKey::load_or_generate(&path).unwrap();
-        let again = HostKey::load_or_generate(&path).unwrap();
+        let first = HostKey::load_or_generate(&path, &sealer()).unwrap();
+        let again = HostKey::load_or_generate(&path, &sealer()).unwrap();
         assert_eq!(first.public_key(), again.public_key());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
@@ -121,7 +170,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("host.key");
         fs::write(&path, "nonsense").unwrap();
-        let error = HostKey::load_or_generate(&path).err().unwrap().to_string();
+        let error = HostKey::load_or_generate(&path, &sealer()).err().unwrap().to_string();
         assert!(error.contains("host.key"), "{error}");
     }
 }

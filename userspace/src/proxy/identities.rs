@@ -114,6 +114,16 @@ impl Identities {
         });
     }
 
+    /// Says so when there is a new one of a workload or a service.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Those of workloads and services.
+    pub fn all(&self) -> Vec<Arc<Identity>> {
+        self.others.load().values().map(|current| current.identity.clone()).collect()
+    }
+
     /// That of the host itself.
     pub fn host(&self) -> Arc<CurrentIdentity> {
         self.host.load_full()

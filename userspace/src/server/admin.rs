@@ -87,12 +87,11 @@ impl AdminService {
         let secret = JoinToken::new_secret().map_err(|_| Status::internal("no randomness"))?;
         let added = self.registry.add_token(&secret, expires_at).await;
         added.map_err(|error| Status::internal(error.to_string()))?;
-        let authority = self.credentials.authority();
         Ok(JoinToken {
             secret,
-            ca_fingerprint: tls::fingerprint(authority.root()),
+            ca_fingerprint: tls::fingerprint(self.credentials.roots().authority.root()),
             expires_at,
-            trust_domain: authority.trust_domain().clone(),
+            trust_domain: self.credentials.trust_domain().clone(),
             servers: self.servers.clone(),
         })
     }

@@ -12,7 +12,6 @@ use std::time::{Duration, SystemTime};
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
-use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,6 +22,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use super::credentials::Credentials;
 use super::{DEFAULT_PORT, ServerError};
 use crate::identity::token::ServerAddress;
 use crate::identity::{PeerIdentity, peer_identity};
@@ -104,10 +104,9 @@ fn first_address() -> Option<IpAddr> {
 /// Accepts connections for as long as it is run, and hands over those whose handshake succeeded.
 pub async fn accept(
     listener: TcpListener,
-    tls: Arc<ServerConfig>,
+    credentials: Arc<Credentials>,
     connections: mpsc::Sender<io::Result<TlsConnection>>,
 ) {
-    let acceptor = TlsAcceptor::from(tls);
     let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     loop {
@@ -121,7 +120,7 @@ pub async fn accept(
                 continue;
             }
         };
-        let (acceptor, connections) = (acceptor.clone(), connections.clone());
+        let (acceptor, connections) = (TlsAcceptor::from(credentials.tls()), connections.clone());
         tokio::spawn(async move {
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake_with(acceptor, stream, peer, permit))
                 .await

@@ -123,7 +123,7 @@ impl MeshService {
                 view.policy.services().get(name).is_some_and(|service| service.hosts.contains(node))
             })
         };
-        asked.trust_domain == *self.credentials.authority().trust_domain()
+        asked.trust_domain == *self.credentials.trust_domain()
             && match &asked.subject {
                 Subject::Workload(owner, _) => owner == node,
                 Subject::Service(name) => is_registered(name),
@@ -139,11 +139,10 @@ impl MeshService {
         let chain = self.credentials.certify(request, subject);
         let chain = chain.map_err(|error| Status::internal(error.to_string()))?;
         let der = |certificate: &CertificateDer<'_>| certificate.to_vec();
-        let authority = self.credentials.authority();
         Ok(Response::new(v1::CertificateResponse {
-            trust_domain: authority.trust_domain().to_string(),
+            trust_domain: self.credentials.trust_domain().to_string(),
             chain: chain.iter().map(der).collect(),
-            bundle: vec![der(authority.root())],
+            bundle: self.credentials.roots().bundle.iter().map(der).collect(),
             servers: self.servers.iter().map(ToString::to_string).collect(),
         }))
     }

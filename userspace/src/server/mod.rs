@@ -10,6 +10,8 @@ mod mesh;
 mod policy;
 mod records;
 mod registry;
+mod roots;
+mod sealing;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -37,6 +39,7 @@ use crate::api::v1::mesh_server::MeshServer;
 use crate::identity::token::{ServerAddress, ServerAddressError};
 use crate::identity::{IdentityError, NodeName, SpiffeId, TrustDomain};
 use crate::local::{LocalError, LocalSocket, SERVER_SOCKET};
+use crate::seal::{KeyId, KeySource};
 use crate::store::{EmbeddedStore, EtcdOptions, EtcdStore, Store, StoreError};
 use admin::AdminService;
 use administration::AdministrationService;
@@ -46,6 +49,7 @@ use mesh::MeshService;
 pub use policy::DEFAULT_MAX_RULES;
 use policy::PolicyRecords;
 use registry::{Registry, RegistryError};
+use roots::RootRecords;
 
 /// Where agents find a server unless told otherwise.
 pub const DEFAULT_PORT: u16 = 9190;
@@ -72,6 +76,8 @@ pub enum StoreOptions {
 pub struct ServerOptions {
     /// Where its records are kept.
     pub store: StoreOptions,
+    /// The key that secrets in the database are sealed with.
+    pub seal: KeySource,
     /// Where the Unix socket for the command line is made.
     pub run_dir: PathBuf,
     /// Addresses to listen on; none means port 9190 on every address.
@@ -170,21 +176,23 @@ impl Server {
     pub async fn bind(options: ServerOptions) -> Result<Self, ServerError> {
         let store = open_store(&options.store).await?;
         let registry = Arc::new(Registry::new(store.clone()));
-        let authority = registry.authority(options.trust_domain.as_ref()).await?;
-        let asked = options.trust_domain.unwrap_or_else(|| authority.trust_domain().clone());
-        if asked != *authority.trust_domain() {
-            let found = authority.trust_domain().clone();
+        let sealer = Arc::new(sealing::open(&*store, &options.seal).await?);
+        let roots = RootRecords { store: store.clone(), sealer };
+        let roots = roots.load(options.trust_domain.as_ref()).await?;
+        let found = roots.authority.trust_domain().clone();
+        let asked = options.trust_domain.unwrap_or_else(|| found.clone());
+        if asked != found {
             return Err(ServerError::OtherTrustDomain { found, asked });
         }
         let id = SpiffeId::server(asked, options.node);
-        let credentials = Arc::new(Credentials::new(authority, id, options.certificate_lifetime)?);
+        let credentials = Arc::new(Credentials::new(roots, id, options.certificate_lifetime)?);
         let listeners = listener::bind(&options.listen)?;
         let servers = listener::advertised(options.advertise, &listeners)?;
         let feed = Arc::new(Feed::load(store.clone(), registry.clone()).await?);
         let policy = PolicyRecords {
             store,
             feed: feed.clone(),
-            trust_domain: credentials.authority().trust_domain().clone(),
+            trust_domain: credentials.trust_domain().clone(),
             max_rules: options.max_rules,
         };
         let administration = AdministrationService { policy };
@@ -202,12 +210,11 @@ impl Server {
     /// # Errors
     /// When a listener fails for good.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), ServerError> {
-        let tls = self.credentials.tls()?;
         info!(listen = ?self.addresses(), id = %self.credentials.id(), "ready");
         let mut tasks = JoinSet::new();
         let (sender, connections) = mpsc::channel(1);
         for listener in self.listeners {
-            tasks.spawn(listener::accept(listener, tls.clone(), sender.clone()));
+            tasks.spawn(listener::accept(listener, self.credentials.clone(), sender.clone()));
         }
         tasks.spawn(self.credentials.clone().keep_renewed());
         let feed_stop = CancellationToken::new();
@@ -257,6 +264,19 @@ impl Server {
     }
 }
 
+/// Seals every secret in the store anew; no server may use it meanwhile. The key from `old` gives way to the one
+/// from `new`, or to a new one in the data directory. Returns the id of the new key.
+///
+/// # Errors
+/// When the store is in use or sealed with another key, or a key cannot be had.
+pub async fn reseal(
+    store: &StoreOptions,
+    old: &KeySource,
+    new: Option<&KeySource>,
+) -> Result<KeyId, ServerError> {
+    Ok(sealing::reseal(&*open_store(store).await?, old, new).await?)
+}
+
 /// The store, which is made if it is missing.
 ///
 /// # Errors
@@ -270,6 +290,6 @@ pub async fn open_store(options: &StoreOptions) -> Result<Arc<dyn Store>, Server
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(|error| ServerError::DataDirectory { path: path.clone(), reason: error.to_string() })?;
+        .map_err(|error| ServerError::DataDirectory { path: path.to_owned(), reason: error.to_string() })?;
     Ok(Arc::new(EmbeddedStore::open(&path.join(DATABASE_FILE))?))
 }

@@ -1,15 +1,14 @@
-//! What the server has on record: its authority, join tokens, hosts and their reports.
+//! What the server has on record: join tokens, hosts and their reports.
 //!
-//! Keys of the store: `authority`, `tokens/HASH`, `nodes/NODE` (the key of each host), `hosts/NODE` (its
+//! Keys of the store: `tokens/HASH`, `nodes/NODE` (the key of each host), `hosts/NODE` (its
 //! catalog entry), [`addresses/IP`](super::addresses) and [those of the policy](super::records). Secrets of tokens are kept as SHA-256 only.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use data_encoding::{BASE64, HEXLOWER};
+use data_encoding::HEXLOWER;
 use prost::Message;
-use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Claims, ToldContests};
@@ -17,13 +16,12 @@ use super::records::{HOSTS, decode, put, read};
 use crate::api::{unix_seconds, v1};
 use crate::catalog::Report;
 use crate::identity::token::sha256;
-use crate::identity::{Authority, IdentityError, JoinToken, NameError, NodeName, TrustDomain};
+use crate::identity::{IdentityError, JoinToken, NameError, NodeName};
+use crate::seal::SealError;
 use crate::store::{Change, Condition, Entry, Outcome, Store, StoreError, Transaction};
 
-const AUTHORITY: &str = "authority";
 const TOKENS: &str = "tokens/";
 const NODES: &str = "nodes/";
-const DEFAULT_TRUST_DOMAIN: &str = "murmesh.internal";
 /// How long an expired token is remembered, so that the answer to it can say more than "unknown".
 const TOKEN_MEMORY: Duration = Duration::from_secs(24 * 3600);
 const NEW_TOKEN: &str = "make a new one on a server with `murmesh token create`";
@@ -62,13 +60,9 @@ pub enum RegistryError {
     /// A name is not one.
     #[error(transparent)]
     Name(#[from] NameError),
-}
-
-#[derive(Serialize, Deserialize)]
-struct StoredAuthority {
-    trust_domain: String,
-    root: String,
-    key_pem: String,
+    /// A secret cannot be sealed or opened.
+    #[error(transparent)]
+    Seal(#[from] SealError),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -102,25 +96,6 @@ impl Registry {
     /// The registry in `store`.
     pub fn new(store: Arc<dyn Store>) -> Self {
         Self { store, told: ToldContests::default() }
-    }
-
-    /// The mesh's authority, which is made at the first start.
-    ///
-    /// # Errors
-    /// When the record is damaged or the store fails.
-    pub async fn authority(&self, trust_domain: Option<&TrustDomain>) -> Result<Authority, RegistryError> {
-        loop {
-            if let Some((_, stored)) = read::<StoredAuthority>(&*self.store, AUTHORITY).await? {
-                return stored.open();
-            }
-            let trust_domain = match trust_domain {
-                Some(trust_domain) => trust_domain.clone(),
-                None => DEFAULT_TRUST_DOMAIN.parse()?,
-            };
-            let stored = StoredAuthority::new(&Authority::create(trust_domain)?);
-            let conditions = vec![Condition::Absent(AUTHORITY.to_owned())];
-            self.store.commit(Transaction { conditions, changes: vec![put(AUTHORITY, &stored)?] }).await?;
-        }
     }
 
     /// Records a token by the hash of its secret, and forgets those that expired a day ago.
@@ -239,22 +214,6 @@ impl Registry {
         let host = v1::Host::decode(entry.value.as_slice());
         let host = host.map_err(|_| RegistryError::Damaged(entry.key.clone()))?;
         Ok((entry, host))
-    }
-}
-
-impl StoredAuthority {
-    fn new(authority: &Authority) -> Self {
-        Self {
-            trust_domain: authority.trust_domain().to_string(),
-            root: BASE64.encode(authority.root()),
-            key_pem: authority.key_pem().to_owned(),
-        }
-    }
-
-    fn open(self) -> Result<Authority, RegistryError> {
-        let root = BASE64.decode(self.root.as_bytes());
-        let root = root.map_err(|_| RegistryError::Damaged(AUTHORITY.to_owned()))?;
-        Ok(Authority::load(self.trust_domain.parse()?, CertificateDer::from(root), self.key_pem)?)
     }
 }
 

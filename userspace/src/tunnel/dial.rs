@@ -28,7 +28,7 @@ pub enum DialError {
     #[error("no TLS session with the agent at {0}: {1}")]
     Handshake(SocketAddr, io::Error),
     /// The workload that wants one has no certificate.
-    #[error("no certificate for {0}: is a server reachable?")]
+    #[error("no certificate for {0}, or it has ended: is a server reachable?")]
     NoCertificate(Arc<SpiffeId>),
     /// This host's own identity, or the verified one of the peer, is unusable.
     #[error("no TLS session with the agent at {0}: {1}")]

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{World, has_endpoint, options, report, until};
 use crate::control::{self, ControlError, Membership};
+use crate::seal::Sealer;
 use crate::server::{Server, ServerError, ServerOptions};
 
 #[tokio::test]
@@ -31,7 +32,8 @@ async fn a_host_whose_certificate_expired_comes_back_by_itself() {
     drop(world.agent("fcs00").await);
     let options = world.control_options("fcs00", None);
     let directory = world.stop().await;
-    let expired = Membership::load(&options.data_dir).unwrap().unwrap().identity().unwrap();
+    let sealer = Sealer::new(&options.seal.load(None).unwrap()).unwrap();
+    let expired = Membership::load(&options.data_dir, &sealer).unwrap().unwrap().identity().unwrap();
     let left = expired.not_after.duration_since(SystemTime::now()).unwrap_or_default();
     tokio::time::sleep(left).await;
 

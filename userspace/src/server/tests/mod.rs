@@ -6,6 +6,7 @@ mod identities;
 mod join;
 mod lifecycle;
 mod policy;
+mod sealing;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::control::{self, Control, ControlOptions};
 use crate::identity::token::ServerAddress;
 use crate::identity::{HostKey, Identity, JoinToken, tls};
 use crate::local::{SERVER_SOCKET, connect};
+use crate::seal::{DEFAULT_KEY_FILE, KeySource};
 
 /// A running server and the directories of everything around it.
 struct World {
@@ -36,6 +38,7 @@ struct World {
 fn options(directory: &Path) -> ServerOptions {
     ServerOptions {
         store: StoreOptions::Embedded(directory.join("server")),
+        seal: KeySource::Default(directory.join("server").join(DEFAULT_KEY_FILE)),
         run_dir: directory.join("run"),
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         advertise: vec![],
@@ -82,6 +85,7 @@ impl World {
     fn control_options(&self, node: &str, join: Option<JoinToken>) -> ControlOptions {
         ControlOptions {
             data_dir: self.directory.path().join(node),
+            seal: KeySource::Default(self.directory.path().join(node).join(DEFAULT_KEY_FILE)),
             join,
             node: node.parse().unwrap(),
             mark: None,
@@ -89,7 +93,11 @@ impl World {
     }
 
     async fn agent(&self, node: &str) -> Control {
-        let options = self.control_options(node, Some(self.token().await));
+        self.agent_with(node, self.token().await).await
+    }
+
+    async fn agent_with(&self, node: &str, token: JoinToken) -> Control {
+        let options = self.control_options(node, Some(token));
         control::start(options, self.shutdown.clone()).await.unwrap()
     }
 

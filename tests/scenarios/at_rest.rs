@@ -1,0 +1,87 @@
+//! What lies on the disks of a mesh that works: nothing that is secret can be read there without the key that seals it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use data_encoding::{BASE64, HEXLOWER};
+use murmesh::control::{Cache, Membership};
+use murmesh::identity::JoinToken;
+use murmesh::seal::{KeySource, Sealer};
+use murmesh_lab::{Host, Lab, Topology, contains};
+
+use crate::support::{Daemons, skipped, wait_until};
+
+const PORT: u16 = 8181;
+/// Opens everything else on its host.
+const KEY_FILE: &str = "seal.key";
+
+#[test]
+fn no_file_of_servers_and_agents_holds_a_secret_in_clear() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (server, client, service) = (lab.host("murmesh00")?, lab.host("fcc00")?, lab.host("fcs00")?);
+    let (mut daemons, _listener) = Daemons::carrying(&lab, PORT)?;
+    let unused: JoinToken = server.create_token()?.parse()?;
+    let used: JoinToken = daemons.token(client)?.parse()?;
+    for host in [client, service] {
+        wait_until("certificates of workloads are on disk", || Ok(secrets(host)?.len() >= 2))?;
+    }
+    daemons.kill_server()?;
+    let mut secret = vec![unused.secret.to_vec(), used.secret.to_vec()];
+    secret.extend(secrets(client)?);
+    secret.extend(secrets(service)?);
+    for host in [server, client, service] {
+        let files = files(&host.data_directory())?;
+        ensure!(!files.is_empty(), "{} keeps nothing", host.name());
+        for path in files {
+            let content = fs::read(&path)?;
+            ensure!(!contains(&content, b"PRIVATE KEY"), "a private key is in {}", path.display());
+            for form in secret.iter().flat_map(|secret| forms(secret)) {
+                ensure!(!contains(&content, &form), "a secret is in {}", path.display());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A secret as it is, and as it would look in text.
+fn forms(secret: &[u8]) -> [Vec<u8>; 3] {
+    [secret.to_vec(), BASE64.encode(secret).into_bytes(), HEXLOWER.encode(secret).into_bytes()]
+}
+
+/// The private numbers of the keys that the agent of `host` keeps: its own first, then those of its workloads.
+fn secrets(host: &Host) -> Result<Vec<Vec<u8>>> {
+    let directory = host.data_directory();
+    let seal = KeySource::choose(None, None, &directory);
+    let sealer = || anyhow::Ok(Sealer::new(&seal.load_existing(None)?)?);
+    let membership = Membership::load(&directory, &sealer()?)?.context("the host has joined")?;
+    let own = membership.identity()?;
+    let cached = Cache::new(&directory, sealer()?, &own.id).load(&own);
+    let keys =
+        [own.key.clone_key()].into_iter().chain(cached.identities.into_iter().map(|identity| identity.key));
+    keys.map(|key| private_number(key.secret_der())).collect()
+}
+
+/// In PKCS#8 (RFC 5958) of a P-256 key: an octet string of 32 bytes after version 1 (RFC 5915 section 3).
+fn private_number(der: &[u8]) -> Result<Vec<u8>> {
+    const BEFORE: [u8; 5] = [0x02, 0x01, 0x01, 0x04, 0x20];
+    let at =
+        der.windows(BEFORE.len()).position(|bytes| bytes == BEFORE).context("a P-256 key")? + BEFORE.len();
+    Ok(der.get(at..at + 32).context("a whole key")?.to_vec())
+}
+
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(files(&path)?);
+        } else if path.is_file() && !path.ends_with(KEY_FILE) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}

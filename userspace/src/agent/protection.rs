@@ -1,0 +1,68 @@
+//! What holds from the moment in which the hooks are attached: what was known when this host was last in the mesh.
+
+use std::collections::BTreeSet;
+
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::{
+    discover,
+    enforce::{Enforcement, Known, Problems},
+    publish::source_for,
+};
+use crate::{
+    bpf::PolicyMaps,
+    catalog::Catalog,
+    discovery::ExemptPorts,
+    identity::{Identity, IdentityError},
+    policy::compile::Room,
+    proxy::{Here, Routes},
+    workload::Workloads,
+};
+
+/// What there is to know before any server has answered.
+pub struct FirstProtection<'a> {
+    /// From disk.
+    pub catalog: &'a Catalog,
+    /// This host.
+    pub identity: &'a Identity,
+    /// Ports that are never meshed.
+    pub exempt: &'a ExemptPorts,
+}
+
+impl FirstProtection<'_> {
+    /// Puts it into the maps, before any hook looks at them. Where nothing is known nothing is changed.
+    ///
+    /// # Errors
+    /// This host has no name, which it cannot have joined without.
+    pub fn put(&self, maps: PolicyMaps, room: Room, workloads: Workloads) -> Result<(), IdentityError> {
+        if self.catalog.revision == 0 {
+            return Ok(());
+        }
+        let serving = discover::now(self.exempt, &workloads).unwrap_or_else(|error| {
+            warn!("cannot tell what this host serves: {error}");
+            discover::Served::default()
+        });
+        let node = self.identity.node()?;
+        let here = Here {
+            node,
+            trust_domain: &self.identity.id.trust_domain,
+            addresses: &serving.addresses,
+            exempt: self.exempt,
+        };
+        let routes = Routes::new(self.catalog, &here, source_for);
+        let mesh: BTreeSet<_> =
+            self.catalog.hosts.values().flat_map(|host| host.report.addresses.iter().copied()).collect();
+        let known = Known {
+            policy: &self.catalog.policy,
+            node,
+            serving: &serving,
+            routes: &routes,
+            mesh: &mesh,
+            exempt: self.exempt,
+        };
+        let (_, workloads) = watch::channel(workloads);
+        Enforcement::new(maps, room, workloads, Problems::default()).enforce(&known, || ());
+        Ok(())
+    }
+}
