@@ -109,6 +109,10 @@ impl Discovery {
         let (mut listeners, mut is_told) = (Listeners::default(), false);
         let mut ticks = interval(DUMP_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // What has happened before this agent, such as the end of the one before, says nothing of what is served.
+        if let Err(error) = dump(&mut listeners) {
+            warn!("cannot tell what this host serves: {error}");
+        }
         loop {
             let looked = tokio::select! {
                 _ = ticks.tick() => dump(&mut listeners),

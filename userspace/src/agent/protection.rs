@@ -16,7 +16,7 @@ use crate::{
     discovery::ExemptPorts,
     identity::{Identity, IdentityError},
     policy::compile::Room,
-    proxy::{Here, Routes},
+    proxy::{Here, Routes, instances::Loads},
     workload::Workloads,
 };
 
@@ -50,7 +50,7 @@ impl FirstProtection<'_> {
             addresses: &serving.addresses,
             exempt: self.exempt,
         };
-        let routes = Routes::new(self.catalog, &here, source_for);
+        let routes = Routes::new(self.catalog, &here, &mut Loads::default(), source_for);
         let mesh: BTreeSet<_> =
             self.catalog.hosts.values().flat_map(|host| host.report.addresses.iter().copied()).collect();
         let known = Known {

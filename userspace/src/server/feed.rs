@@ -131,11 +131,8 @@ impl Feed {
     /// Takes the services of `node` for dead, unless it is connected again.
     fn lose(&self, node: &str) {
         let mut view = self.view();
-        if view.connections.contains_key(node) {
-            return;
-        }
         let revision = view.revision;
-        if let Some(host) = view.hosts.get_mut(node).filter(|host| !host.lost) {
+        if let Some(host) = view.hosts.get_mut(node).filter(|host| !(host.connected || host.lost)) {
             host.lost = true;
             let event = v1::CatalogEvent { revision, event: Some(Event::Host(host.clone())) };
             view.lost.insert(node.to_owned());
