@@ -16,7 +16,7 @@ use crate::support::peer::{
     Target, ask_to_be, forged, handshake_error, hold, impersonate, refusal, say_after_handshake, say_at_once,
     stolen,
 };
-use crate::support::{DEADLINE, Daemons, greet, greeting, skipped, text, wait_for_endpoint};
+use crate::support::{DEADLINE, Daemons, greet, greeting, skipped, text, wait_for_endpoint, wait_until};
 
 const PORT: u16 = 8181;
 
@@ -123,8 +123,8 @@ fn a_certificate_of_another_authority_is_refused() -> Result<()> {
     let genuine = stolen(client)?;
     let target = Target::agent_of(service, &genuine)?;
     let objection = handshake_error(client, &forged(&genuine)?, &target)?;
-    // The root's name is right and its signature is wrong (RFC 8446, section 6.2).
-    ensure!(objection == "received fatal alert: DecryptError", "{objection}");
+    // The root's name tells its key, too (RFC 8446, section 6.2).
+    ensure!(objection == "received fatal alert: UnknownCA", "{objection}");
     let line = daemons.agent(service)?.wait_for_line("refused on the tunnel port", DEADLINE)?;
     ensure!(line.contains("10.99.0.120") && line.contains("invalid peer certificate"), "{line}");
     Ok(())
@@ -262,4 +262,39 @@ fn a_host_that_asks_to_be_another_is_refused_and_named_in_the_log() -> Result<()
     let logged = mesh.server().wait_for_line("not its own", DEADLINE)?;
     ensure!(logged.contains("node=fcc00"), "{logged}");
     Ok(())
+}
+
+/// Whether it remembers its rules or has none, which would allow everything.
+#[test]
+fn an_agent_that_was_started_without_its_server_carries_nothing_that_its_rules_may_deny() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (server, traitor, service) = (lab.host("murmesh00")?, lab.host("fcc00")?, lab.host("fcs00")?);
+    let mut daemons = Daemons::start(&lab)?;
+    let _listener = greet(service, PORT)?;
+    wait_for_endpoint(traitor, service, PORT)?;
+    let identity = stolen(traitor)?;
+    let target = Target::agent_of(service, &identity)?;
+    // The client's own kernel and agent are not asked.
+    let ask = || {
+        let open =
+            Open { destination: (service.ipv4(), PORT).into(), client: (traitor.ipv4(), 40_000).into() };
+        refusal(traitor, &identity, &target, open)
+    };
+    ensure!(ask()?.is_none(), "what is allowed is refused");
+    server.murmesh(["deny", "fcc00", "fcs00"])?;
+    wait_until("the rule is here", || Ok(ask()? == Some(RefusalReason::Denied)))?;
+
+    daemons.kill_server()?;
+    daemons.kill_agent(service)?;
+    let agent = Process::spawn(&mut service.agent_command(&daemons.token(service)?)?)?;
+    agent.wait_for_line("hooks attached", DEADLINE)?;
+    for _ in 0..3 {
+        ensure!(ask()?.is_some(), "carried without a server");
+    }
+    daemons.start_server()?;
+    agent.wait_for_line(": ready", DEADLINE)?;
+    wait_until("the rule is here again", || Ok(ask()? == Some(RefusalReason::Denied)))
 }

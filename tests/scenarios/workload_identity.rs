@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use murmesh::identity::Subject;
 use murmesh::tunnel::frame::{Open, RefusalReason};
-use murmesh_lab::{DEADLINE, Lab, Mesh, Process, Topology};
+use murmesh_lab::{DEADLINE, Lab, Mesh, Process, Topology, wait_for_availability};
 
 use crate::support::peer::{Target, refusal, stolen};
-use crate::support::{ask, greet, greeting, skipped, wait_for_endpoint, wait_until};
+use crate::support::{Daemons, ask, greet, greeting, skipped, wait_for_endpoint, wait_until};
 
 const PORT: u16 = 8580;
 const OTHER_PORT: u16 = 8581;
@@ -57,6 +57,87 @@ fn a_service_goes_by_the_name_that_an_administrator_gave_it() -> Result<()> {
         let answer = ask(mesh.client()?, "fcs00", PORT);
         Ok(answer.is_ok_and(|answer| answer == "hello\n") && client.said().contains(named))
     })
+}
+
+#[test]
+fn another_user_who_listens_at_the_port_of_a_service_does_not_go_by_its_name() -> Result<()> {
+    let Some(mesh) = Mesh::start(1, 1)? else { return Ok(()) };
+    let (server, service) = (mesh.host("murmesh00")?, mesh.service()?);
+    let web = serve_in_unit(&mesh, "web.service", PORT)?;
+    let port = PORT.to_string();
+    let set = server.murmesh(["service", "set", "web", "--host", "fcs00", "--port", &port])?;
+    ensure!(set.contains("served by web.service"), "{set}");
+    server.murmesh(["policy", "default", "deny"])?;
+    server.murmesh(["allow", "*", "web"])?;
+    let answered = || Ok(ask(mesh.client()?, "fcs00", PORT).is_ok_and(|answer| answer == "hello\n"));
+    wait_until("the service is reached by its name", answered)?;
+
+    drop(web);
+    wait_for_availability(mesh.client()?, (service.ipv4(), PORT).into(), false)?;
+    let listen = format!("tcp-l:{PORT},bind=0,fork,reuseaddr");
+    let command = ["--reuid=65534", "--clear-groups", "socat", &listen, "exec:echo mine"];
+    let _mallory = service.spawn("setpriv", command)?;
+    let complaint = "web: user-nobody listens on 0.0.0.0:8580 of fcs00";
+    wait_until("the other is listed", || Ok(server.murmesh(["service", "list"])?.contains(complaint)))?;
+    let refused = ["connect", &format!("{}:{PORT}", service.ipv4()), "--fails=ECONNREFUSED"];
+    mesh.client()?.probe(refused)?.succeed(DEADLINE)?;
+    let listed = server.murmesh(["service", "list", "-o", "json"])?;
+    ensure!(listed.contains(r#""workload": "user-nobody""#), "{listed}");
+
+    server.murmesh(["service", "set", "web", "--workload", "user-nobody"])?;
+    wait_until("it is the service once an administrator says so", || {
+        Ok(ask(mesh.client()?, "fcs00", PORT).is_ok_and(|answer| answer == "mine\n"))
+    })
+}
+
+#[test]
+fn a_workload_goes_by_the_name_that_the_operator_of_its_host_gave_it() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (server, client, service) = (lab.host("murmesh00")?, lab.host("fcc00")?, lab.host("fcs00")?);
+    let mut daemons = Daemons::server_only(&lab)?;
+    daemons.start_agent(service)?;
+    let config = client.run_directory().with_extension("toml");
+    fs::write(
+        &config,
+        "[agent]\nworkload = ['shop=unit:web.service,uid:4321', 'batch=cgroup:jobs/night']\n",
+    )?;
+    let mut agent = client.agent_command(&daemons.token(client)?)?;
+    let agent = Process::spawn(agent.arg("--config").arg(&config))?;
+    agent.wait_for_line(": ready", DEADLINE)?;
+    let _listener = greet(service, PORT)?;
+    wait_for_endpoint(client, service, PORT)?;
+    server.murmesh(["deny", "host/fcc00/shop", "fcs00"])?;
+    server.murmesh(["deny", "host/*/batch", "fcs00"])?;
+    let destination = format!("{}:{PORT}", service.ipv4());
+    let dial = |cgroup: &str, uid: u32, forbidden: bool| {
+        let directory = client.cgroup().join(cgroup);
+        fs::create_dir_all(&directory)?;
+        let expected = if forbidden { "--fails=EPERM" } else { "expect=hello" };
+        let script = format!(
+            "echo $$ > {}/cgroup.procs; exec setpriv --reuid={uid} --clear-groups murmesh-probe connect {destination} {expected}",
+            directory.display()
+        );
+        Ok(client.run("sh", ["-c", &script], b"", DEADLINE)?.status.success())
+    };
+    for (cgroup, uid, forbidden) in [
+        ("web.service", 4321, true),
+        ("web.service/worker", 4321, true),
+        ("web.service", 0, false),
+        ("other.service", 4321, false),
+        ("", 4321, false),
+        ("jobs/night/1", 0, true),
+        ("jobs/day", 4321, false),
+    ] {
+        let what = format!("user {uid} in {cgroup:?} is forbidden: {forbidden}");
+        wait_until(&what, || dial(cgroup, uid, forbidden))?;
+    }
+    for id in ["host/fcc00/web.service", "host/fcc00/cgroup-jobs", "host/fcc00/user-4321"] {
+        agent.wait_for_line(&format!("local=spiffe://murmesh.internal/{id} "), DEADLINE)?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
 use crate::bytes::{Bytes, exchange};
-use crate::socket::{Dial, Names, ensure_fails, errno, reset, wait_until_broken};
+use crate::socket::{Dial, Names, Way, ensure_fails, errno, reset, wait_until_broken};
 
 /// Seeds of the streams that the two ends of an exchange send.
 const CONNECTING: u64 = 1;
@@ -32,6 +32,12 @@ pub struct Connect {
     /// Connect without blocking.
     #[arg(long)]
     nonblocking: bool,
+    /// Mark the socket (SO_MARK) first.
+    #[arg(long, value_name = "NUMBER")]
+    mark: Option<u32>,
+    /// How to connect.
+    #[arg(long, value_enum, default_value = "connect", conflicts_with = "nonblocking")]
+    by: Way,
     /// `connect` must fail with this error, such as ECONNREFUSED.
     #[arg(long, conflicts_with = "steps", value_name = "ERRNO")]
     fails: Option<String>,
@@ -55,7 +61,8 @@ pub struct Listen {
 impl Connect {
     /// Connects and plays the script.
     pub fn run(self) -> Result<()> {
-        let connected = Dial { from: self.from, nonblocking: self.nonblocking }.connect(self.destination);
+        let Self { from, nonblocking, mark, by, .. } = self;
+        let connected = Dial { from, nonblocking, mark, by }.connect(self.destination);
         if let Some(expected) = self.fails {
             return ensure_fails(connected, &expected).context("connect");
         }

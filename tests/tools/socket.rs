@@ -2,14 +2,17 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
+use io_uring::{IoUring, opcode, types};
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 /// How a connection is made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,22 +21,62 @@ pub struct Dial {
     pub from: Option<SocketAddr>,
     /// Connect without blocking, then wait until it is writable.
     pub nonblocking: bool,
+    /// `SO_MARK`.
+    pub mark: Option<u32>,
+    /// Which way leads to the connection.
+    pub by: Way,
 }
+
+/// Ways to a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Way {
+    /// connect(2).
+    #[default]
+    Connect,
+    /// sendto(2) with `MSG_FASTOPEN`, which sends [`FAST_OPEN`] with the first packet if it may.
+    FastOpen,
+    /// connect(2) of an MPTCP socket.
+    Mptcp,
+    /// An operation of an io_uring(7).
+    IoUring,
+}
+
+/// What is sent together with the connection.
+const FAST_OPEN: &[u8] = b"fast open\n";
 
 impl Dial {
     /// Connects. The socket's family is that of `destination` as written: `::ffff:10.0.0.1` makes an IPv6 socket.
     pub fn connect(self, destination: SocketAddr) -> io::Result<TcpStream> {
-        let socket = Socket::new(Domain::for_address(destination), Type::STREAM, None)?;
+        let protocol = (self.by == Way::Mptcp).then_some(Protocol::MPTCP);
+        let socket = Socket::new(Domain::for_address(destination), Type::STREAM, protocol)?;
+        if let Some(mark) = self.mark {
+            socket.set_mark(mark)?;
+        }
         if let Some(from) = self.from {
             socket.bind(&from.into())?;
         }
-        if self.nonblocking {
-            connect_without_blocking(&socket, destination)?;
-        } else {
-            socket.connect(&destination.into())?;
+        match self.by {
+            Way::FastOpen => {
+                let sent = socket.send_to_with_flags(FAST_OPEN, &destination.into(), libc::MSG_FASTOPEN)?;
+                assert_eq!(sent, FAST_OPEN.len(), "a few bytes are sent at once");
+            }
+            Way::IoUring => connect_by_ring(&socket, destination)?,
+            Way::Connect | Way::Mptcp if self.nonblocking => connect_without_blocking(&socket, destination)?,
+            Way::Connect | Way::Mptcp => socket.connect(&destination.into())?,
         }
         Ok(socket.into())
     }
+}
+
+fn connect_by_ring(socket: &Socket, destination: SocketAddr) -> io::Result<()> {
+    let mut ring = IoUring::new(1)?;
+    let address = SockAddr::from(destination);
+    let connect = opcode::Connect::new(types::Fd(socket.as_raw_fd()), address.as_ptr().cast(), address.len());
+    // SAFETY: the socket and the address outlive the operation, which has completed before this returns.
+    unsafe { ring.submission().push(&connect.build()) }.map_err(io::Error::other)?;
+    ring.submit_and_wait(1)?;
+    let completed = ring.completion().next().ok_or_else(|| io::Error::other("nothing completed"))?;
+    if completed.result() < 0 { Err(io::Error::from_raw_os_error(-completed.result())) } else { Ok(()) }
 }
 
 /// connect(2), EINPROGRESS: poll for writability, then the error is in `SO_ERROR`.

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::fd::AsRawFd,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -48,6 +48,14 @@ pub fn of(root: &Path, pid: u32) -> Result<PathBuf, CgroupError> {
     let lines = fs::read_to_string(&file).map_err(|error| CgroupError::Proc(file, error))?;
     let path = lines.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(CgroupError::NotMounted)?;
     Ok(root.join(path))
+}
+
+/// The kernel's number of the cgroup with this directory.
+///
+/// # Errors
+/// There is none.
+pub fn id(directory: &Path) -> io::Result<u64> {
+    Ok(fs::metadata(directory)?.ino())
 }
 
 /// The kernel's cookie of this process's network namespace: never reused, unlike an inode number.

@@ -10,7 +10,7 @@ use murmesh_common::{
 };
 
 const SETTINGS: Settings =
-    Settings { netns_cookie: 7, mark: 0x6d6d, outbound_port: 15001_u16.to_be(), padding: 0 };
+    Settings { netns_cookie: 7, cgroup: 5, mark: 0x6d6d, outbound_port: 15001_u16.to_be(), padding: 0 };
 
 /// A call of `connect(2)`, and what must become of it.
 struct Case {
@@ -34,6 +34,9 @@ struct Maps {
 }
 
 impl Knowledge for Maps {
+    fn cgroup(&self) -> u64 {
+        black_box(1)
+    }
     fn policy(&self) -> PolicyState {
         black_box(PolicyState::default())
     }
@@ -43,7 +46,7 @@ impl Knowledge for Maps {
     fn workload(&self) -> Option<WorkloadEntry> {
         black_box(Some(WorkloadEntry { class: 1, by_user: 0 }))
     }
-    fn user(&self) -> Option<SourceClass> {
+    fn user(&self, _: u32) -> Option<SourceClass> {
         black_box(None)
     }
     fn verdict(&self, _: &VerdictKey) -> Option<Verdict> {

@@ -22,6 +22,6 @@ pub use decide::{Action, Attempt, Decision, Knowledge, Settings, decide, decide_
 pub use event::{ListenerChange, ListenerEvent};
 pub use policy::{
     CLASS_CHANGES, Destination, NO_ROOM, NetworkKey, PolicyState, Protocol, RuleNumber, SourceClass,
-    UNKNOWN_SOURCE, Verdict, VerdictKey, WorkloadEntry,
+    UNKNOWN_SOURCE, UserKey, Verdict, VerdictKey, WorkloadEntry,
 };
 pub use verdict_event::{VerdictEvent, VerdictKind};

@@ -78,11 +78,23 @@ impl Destination {
 pub struct WorkloadEntry {
     /// The class of the workload, or of the users that are not in `USERS`.
     pub class: SourceClass,
-    /// Not 0: no workload but its users, whose classes are in `USERS`, keyed by user id.
+    /// Not 0: some users are not this workload; their classes are in `USERS`, by this number and the user id.
     pub by_user: u32,
 }
 
 const _: () = assert!(size_of::<WorkloadEntry>() == 8);
+
+/// Key of the `USERS` map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UserKey {
+    /// A [`WorkloadEntry::by_user`]: cgroups in which users are told apart in the same way.
+    pub scope: u32,
+    /// The user.
+    pub uid: u32,
+}
+
+const _: () = assert!(size_of::<UserKey>() == 8);
 
 /// The one value of the `POLICY` map: what rules there are. Nothing is asked about that there are none of.
 #[repr(C)]
@@ -151,6 +163,8 @@ mod pod {
     unsafe impl aya::Pod for super::VerdictKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::WorkloadEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::UserKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::PolicyState {}
     // SAFETY: as above.

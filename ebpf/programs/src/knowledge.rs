@@ -3,7 +3,7 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use murmesh_common::{
     Attempt, Destination, Endpoint, Knowledge, NetworkKey, PolicyState, Protocol, RuleNumber, Settings,
-    SocketAddress, SourceClass, Verdict, VerdictEvent, VerdictKey, VerdictKind, WorkloadEntry,
+    SocketAddress, SourceClass, UserKey, Verdict, VerdictEvent, VerdictKey, VerdictKind, WorkloadEntry,
 };
 
 use crate::{
@@ -53,6 +53,11 @@ impl<'a> Asked<'a> {
 /// The agent replaces values whole, and each is copied at once.
 impl Knowledge for Asked<'_> {
     #[inline(always)]
+    fn cgroup(&self) -> u64 {
+        Caller::cgroup()
+    }
+
+    #[inline(always)]
     fn policy(&self) -> PolicyState {
         maps::policy()
     }
@@ -70,9 +75,9 @@ impl Knowledge for Asked<'_> {
     }
 
     #[inline(always)]
-    fn user(&self) -> Option<SourceClass> {
+    fn user(&self, scope: u32) -> Option<SourceClass> {
         // SAFETY: copied at once.
-        unsafe { USERS.get(Caller::uid()) }.copied()
+        unsafe { USERS.get(UserKey { scope, uid: Caller::uid() }) }.copied()
     }
 
     #[inline(always)]

@@ -8,13 +8,13 @@ use aya_ebpf::{
 };
 use murmesh_common::{
     ConnectionRecord, Counter, Destination, Endpoint, HandshakeKey, ListenerEvent, NetworkKey, PolicyState,
-    Settings, SocketAddress, SourceClass, Verdict, VerdictEvent, VerdictKey, WorkloadEntry,
+    Settings, SocketAddress, SourceClass, UserKey, Verdict, VerdictEvent, VerdictKey, WorkloadEntry,
 };
 
 /// Overridden by the agent before loading.
 #[unsafe(no_mangle)]
 static SETTINGS: Global<Settings> =
-    Global::new(Settings { netns_cookie: 0, mark: 0, outbound_port: 0, padding: 0 });
+    Global::new(Settings { netns_cookie: 0, cgroup: 0, mark: 0, outbound_port: 0, padding: 0 });
 
 /// Destinations reached through the mesh, and services of this host: exact address and port. The agent sets the size
 /// of this and of the next four.
@@ -25,9 +25,9 @@ pub static ENDPOINTS: HashMap<SocketAddress, Endpoint, 65536> = HashMap::new();
 #[btf_map]
 pub static WORKLOADS: HashMap<u64, WorkloadEntry, 16384> = HashMap::new();
 
-/// Classes of users of whom rules speak, by user id.
+/// Classes of users of whom rules speak, and of those who are workloads of their own.
 #[btf_map]
-pub static USERS: HashMap<u32, SourceClass, 16384> = HashMap::new();
+pub static USERS: HashMap<UserKey, SourceClass, 16384> = HashMap::new();
 
 /// What the rules say of some sources and a destination, where it is not what they say of all others.
 #[btf_map]

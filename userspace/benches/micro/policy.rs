@@ -8,6 +8,7 @@ use murmesh::discovery::ExemptPorts;
 use murmesh::identity::{NodeName, WorkloadName};
 use murmesh::policy::compile::{Compiler, Reachable, Room, Tables, View, Who, changes};
 use murmesh::policy::{Action, Policy, Rule, RuleId};
+use murmesh::workload::Cgroup;
 
 /// Endpoints and rules.
 const SIZES: [(u32, u32); 4] = [(1_000, 0), (1_000, 1_000), (100_000, 0), (100_000, 10_000)];
@@ -37,7 +38,7 @@ struct World {
     policy: Policy,
     node: NodeName,
     endpoints: Vec<Reachable>,
-    cgroups: HashMap<u64, Option<WorkloadName>>,
+    cgroups: HashMap<u64, Cgroup>,
 }
 
 impl World {
@@ -54,7 +55,9 @@ impl World {
             }
         };
         let endpoints = (0..endpoints).map(reachable).collect();
-        let cgroups = (0..WORKLOADS).map(|number| (number, Some(unit(number)))).collect();
+        let cgroups = (0..WORKLOADS)
+            .map(|number| (number, Cgroup { workload: Some(unit(number)), by_uid: BTreeMap::new() }))
+            .collect();
         Self { policy, node: name("here"), endpoints, cgroups }
     }
 

@@ -1,8 +1,9 @@
 //! Keeps the report about this host true: what it serves, and at which addresses.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,7 +19,7 @@ use crate::{
     catalog::{Listener, Report},
     discovery::{DiscoveryError, ExemptPorts, Listeners, ListeningSocket, host_addresses, listening_sockets},
     identity::WorkloadName,
-    workload::Workloads,
+    workload::{Finder, Workloads},
 };
 
 /// How often everything is looked at again: it finds listeners from before the agent, whose end the kernel half is
@@ -31,9 +32,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Changes that are taken together.
 const MAX_CHANGES: usize = 1024;
-
-/// Cgroups of others that are remembered.
-const MAX_STRANGERS: usize = 1024;
 
 /// From the kernel half: what became of the listener with this cookie.
 type Change = (ListenerChange, u64);
@@ -61,10 +59,11 @@ pub struct Discovery {
 
 /// Tells who listens.
 pub struct Owners {
+    finder: Arc<Finder>,
     workloads: watch::Receiver<Workloads>,
-    /// Cgroups that are not below ours, or not any more: they are not looked for each time. Their numbers are not given
-    /// again.
-    strangers: HashSet<u64>,
+    /// By cgroup and user; those who are listening now. `None` for who was looked for in vain, and is not waited for
+    /// again until more is known.
+    found: HashMap<(u64, u32), Option<WorkloadName>>,
 }
 
 /// What this host serves at this moment.
@@ -79,22 +78,35 @@ pub fn now(exempt: &ExemptPorts, workloads: &Workloads) -> Result<Served, Discov
 }
 
 impl Owners {
-    /// Of `workloads`.
-    pub fn new(workloads: watch::Receiver<Workloads>) -> Self {
-        Self { workloads, strangers: HashSet::new() }
+    /// As `finder` knows them.
+    pub fn new(finder: Arc<Finder>) -> Self {
+        let workloads = finder.workloads().clone();
+        Self { finder, workloads, found: HashMap::new() }
     }
 
-    fn of(&mut self, socket: &ListeningSocket) -> Option<WorkloadName> {
-        let cgroup = socket.cgroup.filter(|cgroup| !self.strangers.contains(cgroup))?;
-        let workloads = self.workloads.borrow().clone();
-        let owner = workloads.of(cgroup, socket.uid);
-        if owner.is_none() {
-            if self.strangers.len() >= MAX_STRANGERS {
-                self.strangers.clear();
-            }
-            self.strangers.insert(cgroup);
+    /// Finds out who owns `sockets`.
+    async fn find(&mut self, sockets: impl Iterator<Item = &ListeningSocket>) {
+        let before = std::mem::take(&mut self.found);
+        for (cgroup, uid) in sockets.filter_map(|socket| Some((socket.cgroup?, socket.uid))) {
+            let owner = match (self.finder.known(cgroup, uid), before.get(&(cgroup, uid))) {
+                (None, Some(found)) => found.clone(),
+                (None, None) => self.finder.find(cgroup, uid).await,
+                (known, _) => known,
+            };
+            self.found.insert((cgroup, uid), owner);
         }
-        owner
+    }
+
+    fn of(&self, socket: &ListeningSocket) -> Option<WorkloadName> {
+        self.found.get(&(socket.cgroup?, socket.uid))?.clone()
+    }
+
+    /// Until more is known.
+    async fn change(&mut self) {
+        if self.workloads.changed().await.is_err() {
+            std::future::pending().await
+        }
+        self.found.clear();
     }
 }
 
@@ -120,6 +132,9 @@ impl Discovery {
                 () = workloads_change(&mut self.owners) => Ok(()),
                 Ok(()) = self.failing.changed() => Ok(()),
             };
+            if let Some(owners) = &mut self.owners {
+                owners.find(listeners.sockets()).await;
+            }
             if let Err(error) = looked.and_then(|()| self.publish(&listeners, &served, &report, &mut is_told))
             {
                 warn!("cannot tell what this host serves: {error}");
@@ -135,8 +150,7 @@ impl Discovery {
         report: &watch::Sender<Option<Report>>,
         is_told: &mut bool,
     ) -> Result<(), DiscoveryError> {
-        let owners = &mut self.owners;
-        let listeners = listeners.public(&self.exempt, |socket| owners.as_mut()?.of(socket));
+        let listeners = listeners.public(&self.exempt, |socket| self.owners.as_ref()?.of(socket));
         let now = Served { addresses: host_addresses()?, listeners };
         let failing = self.failing.borrow_and_update().clone();
         let is_same = report.borrow().as_ref().is_some_and(|report| report.failing == failing);
@@ -194,12 +208,9 @@ async fn next(events: &mut Option<mpsc::Receiver<Change>>) -> Option<Vec<Change>
 
 /// Never, where they are not told apart.
 async fn workloads_change(owners: &mut Option<Owners>) {
-    let changed = match owners {
-        Some(owners) => owners.workloads.changed().await.is_ok(),
-        None => false,
-    };
-    if !changed {
-        std::future::pending().await
+    match owners {
+        Some(owners) => owners.change().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Keeps the kernel half's maps in step with rules, catalog, workloads and what this host serves.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
@@ -22,7 +23,7 @@ use crate::{
         compile::{Compiler, Full, Reachable, Room, Tables, View, Who},
     },
     proxy::Routes,
-    workload::Workloads,
+    workload::{Cgroup, NamedUsers, Workloads},
 };
 
 /// What is wrong with the maps, in words; empty if nothing is. For `status` and `check`.
@@ -80,9 +81,8 @@ impl Enforcement {
         loop {
             self.workloads.changed().await?;
             let workloads = self.workloads.borrow_and_update().clone();
-            let users = workloads.users().named(policy, listening.keys());
-            let (cgroups, users, listening) = (workloads.cgroups(), &users, &listening);
-            let who = Who { policy, node, cgroups, users, listening };
+            let (cgroups, users) = known_sources(&workloads, policy, &listening);
+            let who = Who { policy, node, cgroups: &cgroups, users: &users, listening: &listening };
             let changes = self.compiler.follow(&who, self.maps.present());
             if changes.is_none_or(|changes| self.maps.write(changes).is_err()) {
                 return Ok(());
@@ -120,11 +120,12 @@ impl Enforcement {
         });
         let endpoints = canaries.into_iter().chain(elsewhere(known)).chain(here(known)).collect();
         let listening = listening(known.serving);
+        let (cgroups, users) = known_sources(&workloads, known.policy, &listening);
         let who = Who {
             policy: known.policy,
             node: known.node,
-            cgroups: workloads.cgroups(),
-            users: &workloads.users().named(known.policy, listening.keys()),
+            cgroups: &cgroups,
+            users: &users,
             listening: &listening,
         };
         let (tables, full) = self.compiler.compile(&View {
@@ -152,6 +153,21 @@ impl Enforcement {
         }
         self.problems.store(Arc::new(problems));
     }
+}
+
+/// Whom the kernel half may tell apart by now. While a user of whom a rule speaks cannot be looked up, it does not know
+/// who is in the cgroups in which users are told apart.
+fn known_sources<'a>(
+    workloads: &'a Workloads,
+    policy: &Policy,
+    listening: &HashMap<WorkloadName, BTreeSet<u16>>,
+) -> (Cow<'a, HashMap<u64, Cgroup>>, BTreeMap<u32, WorkloadName>) {
+    let NamedUsers { users, incomplete } = workloads.users().named(policy, listening.keys());
+    if !incomplete {
+        return (Cow::Borrowed(workloads.cgroups()), users);
+    }
+    let of_units = workloads.cgroups().iter().filter(|(_, cgroup)| cgroup.workload.is_some());
+    (Cow::Owned(of_units.map(|(id, cgroup)| (*id, cgroup.clone())).collect()), users)
 }
 
 /// What is redirected.

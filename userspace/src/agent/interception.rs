@@ -12,6 +12,7 @@ use crate::{
     bpf::{self, BpfError, Hook, KernelHalf, KernelVerdict, LoadOptions, Pins, PolicyMaps},
     cgroup,
     policy::compile::Room,
+    workload::Explicit,
 };
 
 /// How connections are intercepted.
@@ -27,6 +28,8 @@ pub struct InterceptionOptions {
     pub outbound_port: u16,
     /// Sizes of the maps.
     pub room: Room,
+    /// Workloads that the operator defines.
+    pub workloads: Vec<Explicit>,
 }
 
 /// The attached kernel half.
@@ -55,6 +58,7 @@ impl Interception {
             .context("this kernel does not tell network namespaces apart (5.14 does)")?;
         let settings = Settings {
             netns_cookie,
+            cgroup: cgroup::id(&own)?,
             mark: options.mark,
             outbound_port: options.outbound_port.to_be(),
             padding: 0,

@@ -40,7 +40,7 @@ use crate::{
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
     proxy::{BoundWorkers, Listen, Origin, Shared, Workers, instances::Loads},
     seal::KeySource,
-    workload::{self, Workloads},
+    workload::{self, Finder, Naming},
 };
 use discover::{Discovery, Owners, Served};
 use enforce::{Enforcement, Problems};
@@ -102,14 +102,25 @@ impl Capture {
     }
 
     /// Attaches the hooks, if there are any, which enforce `first` from then on.
-    fn attach(&self, first: &FirstProtection<'_>) -> anyhow::Result<Option<Interception>> {
-        let Self::Kernel(kernel) = self else { return Ok(None) };
-        let workloads = Workloads::scan(&kernel.cgroup)?;
+    fn attach(
+        &self,
+        first: &FirstProtection<'_>,
+        finder: Option<&Arc<Finder>>,
+    ) -> anyhow::Result<Option<Interception>> {
+        let (Self::Kernel(kernel), Some(finder)) = (self, finder) else { return Ok(None) };
+        let workloads = finder.workloads();
         let mut put = Ok(());
         let interception =
             Interception::attach(kernel, |maps| put = first.put(maps, kernel.room, workloads))?;
         put?;
         Ok(Some(interception))
+    }
+
+    /// Who is who on this host, which the kernel half asks for.
+    fn finder(&self) -> anyhow::Result<Option<Arc<Finder>>> {
+        let Self::Kernel(kernel) = self else { return Ok(None) };
+        let naming = Naming::new(kernel.workloads.clone());
+        Ok(Some(Arc::new(Finder::new(workload::watch(&kernel.cgroup, naming)?))))
     }
 
     fn upstream(&self) -> Option<Upstream> {
@@ -161,7 +172,10 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     let bound = Workers::bind(&options.capture.listen(options.tunnel_port), options.capture.mark())?;
     let (catalog, identity) = (control.catalog.borrow().clone(), control.identity.borrow().clone());
     let first = FirstProtection { catalog: &catalog, identity: &identity, exempt: &options.exempt };
-    let mut interception = options.capture.attach(&first)?;
+    if let Some(finder) = options.capture.finder()? {
+        shared.workloads.get_or_init(|| finder);
+    }
+    let mut interception = options.capture.attach(&first, shared.workloads.get())?;
     let mut keeper = Keeper::new(control.issuer(), shared.clone());
     keeper.adopt(std::mem::take(&mut control.cached_identities));
     let mut running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
@@ -208,11 +222,7 @@ fn start(
     mut interception: Option<&mut Interception>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Running> {
-    let workloads = interception.as_ref().map(|interception| workload::watch(&interception.options().cgroup));
-    let workloads = workloads.transpose()?;
-    if let Some(workloads) = &workloads {
-        shared.workloads.get_or_init(|| workloads.clone());
-    }
+    let finder = shared.workloads.get().cloned();
     let upstream = Arc::new(ArcSwapOption::empty());
     let pins = interception.as_ref().map(|interception| interception.pins().clone());
     let workers = bound.start(shared, options.drain_timeout, || match &pins {
@@ -227,8 +237,8 @@ fn start(
         exempt: options.exempt.clone(),
         enforcement: interception
             .as_mut()
-            .zip(workloads.clone())
-            .map(|(interception, workloads)| enforcement(interception, workloads, &problems))
+            .zip(finder.as_ref())
+            .map(|(interception, finder)| enforcement(interception, finder, &problems))
             .transpose()?,
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
         loads: Loads::default(),
@@ -252,7 +262,7 @@ fn start(
     let discovery = Discovery {
         exempt: options.exempt.clone(),
         tunnel_port: options.tunnel_port,
-        owners: workloads.map(Owners::new),
+        owners: finder.map(Owners::new),
         failing: failing.subscribe(),
     };
     let discovery = tokio::spawn(discovery.run(events, served_sender, control.report.clone()));
@@ -269,10 +279,11 @@ fn start(
 
 fn enforcement(
     interception: &mut Interception,
-    workloads: watch::Receiver<Workloads>,
+    finder: &Finder,
     problems: &Problems,
 ) -> anyhow::Result<Enforcement> {
     let room = interception.options().room;
+    let workloads = finder.workloads().clone();
     Ok(Enforcement::new(interception.take_policy()?, room, workloads, problems.clone()))
 }
 

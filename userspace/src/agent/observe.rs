@@ -60,9 +60,7 @@ fn event(verdict: KernelVerdict, shared: &Shared) -> Event {
 
 /// Looks at the snapshot only: verdicts may come in great numbers.
 fn caller(shared: &Shared, cgroup: u64, uid: u32) -> Option<Subject> {
-    let workloads = shared.workloads.get()?.borrow().clone();
-    let owner = workloads.cgroups().get(&cgroup)?.clone();
-    let workload = owner.unwrap_or_else(|| workloads.users().name(uid));
+    let workload = shared.workloads.get()?.known(cgroup, uid)?;
     Some(Subject::Workload(shared.node.as_ref().clone(), workload))
 }
 

@@ -35,11 +35,16 @@ impl FirstProtection<'_> {
     ///
     /// # Errors
     /// This host has no name, which it cannot have joined without.
-    pub fn put(&self, maps: PolicyMaps, room: Room, workloads: Workloads) -> Result<(), IdentityError> {
+    pub fn put(
+        &self,
+        maps: PolicyMaps,
+        room: Room,
+        workloads: &watch::Receiver<Workloads>,
+    ) -> Result<(), IdentityError> {
         if self.catalog.revision == 0 {
             return Ok(());
         }
-        let serving = discover::now(self.exempt, &workloads).unwrap_or_else(|error| {
+        let serving = discover::now(self.exempt, &workloads.borrow()).unwrap_or_else(|error| {
             warn!("cannot tell what this host serves: {error}");
             discover::Served::default()
         });
@@ -61,8 +66,7 @@ impl FirstProtection<'_> {
             mesh: &mesh,
             exempt: self.exempt,
         };
-        let (_, workloads) = watch::channel(workloads);
-        Enforcement::new(maps, room, workloads, Problems::default()).enforce(&known, || ());
+        Enforcement::new(maps, room, workloads.clone(), Problems::default()).enforce(&known, || ());
         Ok(())
     }
 }

@@ -178,12 +178,12 @@ fn local_services(catalog: &Catalog, served: &Served, own: &SpiffeId) -> LocalSe
         .filter(|host| !is_own(&host.node))
         .map(|host| (host.node.clone(), host.report.addresses.iter().copied().collect()))
         .collect();
-    let mut names = BTreeMap::new();
+    let mut named = BTreeMap::new();
     for service in catalog.policy.services().values().filter(|service| service.hosts.iter().any(is_own)) {
-        names.entry(service.port).or_insert_with(|| service.name.clone());
+        named.entry(service.port).or_insert_with(|| service.clone());
     }
     let (addresses, listeners) = (served.addresses.clone(), served.listeners.clone());
-    let mut services = LocalServices { addresses, listeners, peers, names, identities: HashSet::new() };
+    let mut services = LocalServices { addresses, listeners, peers, named, identities: HashSet::new() };
     let Some(node) = own.node() else { return services };
     let ports: BTreeSet<_> = services.listeners.iter().map(|listener| listener.address.port()).collect();
     let destinations = ports

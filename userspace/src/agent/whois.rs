@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use tokio::runtime::Handle;
 use tonic::Status;
 
 use super::process::{ProcessStatus, with_socket};
@@ -13,7 +14,7 @@ use crate::{
     proxy::Shared,
 };
 
-/// Everybody that the question may mean.
+/// Everybody that the question may mean. Blocks.
 ///
 /// # Errors
 /// There is nobody, or the question is none.
@@ -57,8 +58,8 @@ impl Knowledge<'_> {
 
     /// `None` for one outside of the cgroup that the hooks are attached to.
     fn workload(&self, process: &ProcessStatus) -> Option<WorkloadName> {
-        let workloads = self.shared.workloads.get()?.borrow().clone();
-        workloads.of(process.cgroup_id, process.uid)
+        let finder = self.shared.workloads.get()?;
+        Handle::current().block_on(finder.find(process.cgroup_id, process.uid))
     }
 
     /// By the names of the services that it listens for, too.

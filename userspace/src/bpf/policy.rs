@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData};
 use murmesh_common::{
-    Destination, Endpoint, NetworkKey, PolicyState, SocketAddress, SourceClass, Verdict, VerdictKey,
+    Destination, Endpoint, NetworkKey, PolicyState, SocketAddress, SourceClass, UserKey, Verdict, VerdictKey,
     WorkloadEntry,
 };
 use nix::libc;
@@ -21,7 +21,7 @@ pub(super) const POLICY_MAPS: [&str; 9] =
 pub struct PolicyMaps {
     endpoints: Named<HashMap<MapData, SocketAddress, Endpoint>>,
     workloads: Named<HashMap<MapData, u64, WorkloadEntry>>,
-    users: Named<HashMap<MapData, u32, SourceClass>>,
+    users: Named<HashMap<MapData, UserKey, SourceClass>>,
     verdicts: Named<HashMap<MapData, VerdictKey, Verdict>>,
     egress: Named<LpmTrie<MapData, NetworkKey, Destination>>,
     ports: Named<HashMap<MapData, u16, u32>>,

@@ -21,6 +21,8 @@ pub enum Unavailable {
     HostLost,
     /// Nothing on its host listens on the service's port, at an address that others can dial.
     NotListening,
+    /// Somebody does, but another workload than the service's.
+    Stranger,
     /// Its host's check of it fails.
     Failing(String),
 }
@@ -38,8 +40,10 @@ impl Catalog {
         if host.lost {
             return Some(Unavailable::HostLost);
         }
-        if !host.report.listeners.iter().any(|listener| listener.address.port() == service.port) {
-            return Some(Unavailable::NotListening);
+        if !host.serves(service) {
+            let is_taken =
+                host.report.listeners.iter().any(|listener| listener.address.port() == service.port);
+            return Some(if is_taken { Unavailable::Stranger } else { Unavailable::NotListening });
         }
         // What its host found by a check that is not wanted any more counts for nothing.
         let failing = host.report.failing.get(&service.name).filter(|_| service.check.is_some());
@@ -67,6 +71,15 @@ impl Catalog {
     }
 }
 
+impl Host {
+    /// Whether it listens on the port of `service` under its name.
+    pub fn serves(&self, service: &Service) -> bool {
+        self.report.listeners.iter().any(|listener| {
+            listener.address.port() == service.port && service.is_served_by(listener.workload.as_ref())
+        })
+    }
+}
+
 impl Unavailable {
     /// In one word, from a bounded set.
     pub const fn name(&self) -> &'static str {
@@ -74,7 +87,7 @@ impl Unavailable {
             Self::NoHost => "absent",
             Self::HostDrained | Self::Drained => "drained",
             Self::HostLost => "lost",
-            Self::NotListening => "down",
+            Self::NotListening | Self::Stranger => "down",
             Self::Failing(_) => "failing",
         }
     }
@@ -88,6 +101,7 @@ impl fmt::Display for Unavailable {
             Self::Drained => "drained",
             Self::HostLost => "no server hears of the host",
             Self::NotListening => "nothing listens on the port",
+            Self::Stranger => "another workload listens on the port",
             Self::Failing(reason) => reason,
         })
     }
@@ -132,6 +146,8 @@ mod tests {
         assert_eq!(drained, Some(Unavailable::Drained));
         assert_eq!(world(|_, host, _| host.lost = true), Some(Unavailable::HostLost));
         assert_eq!(world(|_, host, _| host.report.listeners.clear()), Some(Unavailable::NotListening));
+        let kept = world(|_, _, service| service.workload = "web.service".parse().ok());
+        assert_eq!(kept, Some(Unavailable::Stranger));
         let other = Service::new("other".parse().unwrap(), ["fcs09".parse().unwrap()], 1);
         let absent = Catalog::default().unavailable(&other, &"fcs09".parse().unwrap());
         assert_eq!(absent, Some(Unavailable::NoHost));

@@ -13,6 +13,7 @@ use crate::{
     identity::{JoinToken, NodeName},
     policy::compile::Room,
     seal::KeySource,
+    workload::Explicit,
 };
 
 /// Arguments of `murmesh agent`.
@@ -30,6 +31,10 @@ pub struct AgentArgs {
     /// Mark (SO_MARK) of the agent's own sockets; change it if routing rules of this host use the same.
     #[arg(long, default_value_t = DEFAULT_MARK, value_name = "NUMBER")]
     mark: u32,
+    /// A workload of this host by your own name instead of that of its unit or user, such as
+    /// shop=unit:web.service,user:shop; may be given several times.
+    #[arg(long = "workload", value_name = "NAME=SELECTOR[,SELECTOR]")]
+    workloads: Vec<Explicit>,
     #[command(flatten)]
     room: RoomOptions,
 }
@@ -129,7 +134,7 @@ impl MemberOptions {
 /// When the agent cannot start.
 pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
     daemon::start_log(arguments.daemon.log_format)?;
-    let AgentArgs { daemon, kernel, member, outbound_port, mark, room } = arguments;
+    let AgentArgs { daemon, kernel, member, outbound_port, mark, workloads, room } = arguments;
     anyhow::ensure!(mark != 0, "--mark 0 is what every socket has: choose another number");
     let cgroup = match kernel.cgroup {
         // Resolved, because it is compared with where processes are.
@@ -143,6 +148,7 @@ pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
         mark,
         outbound_port,
         room: room.room(),
+        workloads,
     });
     run_until_stopped(member.agent_options(daemon, capture, &[outbound_port])?)
 }

@@ -1,5 +1,6 @@
-//! `murmesh service`. JSON of `list`: a list of `{name, hosts, port, mode, exceptions, balance, check, drained}`,
-//! where `mode` is null for the default of the mesh, `check` null if there is none, and `drained` lists hosts.
+//! `murmesh service`. JSON of `list`: a list of `{name, hosts, port, mode, exceptions, workload, strangers, balance, check,
+//! drained}`, where `mode` is null for the default of the mesh, `workload` for whoever listens and `check` if there is
+//! none; `strangers` are `{host, address, workload}`, and `drained` lists hosts.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,8 +11,9 @@ use serde::Serialize;
 use super::output::{self, Format};
 use super::{ReadOptions, RunDirectory, daemon, members};
 use crate::api::v1;
+use crate::catalog::{Catalog, Listener};
 use crate::cli::status::local_error;
-use crate::identity::{NodeName, ServiceName};
+use crate::identity::{NameError, NodeName, ServiceName, WorkloadName};
 use crate::local::connect_to_server;
 use crate::policy::{Balance, Mode, Network, Probe, Service};
 
@@ -49,6 +51,10 @@ pub struct SetArgs {
     /// Networks that are let in from outside the mesh, in clear, instead of those before; "none" for no network.
     #[arg(long = "except", value_delimiter = ',', value_name = "NETWORK")]
     exceptions: Vec<String>,
+    /// Who must be listening to go by the name, such as web.service or user-web; "any" for whoever listens [default of a
+    /// new service: the workload that listens now].
+    #[arg(long, value_parser = served_by, value_name = "WORKLOAD")]
+    workload: Option<ServedBy>,
     /// Which healthy instance a connection gets: pinned (the one that it dials, another only while that is not
     /// healthy), round-robin, or least-connections (of the client's agent).
     #[arg(long, value_name = "HOW")]
@@ -106,6 +112,10 @@ pub struct DrainArgs {
     host: NodeName,
 }
 
+/// `None` for whoever listens.
+#[derive(Debug, Clone)]
+struct ServedBy(Option<WorkloadName>);
+
 /// Arguments of `murmesh service remove`.
 #[derive(Debug, Args)]
 pub struct RemoveArgs {
@@ -129,9 +139,19 @@ struct Listed {
     port: u16,
     mode: Option<String>,
     exceptions: Vec<String>,
+    workload: Option<String>,
+    strangers: Vec<Stranger>,
     balance: String,
     check: Option<String>,
     drained: Vec<String>,
+}
+
+/// A listener on the port of a service that does not go by its name, because it is another workload than the service has.
+#[derive(Serialize)]
+struct Stranger {
+    host: String,
+    address: String,
+    workload: Option<String>,
 }
 
 /// Runs one of the commands.
@@ -155,6 +175,7 @@ fn set(arguments: SetArgs) -> anyhow::Result<ExitCode> {
         port: arguments.port.map(u32::from),
         mode: arguments.mode.map(i32::from),
         exceptions: exceptions(arguments.exceptions)?,
+        workload: arguments.workload.map(|ServedBy(workload)| text(workload.as_ref())),
         balance: arguments.balance.map(|balance| v1::Balance::from(balance).into()),
         check: arguments.check.wanted(),
     };
@@ -188,21 +209,58 @@ fn drain(arguments: &DrainArgs, drained: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn list(arguments: &ListArgs) -> anyhow::Result<ExitCode> {
-    let policy = members::fetch(&arguments.read)?.policy;
-    let services = policy.services().values();
+    let catalog = members::fetch(&arguments.read)?;
+    let services = catalog.policy.services().values();
     match arguments.read.output {
         Format::Json => {
-            output::print_json(&services.map(|service| Listed::from(service.as_ref())).collect::<Vec<_>>())?;
+            output::print_json(&services.map(|service| listed(service, &catalog)).collect::<Vec<_>>())?;
         }
         Format::Table => {
-            let rows: Vec<_> = services.map(|service| row(service)).collect();
-            output::print(&output::table(
-                ["SERVICE", "HOSTS", "PORT", "MODE", "EXCEPT", "BALANCE", "CHECK"],
-                &rows,
-            ))?;
+            let rows: Vec<_> = services.clone().map(|service| row(service)).collect();
+            let header = ["SERVICE", "HOSTS", "PORT", "MODE", "SERVED BY", "EXCEPT", "BALANCE", "CHECK"];
+            output::print(&output::table(header, &rows))?;
+            let complaints = services.flat_map(|service| complaints(service, &catalog));
+            output::print(&complaints.collect::<String>())?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn strangers(service: &Service, catalog: &Catalog) -> Vec<Stranger> {
+    let hosts = service.hosts.iter().filter_map(|node| catalog.hosts.get(node));
+    let listeners =
+        hosts.flat_map(|host| host.report.listeners.iter().map(|listener| (&host.node, listener)));
+    let on_port = listeners.filter(|(_, listener)| listener.address.port() == service.port);
+    let others = on_port.filter(|(_, listener)| !service.is_served_by(listener.workload.as_ref()));
+    let stranger = |(node, listener): (&NodeName, &Listener)| Stranger {
+        host: node.to_string(),
+        address: listener.address.to_string(),
+        workload: listener.workload.as_ref().map(ToString::to_string),
+    };
+    others.map(stranger).collect()
+}
+
+fn complaints(service: &Service, catalog: &Catalog) -> Vec<String> {
+    let complaint = |Stranger { host, address, workload }| {
+        let listens = workload.unwrap_or_else(|| "a workload that its host cannot tell".to_owned());
+        format!(
+            "{}: {listens} listens on {address} of {host} and does not go by the name: it is not {}; name it with `murmesh service set {} --workload` if it should\n",
+            service.name,
+            text(service.workload.as_ref()),
+            service.name
+        )
+    };
+    strangers(service, catalog).into_iter().map(complaint).collect()
+}
+
+/// "any" is no workload.
+fn served_by(text: &str) -> Result<ServedBy, NameError> {
+    if text == "any" { Ok(ServedBy(None)) } else { Ok(ServedBy(Some(text.parse()?))) }
+}
+
+/// "" for none.
+fn text(workload: Option<&WorkloadName>) -> String {
+    workload.map(ToString::to_string).unwrap_or_default()
 }
 
 /// "default" is no mode of its own.
@@ -234,31 +292,32 @@ fn exceptions(texts: Vec<String>) -> anyhow::Result<Option<v1::Exceptions>> {
     }
 }
 
-fn row(service: &Service) -> [String; 7] {
+fn row(service: &Service) -> [String; 8] {
     let joined = |texts: Vec<String>| texts.join(" ");
     [
         service.name.to_string(),
         joined(service.hosts.iter().map(ToString::to_string).collect()),
         service.port.to_string(),
         service.mode.map_or("default".to_owned(), |mode| mode.to_string()),
+        service.workload.as_ref().map_or("any".to_owned(), ToString::to_string),
         joined(service.exceptions.iter().map(ToString::to_string).collect()),
         service.balance.to_string(),
         service.check.as_ref().map_or("-".to_owned(), |check| check.probe.to_string()),
     ]
 }
 
-impl From<&Service> for Listed {
-    fn from(service: &Service) -> Self {
-        Self {
-            name: service.name.to_string(),
-            hosts: service.hosts.iter().map(ToString::to_string).collect(),
-            port: service.port,
-            mode: service.mode.map(|mode| mode.to_string()),
-            exceptions: service.exceptions.iter().map(ToString::to_string).collect(),
-            balance: service.balance.to_string(),
-            check: service.check.as_ref().map(|check| check.probe.to_string()),
-            drained: service.drained.iter().map(ToString::to_string).collect(),
-        }
+fn listed(service: &Service, catalog: &Catalog) -> Listed {
+    Listed {
+        name: service.name.to_string(),
+        hosts: service.hosts.iter().map(ToString::to_string).collect(),
+        port: service.port,
+        mode: service.mode.map(|mode| mode.to_string()),
+        exceptions: service.exceptions.iter().map(ToString::to_string).collect(),
+        workload: service.workload.as_ref().map(ToString::to_string),
+        strangers: strangers(service, catalog),
+        balance: service.balance.to_string(),
+        check: service.check.as_ref().map(|check| check.probe.to_string()),
+        drained: service.drained.iter().map(ToString::to_string).collect(),
     }
 }
 

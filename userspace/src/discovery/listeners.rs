@@ -80,6 +80,11 @@ impl Listeners {
         self.closed.insert(cookie);
     }
 
+    /// All of them.
+    pub fn sockets(&self) -> impl Iterator<Item = &ListeningSocket> {
+        self.listening.values()
+    }
+
     /// What other hosts may reach: without exempt ports, and without listeners that the agent could not reach
     /// for them. It dials over the loopback interface, so a socket bound to another interface never hears it.
     /// `workload` tells who listens.

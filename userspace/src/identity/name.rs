@@ -13,6 +13,11 @@ const MAX_LABEL: usize = 63;
 /// A cgroup's name has at most 255 bytes (NAME_MAX), and an escaped byte takes three.
 const MAX_WORKLOAD: usize = 3 * 255;
 
+/// Beginnings of the names of workloads that are no units. No unit has a name with one of these that ends in what
+/// units end in and stands for something else: users' names have no '.', and cgroups that are called so are units.
+const USER: &str = "user-";
+const CGROUP: &str = "cgroup-";
+
 /// Why a name is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -117,7 +122,7 @@ impl FromStr for ServiceName {
     }
 }
 
-/// What a host calls one of its workloads: its systemd unit, else its user. Letters, digits, '.' and '-' stand for
+/// What a host calls one of its workloads: its systemd unit, else its cgroup or its user. Letters, digits, '.' and '-' stand for
 /// themselves, '_' is written `__`, and any other byte `_` and two hexadecimal digits: two units never have one name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkloadName(String);
@@ -145,12 +150,31 @@ impl WorkloadName {
             _ => escape(byte),
         });
         let name = escaped.collect::<String>();
-        if name.is_empty() { Err(NameError::Workload(name)) } else { format!("user-{name}").parse() }
+        if name.is_empty() { Err(NameError::Workload(name)) } else { format!("{USER}{name}").parse() }
+    }
+
+    /// The workload of a cgroup that is no unit: `cgroup-NAME`, which no unit is called.
+    ///
+    /// # Errors
+    /// When the name is empty or has more than 250 bytes.
+    pub fn of_cgroup(name: &str) -> Result<Self, NameError> {
+        let escaped = name.bytes().map(escape).collect::<String>();
+        if escaped.is_empty() {
+            Err(NameError::Workload(escaped))
+        } else {
+            format!("{CGROUP}{escaped}").parse()
+        }
+    }
+
+    /// Whether a unit, a user or a cgroup can be called so by itself.
+    pub fn is_automatic(&self) -> bool {
+        let is_unit = [".service", ".scope"].into_iter().any(|kind| self.0.ends_with(kind));
+        is_unit || self.0.starts_with(USER) || self.0.starts_with(CGROUP)
     }
 
     /// The workload of a user that has no name.
     pub fn of_uid(uid: u32) -> Self {
-        Self(format!("user-{uid}"))
+        Self(format!("{USER}{uid}"))
     }
 
     /// The name as text.

@@ -132,15 +132,18 @@ impl Policy {
         self.service_at(node, port).and_then(|service| service.mode).unwrap_or(self.defaults.mode)
     }
 
-    /// A workload as a source. It goes by the name of every service that it listens for on its host, at `ports`.
+    /// A workload as a source. It goes by the name of every service that it listens for on its host, at `ports`, and that
+    /// is its own.
     pub fn source(
         &self,
         node: &NodeName,
         workload: Option<WorkloadName>,
         ports: impl IntoIterator<Item = u16>,
     ) -> Party {
-        let at = |port| self.service_at(node, port).map(|service| service.name.clone());
-        Party { node: node.clone(), workload, services: ports.into_iter().filter_map(at).collect() }
+        let services = ports.into_iter().filter_map(|port| self.service_at(node, port));
+        let own = services.filter(|service| service.is_served_by(workload.as_ref()));
+        let services = own.map(|service| service.name.clone()).collect();
+        Party { node: node.clone(), workload, services }
     }
 
     /// What listens on `port` of `node`, as a destination. `workload` is who listens, where that is known.

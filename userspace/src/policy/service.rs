@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{Balance, Check, Network};
-use crate::identity::{NodeName, ServiceName};
+use crate::identity::{NodeName, ServiceName, WorkloadName};
 
 /// What happens to connections that come to a service outside of the mesh.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -32,6 +32,8 @@ pub struct Service {
     pub mode: Option<Mode>,
     /// Addresses outside the mesh that are let in, in clear, even when the mode is strict.
     pub exceptions: BTreeSet<Network>,
+    /// Who must be listening to go by the name; `None` for whoever does.
+    pub workload: Option<WorkloadName>,
     /// Which healthy instance a connection gets.
     pub balance: Balance,
     /// How its hosts find out whether it is well; `None` if it is enough that somebody listens.
@@ -49,10 +51,16 @@ impl Service {
             port,
             mode: None,
             exceptions: BTreeSet::new(),
+            workload: None,
             balance: Balance::default(),
             check: None,
             drained: BTreeSet::new(),
         }
+    }
+
+    /// Whether `workload`, listening on its port of one of its hosts, goes by its name.
+    pub fn is_served_by(&self, workload: Option<&WorkloadName>) -> bool {
+        self.workload.is_none() || self.workload.as_ref() == workload
     }
 }
 
@@ -80,6 +88,10 @@ impl fmt::Display for Service {
         let hosts = list(self.hosts.iter().map(ToString::to_string).collect());
         let mode = self.mode.map_or("default mode".to_owned(), |mode| mode.to_string());
         write!(formatter, "{}: port {} of {hosts}, {mode}", self.name, self.port)?;
+        match &self.workload {
+            Some(workload) => write!(formatter, ", served by {workload}")?,
+            None => write!(formatter, ", served by whoever listens")?,
+        }
         if !self.exceptions.is_empty() {
             let exceptions = list(self.exceptions.iter().map(ToString::to_string).collect());
             write!(formatter, " except for {exceptions}")?;

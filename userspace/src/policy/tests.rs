@@ -237,6 +237,18 @@ fn a_party_goes_by_the_name_of_its_service() {
 }
 
 #[test]
+fn a_service_that_has_a_workload_gives_its_name_to_nobody_else() {
+    let mut policy = Policy::default();
+    let workload = "web.service".parse().ok();
+    policy.put_service(Service { workload: workload.clone(), ..service("web", "fcs00", 80) });
+    let host = "fcs00".parse().unwrap();
+    let name = |workload| policy.source(&host, workload, [80]).subject().to_string();
+    assert_eq!(name(workload), "service/web");
+    assert_eq!(name("user-mallory".parse().ok()), "host/fcs00/user-mallory");
+    assert_eq!(name(None), "host/fcs00");
+}
+
+#[test]
 fn a_dry_run_rule_is_named_only_where_it_would_change_something() {
     let mut policy = written(&["allow host/fcc00 host/fcs00", "deny * *"]);
     policy.put_rule(Rule { dry_run: true, ..Rule::clone(&policy.rules()[&RuleId::new(2).unwrap()]) });

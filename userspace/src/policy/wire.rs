@@ -145,6 +145,7 @@ impl From<&Service> for v1::Service {
             balance: v1::Balance::from(service.balance).into(),
             check: service.check.as_ref().map(Into::into),
             drained: service.drained.iter().map(ToString::to_string).collect(),
+            workload: service.workload.as_ref().map(ToString::to_string).unwrap_or_default(),
         }
     }
 }
@@ -163,6 +164,10 @@ impl TryFrom<v1::Service> for Service {
             balance: balance(message.balance)?.unwrap_or_default(),
             check: message.check.filter(|check| !check.probe.is_empty()).map(Check::try_from).transpose()?,
             drained: nodes(&message.drained)?,
+            workload: match message.workload.as_str() {
+                "" => None,
+                workload => Some(workload.parse()?),
+            },
         })
     }
 }
@@ -292,6 +297,7 @@ mod tests {
                 successes: 1,
             }),
             drained: vec!["b".to_owned()],
+            workload: "web.service".to_owned(),
         }
     }
 
@@ -337,6 +343,7 @@ mod tests {
                 ..service()
             },
             v1::Service { name: "*".to_owned(), ..service() },
+            v1::Service { workload: "*".to_owned(), ..service() },
         ] {
             assert!(Service::try_from(wrong.clone()).is_err(), "{wrong:?}");
         }

@@ -20,22 +20,24 @@ impl Callers {
         Self { shared, known: RefCell::default() }
     }
 
-    /// The workload of `caller`; this host where nothing tells who connects. `None` if the caller's cgroup is gone:
-    /// anybody could be meant.
-    pub fn identity(&self, caller: Option<Caller>) -> Option<Arc<SpiffeId>> {
-        let workloads = self.shared.workloads.get();
-        let (Some(caller), Some(workloads)) = (caller, workloads) else {
+    /// The workload of `caller`; this host where nothing tells who connects. `None` if the caller's cgroup is gone, or
+    /// its user cannot be looked up: anybody could be meant.
+    pub async fn identity(&self, caller: Option<Caller>) -> Option<Arc<SpiffeId>> {
+        let (Some(caller), Some(finder)) = (caller, self.shared.workloads.get()) else {
             return Some(self.shared.identities.host().id.clone());
         };
-        let mut known = self.known.borrow_mut();
-        if let Some(id) = known.get(&(caller.cgroup, caller.uid)) {
+        if let Some(id) = self.known.borrow().get(&(caller.cgroup, caller.uid)) {
             return Some(id.clone());
         }
+        // Streams of callers that are known have no room for a search in their tasks.
+        let workload = match finder.known(caller.cgroup, caller.uid) {
+            Some(workload) => workload,
+            None => Box::pin(finder.find(caller.cgroup, caller.uid)).await?,
+        };
+        let mut known = self.known.borrow_mut();
         if known.len() >= MAX_CALLERS {
             known.clear();
         }
-        // The users' databases may be slow, and one cgroup is made before one connection at most.
-        let workload = workloads.borrow().clone().of(caller.cgroup, caller.uid)?;
         let trust_domain = self.shared.identities.host().id.trust_domain.clone();
         let subject = Subject::Workload(NodeName::clone(&self.shared.node), workload);
         let id = Arc::new(SpiffeId { trust_domain, subject });

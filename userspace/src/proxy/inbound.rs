@@ -156,7 +156,7 @@ async fn stream(
     };
     tunnel.accept()?;
     // Where there may be another instance, the caller goes there instead.
-    let is_named = worker.shared.services.load().names.contains_key(&destination.port());
+    let is_named = worker.shared.services.load().named.contains_key(&destination.port());
     let is_gone = || is_gone(destination);
     let is_gone: Option<&dyn Fn() -> bool> = if is_named { Some(&is_gone) } else { None };
     let (totals, result) = relay(&mut service, tunnel, &worker.watchdog, &place, None, is_gone).await;

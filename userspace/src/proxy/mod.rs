@@ -41,7 +41,7 @@ pub use worker::{BoundWorkers, Listen, Workers};
 use crate::{
     identity::{Identity, IdentityError, NodeName},
     observe::Observer,
-    workload::Workloads,
+    workload::Finder,
 };
 use traffic::Traffic;
 
@@ -56,7 +56,7 @@ pub struct Shared {
     /// Says that there are new rules.
     rules_changed: watch::Sender<()>,
     /// Who this host's processes are, once they are followed; a sidecar does not tell them apart.
-    pub workloads: OnceLock<watch::Receiver<Workloads>>,
+    pub workloads: OnceLock<Arc<Finder>>,
     /// Who this host is, and who its workloads and services are.
     pub identities: Identities,
     /// Its name.

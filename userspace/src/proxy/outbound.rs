@@ -40,7 +40,7 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
     }
     let Some(route) = route(&worker, destination) else { return };
     let client = original.client.unwrap_or_else(|| SocketAddr::new(source(&route), peer.port()));
-    let Some((connection, verdict)) = judge(&worker, &route, &original) else { return };
+    let Some((connection, verdict)) = judge(&worker, &route, &original).await else { return };
     let parties = Parties { local: Some(connection.caller.clone()), peer: route.peer.id.clone() };
     let shared = worker.shared.clone();
     let mut access = AccessRecord::open(
@@ -93,8 +93,8 @@ fn route(worker: &Worker, destination: SocketAddr) -> Option<Route> {
 
 /// Who connects, and what the rules say of it: the kernel half has let it through if it knew the caller. `None`, and
 /// logged, if nobody knows.
-fn judge(worker: &Worker, route: &Route, original: &Original) -> Option<(Connection, Verdict)> {
-    let judged = worker.callers.identity(original.caller).and_then(|caller| {
+async fn judge(worker: &Worker, route: &Route, original: &Original) -> Option<(Connection, Verdict)> {
+    let judged = worker.callers.identity(original.caller).await.and_then(|caller| {
         let node = route.peer.node.clone();
         let connection = Connection { caller, node, destination: original.destination };
         let verdict = worker.judge.judge(&connection)?;
@@ -104,7 +104,7 @@ fn judge(worker: &Worker, route: &Route, original: &Original) -> Option<(Connect
         && let Some(withheld) = NOBODY.permit()
     {
         let destination = original.destination;
-        warn!(%destination, caller = ?original.caller, withheld, "reset: the cgroup of the caller is gone");
+        warn!(%destination, caller = ?original.caller, withheld, "reset: the caller cannot be told: its cgroup is gone, or its user cannot be looked up");
     }
     judged
 }

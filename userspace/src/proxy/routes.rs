@@ -11,7 +11,7 @@ use super::{
     instances::{Ejection, Instance, Instances, Load, Loads},
 };
 use crate::{
-    catalog::{Catalog, Host},
+    catalog::{Catalog, Host, Listener},
     discovery::ExemptPorts,
     identity::{NodeName, ServiceName, SpiffeId, TrustDomain, WorkloadName},
     policy::Service,
@@ -210,11 +210,11 @@ impl<'a, SourceFor: FnMut(SocketAddr) -> Option<IpAddr>> Building<'a, SourceFor>
             for ip in &host.report.addresses {
                 let destination = SocketAddr::new(*ip, service.port);
                 let instances = if ip.is_ipv4() { &v4 } else { &v6 };
-                let listener = host.report.listener(destination);
+                let listener = served(service, host, destination);
                 let own = listener.and_then(|_| instances.position(&host.node));
                 let named = Named { instances: instances.clone(), own };
-                let workload = listener.and_then(|listener| listener.workload.as_ref());
-                self.add(host, destination, workload, Some(named));
+                let workload = listener.map_or(&service.workload, |listener| &listener.workload);
+                self.add(host, destination, workload.as_ref(), Some(named));
             }
         }
         self.routes.named.extend([v4, v6]);
@@ -227,14 +227,15 @@ impl<'a, SourceFor: FnMut(SocketAddr) -> Option<IpAddr>> Building<'a, SourceFor>
             let Some(host) = host.filter(|_| unavailable.is_none()) else { continue };
             let addresses = host.report.addresses.iter().filter(|ip| ip.is_ipv4() == v4);
             let addresses = addresses.map(|ip| SocketAddr::new(*ip, service.port));
-            let mut listening = addresses.filter(|address| host.report.listener(*address).is_some());
+            let mut listening = addresses.filter(|address| served(service, host, *address).is_some());
             let mut dialled = listening.clone().find(|address| {
                 let agent = SocketAddr::new(address.ip(), host.report.tunnel_port);
                 *node == *self.here.node || !self.source(agent).is_unspecified()
             });
             dialled = dialled.or_else(|| listening.next());
             let Some(address) = dialled else { continue };
-            let workload = host.report.listener(address).and_then(|listener| listener.workload.as_ref());
+            let listener = served(service, host, address);
+            let workload = listener.and_then(|listener| listener.workload.as_ref());
             let peer = self.peer(host, address, workload);
             all.push(Instance { peer, address, load: loads.of(&service.name, node) });
         }
@@ -268,6 +269,12 @@ impl<'a, SourceFor: FnMut(SocketAddr) -> Option<IpAddr>> Building<'a, SourceFor>
     }
 }
 
+/// The listener at an address of a service's host that goes by its name.
+fn served<'a>(service: &Service, host: &'a Host, address: SocketAddr) -> Option<&'a Listener> {
+    let listener = host.report.listener(address);
+    listener.filter(|listener| service.is_served_by(listener.workload.as_ref()))
+}
+
 fn unspecified(like: SocketAddr) -> IpAddr {
     if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
@@ -275,10 +282,7 @@ fn unspecified(like: SocketAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        catalog::{Listener, Report},
-        policy::Balance,
-    };
+    use crate::{catalog::Report, policy::Balance};
 
     const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 

@@ -9,6 +9,7 @@ use std::{
 use crate::{
     catalog::{Listener, choose},
     identity::{NodeName, ServiceName, SpiffeId, Subject},
+    policy::Service,
 };
 
 /// What tunnels may reach on this host, and which clients may come through them.
@@ -21,7 +22,7 @@ pub struct LocalServices {
     /// Addresses of the other hosts, by node.
     pub peers: HashMap<NodeName, HashSet<IpAddr>>,
     /// Named services of this host, by port.
-    pub names: BTreeMap<u16, ServiceName>,
+    pub named: BTreeMap<u16, Arc<Service>>,
     /// Who its services are, but those that are this host itself.
     pub identities: HashSet<Arc<SpiffeId>>,
 }
@@ -42,19 +43,26 @@ impl LocalServices {
     /// or is none of its services.
     pub fn subject(&self, node: &NodeName, destination: SocketAddr) -> Option<Subject> {
         let listener = self.listener(destination)?;
-        let service = self.names.get(&destination.port()).cloned().map(Subject::Service);
+        let service = self.name(listener).cloned().map(Subject::Service);
         let workload = || Some(Subject::Workload(node.clone(), listener.workload.clone()?));
         service.or_else(workload)
     }
 
+    /// The name of the service that a listener is, if it has one.
+    fn name(&self, listener: &Listener) -> Option<&ServiceName> {
+        let service = self.named.get(&listener.address.port())?;
+        service.is_served_by(listener.workload.as_ref()).then_some(&service.name)
+    }
+
     /// Whether `destination`, one of its services, is who `subject` says. This host vouches for all of them.
     pub fn is_served_by(&self, destination: SocketAddr, subject: &Subject) -> bool {
-        match (subject, self.names.get(&destination.port())) {
+        let listener = self.listener(destination);
+        match (subject, listener.and_then(|listener| self.name(listener))) {
             (Subject::Host(_), _) => true,
             (Subject::Service(presented), name) => name == Some(presented),
-            (Subject::Workload(_, presented), None) => self
-                .listener(destination)
-                .is_some_and(|listener| listener.workload.as_ref() == Some(presented)),
+            (Subject::Workload(_, presented), None) => {
+                listener.is_some_and(|listener| listener.workload.as_ref() == Some(presented))
+            }
             (Subject::Workload(..), Some(_)) | (Subject::Server(_), _) => false,
         }
     }
@@ -77,6 +85,14 @@ mod tests {
 
     fn listener(address: &str) -> Listener {
         Listener { address: address.parse().expect("an address"), ipv6_only: false, workload: None }
+    }
+
+    fn named(name: &str, port: u16, workload: Option<&str>) -> (u16, Arc<Service>) {
+        let service = Service {
+            workload: workload.map(|workload| workload.parse().expect("a name")),
+            ..Service::new(name.parse().expect("a name"), [], port)
+        };
+        (port, service.into())
     }
 
     #[test]
@@ -124,8 +140,9 @@ mod tests {
                 Listener { workload: workload.clone(), ..listener("0.0.0.0:80") },
                 Listener { workload, ..listener("0.0.0.0:81") },
                 listener("0.0.0.0:82"),
+                Listener { workload: "user-mallory".parse().ok(), ..listener("0.0.0.0:83") },
             ]),
-            names: BTreeMap::from([(81, "shop".parse().expect("a name"))]),
+            named: [named("shop", 81, None), named("bank", 83, Some("bank.service"))].into(),
             ..LocalServices::default()
         };
         let node = "here".parse().expect("a name");
@@ -133,7 +150,10 @@ mod tests {
         let subject = |port| services.subject(&node, at(port)).map(|subject| subject.to_string());
         assert_eq!(subject(80).as_deref(), Some("host/here/web.service"));
         assert_eq!(subject(81).as_deref(), Some("service/shop"));
-        assert_eq!((subject(82), subject(83)), (None, None));
+        assert_eq!((subject(82), subject(84)), (None, None));
+        assert_eq!(subject(83).as_deref(), Some("host/here/user-mallory"), "it is the bank's port");
+        let bank = Subject::Service("bank".parse().expect("a name"));
+        assert!(!services.is_served_by(at(83), &bank));
         let [web, shop] = [80, 81].map(|port| services.subject(&node, at(port)).expect("told apart"));
         assert!(services.is_served_by(at(80), &web) && services.is_served_by(at(81), &shop));
         let others = [(81, &web), (82, &web), (80, &shop), (82, &shop)];

@@ -15,8 +15,8 @@ use super::view::View;
 use crate::api::v1;
 use crate::identity::{NameError, NodeName, ServiceName, TrustDomain};
 use crate::policy::{
-    Component, Defaults, DestinationPattern, IdentityPattern, InvalidMessage, PatternError, Policy, Rule,
-    RuleId, Service,
+    Component, Defaults, DestinationPattern, IdentityPattern, InvalidMessage, PatternError, Rule, RuleId,
+    Service,
 };
 use crate::store::{Change, Condition, Outcome, Store, StoreError, Transaction};
 
@@ -194,7 +194,7 @@ impl PolicyRecords {
     /// A refusal, or a failure of the store.
     pub async fn set_service(&self, request: &v1::SetServiceRequest) -> Result<Service, PolicyChangeError> {
         self.change(|view, _| {
-            let service = wanted_service(request, &view.policy)?;
+            let service = wanted_service(request, view)?;
             if view.policy.services().get(&service.name).is_some_and(|known| **known == service) {
                 return Ok((vec![], service));
             }
@@ -320,13 +320,16 @@ fn speaks_of(rule: &Rule, name: &ServiceName) -> bool {
 }
 
 /// What the request makes of the service as it is.
-fn wanted_service(request: &v1::SetServiceRequest, policy: &Policy) -> Result<Service, PolicyChangeError> {
+fn wanted_service(request: &v1::SetServiceRequest, view: &View) -> Result<Service, PolicyChangeError> {
     let name: ServiceName = request.name.parse()?;
-    let known = policy.services().get(&name).map(|service| v1::Service::from(service.as_ref()));
+    let known = view.policy.services().get(&name).map(|service| v1::Service::from(service.as_ref()));
     if known.is_none() && (request.hosts.is_empty() || request.port.is_none()) {
         return Err(PolicyChangeError::Incomplete(name));
     }
-    let known = known.unwrap_or_default();
+    let known = known.unwrap_or_else(|| v1::Service {
+        workload: listening(view, &request.hosts, request.port).unwrap_or_default(),
+        ..v1::Service::default()
+    });
     let check = wanted_check(request.check.as_ref(), known.check);
     if request.check.is_some() && check.as_ref().is_some_and(|check| check.probe.is_empty()) {
         return Err(PolicyChangeError::NoCheck(name));
@@ -342,6 +345,7 @@ fn wanted_service(request: &v1::SetServiceRequest, policy: &Policy) -> Result<Se
         exceptions: exceptions.unwrap_or(known.exceptions),
         balance: request.balance.unwrap_or(known.balance),
         check,
+        workload: request.workload.clone().unwrap_or(known.workload),
     })?)
 }
 
@@ -361,6 +365,17 @@ fn wanted_check(request: Option<&v1::Check>, known: Option<v1::Check>) -> Option
         failures: number(request.failures, known.failures),
         successes: number(request.successes, known.successes),
     })
+}
+
+/// The one workload that listens on `port` of `hosts`, if there is just one. A scope is none to be kept to: the next one
+/// has another name.
+fn listening(view: &View, hosts: &[String], port: Option<u32>) -> Option<String> {
+    let reports = hosts.iter().filter_map(|node| view.hosts.get(node)?.report.as_ref());
+    let listeners =
+        reports.flat_map(|report| &report.listeners).filter(|listener| Some(listener.port) == port);
+    let mut workloads = listeners.map(|listener| &listener.workload);
+    let workload = workloads.next().filter(|workload| !workload.ends_with(".scope"))?;
+    workloads.all(|other| other == workload).then(|| workload.clone())
 }
 
 fn check_service(service: &Service, view: &View) -> Result<(), PolicyChangeError> {

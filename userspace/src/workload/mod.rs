@@ -1,5 +1,7 @@
 //! Who the processes of this host are: which cgroups there are, and what workload each belongs to.
 
+mod explicit;
+mod finder;
 mod owner;
 mod users;
 mod watch;
@@ -12,10 +14,14 @@ use std::{
     sync::Arc,
 };
 
-pub use users::Users;
+pub use explicit::{Explicit, Naming};
+pub use finder::Finder;
+pub use users::{NamedUsers, Users};
 pub use watch::watch;
 
 use crate::identity::WorkloadName;
+use explicit::Members;
+use owner::Owner;
 
 /// Why the workloads of this host cannot be told.
 #[derive(Debug, thiserror::Error)]
@@ -27,27 +33,32 @@ pub struct WorkloadError {
     error: io::Error,
 }
 
+/// The processes of a cgroup.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cgroup {
+    /// Who they are; `None` if the user of each tells.
+    pub workload: Option<WorkloadName>,
+    /// Users who are a workload of their own here.
+    pub by_uid: BTreeMap<u32, WorkloadName>,
+}
+
 /// The cgroups below one directory, and who is in each.
 #[derive(Debug, Clone)]
 pub struct Workloads {
     root: PathBuf,
-    cgroups: Arc<HashMap<u64, Option<WorkloadName>>>,
+    naming: Arc<Naming>,
+    cgroups: Arc<HashMap<u64, Cgroup>>,
     users: Arc<Users>,
 }
 
 impl Workloads {
-    /// As they are now.
-    ///
-    /// # Errors
-    /// The directory cannot be read.
-    pub fn scan(root: &Path) -> Result<Self, WorkloadError> {
-        let scanned = scan(root).map_err(|error| WorkloadError { path: root.to_owned(), error })?;
-        let cgroups = scanned.into_iter().filter_map(|(path, id)| Some((id, owner::of(root, &path)?)));
-        Ok(Self { root: root.to_owned(), cgroups: Arc::new(cgroups.collect()), users: Arc::default() })
+    /// Of `root`, with nothing in it yet.
+    fn new(root: &Path, naming: Naming, users: Users) -> Self {
+        Self { root: root.to_owned(), naming: naming.into(), cgroups: Arc::default(), users: users.into() }
     }
 
-    /// By the kernel's number of each cgroup; `None` where the user of a process tells who it is.
-    pub fn cgroups(&self) -> &HashMap<u64, Option<WorkloadName>> {
+    /// By the kernel's number of each cgroup. Those whose owner is not known yet are left out.
+    pub fn cgroups(&self) -> &HashMap<u64, Cgroup> {
         &self.cgroups
     }
 
@@ -56,14 +67,39 @@ impl Workloads {
         &self.users
     }
 
-    /// The workload of a process of user `uid` in a cgroup; `None` if there is no such cgroup (any more) below ours.
-    /// One that is newer than this snapshot is looked for in the file system.
+    /// The workload of a process of user `uid` in a cgroup, as far as that is known. Never waits.
     pub fn of(&self, cgroup: u64, uid: u32) -> Option<WorkloadName> {
-        let owner = match self.cgroups.get(&cgroup) {
-            Some(owner) => owner.clone(),
-            None => Self::scan(&self.root).ok()?.cgroups.get(&cgroup)?.clone(),
+        self.cgroups.get(&cgroup)?.of(uid, || self.users.name(uid))
+    }
+
+    /// With the cgroups that there are now, and the users who own them. Looks at all of them, which takes milliseconds,
+    /// and may ask for users, which may take long.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    fn look(&self) -> Result<Self, WorkloadError> {
+        let failed = |error| WorkloadError { path: self.root.clone(), error };
+        let found = scan(&self.root).map_err(failed)?;
+        let cgroups = found.iter().filter_map(|(path, id)| Some((*id, self.cgroup(path, Users::look_up)?)));
+        Ok(Self { cgroups: Arc::new(cgroups.collect()), ..self.clone() })
+    }
+
+    /// The cgroup at `path`, whose owner is named by `name` if it is a user.
+    fn cgroup(&self, path: &Path, name: impl Fn(&Users, u32) -> Option<WorkloadName>) -> Option<Cgroup> {
+        let Members { owner, by_uid } = self.naming.of(path.strip_prefix(&self.root).ok()?)?;
+        let workload = match owner {
+            Owner::Workload(workload) => Some(workload),
+            Owner::User(uid) => Some(name(&self.users, uid)?),
+            Owner::Caller => None,
         };
-        Some(owner.unwrap_or_else(|| self.users.name(uid)))
+        Some(Cgroup { workload, by_uid })
+    }
+}
+
+impl Cgroup {
+    /// Who a process of user `uid` is; `name` is what the user is called.
+    fn of(&self, uid: u32, name: impl FnOnce() -> Option<WorkloadName>) -> Option<WorkloadName> {
+        self.by_uid.get(&uid).or(self.workload.as_ref()).cloned().or_else(name)
     }
 }
 
@@ -81,23 +117,4 @@ fn scan(root: &Path) -> io::Result<BTreeMap<PathBuf, u64>> {
         }
     }
     Ok(found)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cgroup_that_is_newer_than_the_snapshot_is_found_and_one_that_is_gone_is_nobody() {
-        let root = tempfile::tempdir().expect("a directory");
-        let workloads = Workloads::scan(root.path()).expect("readable");
-        let unit = root.path().join("nginx.service");
-        fs::create_dir(&unit).expect("made");
-        let id = fs::metadata(&unit).expect("there").ino();
-        assert_eq!(workloads.of(id, 0), WorkloadName::of_unit("nginx.service").ok());
-        fs::remove_dir(&unit).expect("removed");
-        assert_eq!(workloads.of(id, 0), None);
-        let own = fs::metadata(root.path()).expect("there").ino();
-        assert_eq!(workloads.of(own, 0), WorkloadName::of_user("root").ok());
-    }
 }

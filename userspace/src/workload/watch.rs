@@ -8,6 +8,7 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -19,11 +20,12 @@ use nix::{
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tracing::{debug, warn};
 
-use super::{WorkloadError, Workloads, owner};
+use super::{Naming, Users, WorkloadError, Workloads};
 use crate::limited_log::LimitedLog;
 
 /// A host may have thousands of them.
@@ -32,17 +34,20 @@ static UNWATCHED: LimitedLog = LimitedLog::new();
 /// How often everything is looked at again, which repairs whatever an event missed.
 const SCAN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The cgroups at `root` and below, kept up to date until every receiver is dropped.
+/// How often the database of users is asked again, and how long it is left alone.
+const USERS_INTERVAL: Duration = Duration::from_secs(10);
+const USERS_PAUSE: Duration = Duration::from_millis(500);
+
+/// The cgroups at `root` and below, kept up to date until every receiver is dropped, and the users of this host.
 ///
 /// # Errors
 /// The directory cannot be read, or the kernel has no inotify instance left.
-pub fn watch(root: &Path) -> Result<watch::Receiver<Workloads>, WorkloadError> {
+pub fn watch(root: &Path, naming: Naming) -> Result<watch::Receiver<Workloads>, WorkloadError> {
     let failed = |error: std::io::Error| WorkloadError { path: root.to_owned(), error };
     let mut tree = Tree::new(root).map_err(|errno| failed(errno.into()))?;
     tree.scan();
-    let empty = Workloads { root: root.to_owned(), cgroups: Arc::default(), users: Arc::default() };
-    let (sender, receiver) = watch::channel(empty);
-    tree.publish(&sender);
+    let (sender, receiver) = watch::channel(Workloads::new(root, naming, Users::default()));
+    tree.publish(&sender, false);
     // SAFETY: the inotify instance owns its descriptor and keeps it until it is dropped, after the registration.
     let inotify =
         unsafe { AsyncFd::register_with_interest(Readable(tree.inotify.clone()), Interest::READABLE) };
@@ -52,15 +57,19 @@ pub fn watch(root: &Path) -> Result<watch::Receiver<Workloads>, WorkloadError> {
 }
 
 async fn follow(mut tree: Tree, inotify: AsyncFd<Readable>, sender: watch::Sender<Workloads>) {
+    let users = sender.borrow().users.clone();
+    let mut refresh = pin!(refresh(users.clone()));
     let mut ticks = interval(SCAN_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let mut users_changed = false;
         tokio::select! {
             () = sender.closed() => return,
-            _ = ticks.tick() => {
-                sender.borrow().users.forget();
-                tree.scan();
+            () = &mut refresh => {
+                users_changed = true;
+                refresh.set(self::refresh(users.clone()));
             }
+            _ = ticks.tick() => tree.scan(),
             readable = inotify.readable() => {
                 let Ok(mut readable) = readable else { return };
                 match tree.inotify.read_events() {
@@ -73,7 +82,21 @@ async fn follow(mut tree: Tree, inotify: AsyncFd<Readable>, sender: watch::Sende
                 }
             }
         }
-        tree.publish(&sender);
+        tree.publish(&sender, users_changed);
+    }
+}
+
+/// Until the database of users says something new. It is asked from time to time, and at once for users who are not
+/// known.
+async fn refresh(users: Arc<Users>) {
+    loop {
+        let again = timeout(USERS_INTERVAL, users.missing()).await.is_err();
+        let asked = users.clone();
+        let is_changed = spawn_blocking(move || asked.refresh(again)).await;
+        if is_changed.unwrap_or_default() {
+            return;
+        }
+        sleep(USERS_PAUSE).await;
     }
 }
 
@@ -163,12 +186,13 @@ impl Tree {
         }
     }
 
-    fn publish(&mut self, sender: &watch::Sender<Workloads>) {
-        if !std::mem::take(&mut self.is_changed) {
+    fn publish(&mut self, sender: &watch::Sender<Workloads>, users_changed: bool) {
+        if !(std::mem::take(&mut self.is_changed) || users_changed) {
             return;
         }
-        let owners = self.ids.iter().filter_map(|(path, id)| Some((*id, owner::of(&self.root, path)?)));
-        let cgroups = Arc::new(owners.collect());
+        let known = sender.borrow().clone();
+        let cgroups = self.ids.iter().filter_map(|(path, id)| Some((*id, known.cgroup(path, Users::name)?)));
+        let cgroups = Arc::new(cgroups.collect());
         sender.send_modify(|workloads| workloads.cgroups = cgroups);
     }
 }
@@ -190,7 +214,7 @@ mod tests {
     #[tokio::test]
     async fn directories_that_come_and_go_are_followed_however_deep() {
         let root = tempfile::tempdir().expect("a directory");
-        let mut workloads = watch(root.path()).expect("watched");
+        let mut workloads = watch(root.path(), Naming::default()).expect("watched");
         let unit = root.path().join("a.slice/b.slice/nginx.service");
         fs::create_dir_all(unit.join("worker")).expect("made");
         let id = |path: &Path| fs::metadata(path).expect("there").ino();

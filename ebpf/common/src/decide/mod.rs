@@ -9,6 +9,9 @@ use crate::{
 pub struct Settings {
     /// The agent's network namespace (`SO_NETNS_COOKIE`). In any other, 127.0.0.1 is not the agent's.
     pub netns_cookie: u64,
+    /// The agent's cgroup. What is not in it may be free to set any mark: a container in the agent's network namespace
+    /// has CAP_NET_RAW more often than not.
+    pub cgroup: u64,
     /// `SO_MARK` of the agent's own sockets. Setting it takes CAP_NET_ADMIN, or CAP_NET_RAW since
     /// Linux 5.17, so an unprivileged workload cannot forge it.
     pub mark: u32,
@@ -18,7 +21,7 @@ pub struct Settings {
     pub padding: u16,
 }
 
-const _: () = assert!(size_of::<Settings>() == 16);
+const _: () = assert!(size_of::<Settings>() == 24);
 
 #[cfg(feature = "user")]
 // SAFETY: `repr(C)`, no implicit padding (asserted by its size), every bit pattern is a value.
@@ -41,6 +44,8 @@ pub struct Attempt {
 
 /// What the decision has to ask; each at most twice, and only when the answer matters.
 pub trait Knowledge {
+    /// The cgroup of the caller.
+    fn cgroup(&self) -> u64;
     /// `POLICY`.
     fn policy(&self) -> PolicyState;
     /// `ENDPOINTS`.
@@ -48,7 +53,7 @@ pub trait Knowledge {
     /// `WORKLOADS`, by the cgroup of the caller.
     fn workload(&self) -> Option<WorkloadEntry>;
     /// `USERS`, by the user id of the caller.
-    fn user(&self) -> Option<SourceClass>;
+    fn user(&self, scope: u32) -> Option<SourceClass>;
     /// `VERDICTS`.
     fn verdict(&self, key: &VerdictKey) -> Option<Verdict>;
     /// The longest prefix in `EGRESS` for the address of `destination`, with `port` (network byte order) in place
@@ -112,9 +117,8 @@ pub fn decide(settings: &Settings, attempt: &Attempt, knowledge: &impl Knowledge
     let Some(protocol) = attempt.protocol else { return Decision::PASS };
     let is_ours = attempt.netns_cookie == settings.netns_cookie;
     let is_loopback = attempt.destination.is_on_this_host();
-    // The agent's sockets are in its own namespace; in another, a container may be free to set any mark. Loopback of
-    // another namespace is another host's, whatever its addresses are here.
-    if is_ours && attempt.mark == settings.mark || is_loopback && !is_ours {
+    // Loopback of another namespace is another host's, whatever its addresses are here.
+    if is_agents(settings, attempt, knowledge) || is_loopback && !is_ours {
         return Decision::PASS;
     }
     let policy = knowledge.policy();
@@ -129,7 +133,7 @@ pub fn decide(settings: &Settings, attempt: &Attempt, knowledge: &impl Knowledge
 /// The `sendmsg` hooks' decision on a datagram to an address: only egress rules speak of these.
 #[inline(always)]
 pub fn decide_datagram(settings: &Settings, attempt: &Attempt, knowledge: &impl Knowledge) -> Decision {
-    let is_agents = attempt.netns_cookie == settings.netns_cookie && attempt.mark == settings.mark;
+    let is_agents = is_agents(settings, attempt, knowledge);
     if is_agents || attempt.destination.is_on_this_host() || knowledge.policy().egress == 0 {
         return Decision::PASS;
     }
@@ -137,6 +141,14 @@ pub fn decide_datagram(settings: &Settings, attempt: &Attempt, knowledge: &impl 
         Some(protocol) => to_outside(attempt, protocol, knowledge),
         None => Decision::PASS,
     }
+}
+
+/// Whether the agent itself calls, on a socket that is exempt.
+#[inline(always)]
+fn is_agents(settings: &Settings, attempt: &Attempt, knowledge: &impl Knowledge) -> bool {
+    attempt.mark == settings.mark
+        && attempt.netns_cookie == settings.netns_cookie
+        && knowledge.cgroup() == settings.cgroup
 }
 
 /// A service of this host has one entry for each family's loopback, where it has 2^24 addresses in one of them.
@@ -216,7 +228,7 @@ fn source(knowledge: &impl Knowledge) -> Option<SourceClass> {
     let workload = knowledge.workload()?;
     let mut class = workload.class;
     if workload.by_user != 0
-        && let Some(user) = knowledge.user()
+        && let Some(user) = knowledge.user(workload.by_user)
     {
         class = user;
     }

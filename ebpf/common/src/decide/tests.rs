@@ -5,15 +5,19 @@ use proptest::prelude::*;
 use super::*;
 
 const SETTINGS: Settings =
-    Settings { netns_cookie: 7, mark: 0x6d6d, outbound_port: 15001_u16.to_be(), padding: 0 };
+    Settings { netns_cookie: 7, cgroup: 5, mark: 0x6d6d, outbound_port: 15001_u16.to_be(), padding: 0 };
 
 const SERVICE: SocketAddress = SocketAddress::from_v4(u32::from_ne_bytes([10, 0, 0, 2]), 80_u16.to_be());
 const SOURCE: SocketAddress = SocketAddress::from_v4(u32::from_ne_bytes([10, 0, 0, 1]), 0);
 const LOOPBACK: SocketAddress = SocketAddress::from_v4(u32::from_ne_bytes([127, 0, 0, 1]), 80_u16.to_be());
 
+/// The one in which the caller may be a workload of its own.
+const SCOPE: u32 = 1;
+
 /// Maps in memory, of one caller.
 #[derive(Clone, Debug, Default)]
 struct World {
+    cgroup: u64,
     policy: PolicyState,
     endpoints: HashMap<SocketAddress, Endpoint>,
     workload: Option<WorkloadEntry>,
@@ -25,6 +29,9 @@ struct World {
 }
 
 impl Knowledge for World {
+    fn cgroup(&self) -> u64 {
+        self.cgroup
+    }
     fn policy(&self) -> PolicyState {
         self.policy
     }
@@ -34,8 +41,8 @@ impl Knowledge for World {
     fn workload(&self) -> Option<WorkloadEntry> {
         self.workload
     }
-    fn user(&self) -> Option<SourceClass> {
-        self.user
+    fn user(&self, scope: u32) -> Option<SourceClass> {
+        self.user.filter(|_| scope == SCOPE)
     }
     fn verdict(&self, key: &VerdictKey) -> Option<Verdict> {
         self.verdicts.get(key).copied()
@@ -117,9 +124,11 @@ fn a_denial_names_its_rule_and_comes_before_every_other_refusal() {
     let foreign = Attempt { netns_cookie: 8, ..attempt() };
     assert_eq!(decide(&SETTINGS, &foreign, &world), Decision::denied(3), "in other namespaces too");
     let marked = Attempt { mark: SETTINGS.mark, ..attempt() };
-    assert_eq!(decide(&SETTINGS, &marked, &world), Decision::PASS, "but not the agent's own");
+    assert_eq!(decide(&SETTINGS, &marked, &world), Decision::denied(3), "whatever mark they have");
+    let agent = World { cgroup: SETTINGS.cgroup, ..world };
+    assert_eq!(decide(&SETTINGS, &marked, &agent), Decision::PASS, "but not the agent's own");
     let disguised = Attempt { netns_cookie: 8, ..marked };
-    assert_eq!(decide(&SETTINGS, &disguised, &world), Decision::denied(3), "which are in its own namespace");
+    assert_eq!(decide(&SETTINGS, &disguised, &agent), Decision::denied(3), "which are in its own namespace");
 }
 
 #[test]
@@ -172,9 +181,10 @@ fn worlds() -> impl Strategy<Value = World> {
     let endpoint = destination().prop_map(|destination| Endpoint { source: SOURCE, destination });
     let key = (1_u32..3, 1_u32..3).prop_map(|(source, destination)| VerdictKey { source, destination });
     let class = prop::sample::select(vec![0, 1, 2, CLASS_CHANGES]);
-    let workload = (class.clone(), 0_u32..2).prop_map(|(class, by_user)| WorkloadEntry { class, by_user });
+    let workload =
+        (class.clone(), 0_u32..=SCOPE + 1).prop_map(|(class, by_user)| WorkloadEntry { class, by_user });
     (
-        (0_u32..2, 0_u32..2),
+        (0_u32..2, 0_u32..2, any::<bool>()),
         prop::collection::hash_map(addresses, endpoint, 0..3),
         prop::option::of(workload),
         prop::option::of(class),
@@ -183,14 +193,17 @@ fn worlds() -> impl Strategy<Value = World> {
         any::<bool>(),
     )
         .prop_map(
-            |((egress_on, loopback), endpoints, workload, user, verdicts, egress, agent_listens)| World {
-                policy: PolicyState { egress: egress_on, loopback, mode: 0 },
-                endpoints,
-                workload,
-                user,
-                verdicts,
-                egress,
-                agent_listens,
+            |((egress_on, loopback, agents), endpoints, workload, user, verdicts, egress, agent_listens)| {
+                World {
+                    cgroup: if agents { SETTINGS.cgroup } else { 6 },
+                    policy: PolicyState { egress: egress_on, loopback, mode: 0 },
+                    endpoints,
+                    workload,
+                    user,
+                    verdicts,
+                    egress,
+                    agent_listens,
+                }
             },
         )
 }
@@ -227,7 +240,7 @@ fn reference(attempt: &Attempt, world: &World) -> Decision {
     let exact = world.egress.get(&attempt.destination.port);
     let outside = exact.or_else(|| world.egress.get(&0)).filter(|_| tcp && world.policy.egress != 0);
     let caller = world.workload.map(|workload| match world.user {
-        Some(class) if workload.by_user != 0 => class,
+        Some(class) if workload.by_user == SCOPE => class,
         _ => workload.class,
     });
     let caller = caller.filter(|class| *class != CLASS_CHANGES);
@@ -241,8 +254,8 @@ fn reference(attempt: &Attempt, world: &World) -> Decision {
     };
     let reported = |verdict: Verdict| (verdict.dry_run != 0).then_some(verdict.dry_run);
 
-    let nobodys_business = attempt.protocol.is_none() || ours && attempt.mark == SETTINGS.mark;
-    if nobodys_business || on_this_host && !ours {
+    let agents = ours && attempt.mark == SETTINGS.mark && world.cgroup == SETTINGS.cgroup;
+    if attempt.protocol.is_none() || agents || on_this_host && !ours {
         return Decision::PASS;
     }
     if let Some(endpoint) = endpoint.filter(|_| tcp) {

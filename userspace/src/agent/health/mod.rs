@@ -101,7 +101,10 @@ fn wanted(node: &NodeName, catalog: &Catalog, served: &Served) -> BTreeMap<Servi
         let check = service.check.clone()?;
         let listens = |ip: &&std::net::IpAddr| {
             let mut listeners = served.listeners.iter();
-            listeners.any(|listener| listener.address.port() == service.port && listener.accepts(**ip))
+            listeners.any(|listener| {
+                let is_it = service.is_served_by(listener.workload.as_ref());
+                is_it && listener.address.port() == service.port && listener.accepts(**ip)
+            })
         };
         let ip = served.addresses.iter().find(listens)?;
         Some((service.name.clone(), (check, SocketAddr::new(*ip, service.port))))

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use murmesh_common::{
-    self as kernel, CLASS_CHANGES, Endpoint, PolicyState, SocketAddress, VerdictKey, WorkloadEntry,
+    self as kernel, CLASS_CHANGES, Endpoint, PolicyState, SocketAddress, UserKey, VerdictKey, WorkloadEntry,
 };
 
 use super::{NetworkEntry, Tables};
@@ -18,7 +18,7 @@ pub enum Change {
     /// Of `WORKLOADS`.
     Workload(u64, Option<WorkloadEntry>),
     /// Of `USERS`.
-    User(u32, Option<kernel::SourceClass>),
+    User(UserKey, Option<kernel::SourceClass>),
     /// Of `VERDICTS`.
     Verdict(VerdictKey, Option<kernel::Verdict>),
     /// Of `EGRESS`.

@@ -2,13 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use murmesh_common::{self as kernel, CLASS_CHANGES, VerdictKey, WorkloadEntry};
+use murmesh_common::{self as kernel, CLASS_CHANGES, UserKey, VerdictKey, WorkloadEntry};
 
 use super::{CLOSED, Full, Tables, Who, kernel_verdict};
 use crate::identity::WorkloadName;
 use crate::policy::{
     Destination, DestinationClass, DestinationPattern, IdentityPattern, Policy, SourceClass,
 };
+use crate::workload::Cgroup;
+
+/// The cgroups in which the user of a process tells who it is, and no user is anything else.
+const BY_USER: u32 = 1;
 
 /// The numbers given so far, by the patterns that cover a class: the same patterns have the same number, whatever
 /// becomes of the rules. A number that is no longer used is never given again.
@@ -17,6 +21,8 @@ pub struct Numbers {
     last: u32,
     sources: HashMap<Vec<IdentityPattern>, Given>,
     destinations: HashMap<(bool, Vec<DestinationPattern>), Given>,
+    /// Of cgroups by what is not told by the class of their own: whether any user is, and which users are others.
+    scopes: HashMap<(bool, BTreeMap<u32, WorkloadName>), Given>,
 }
 
 #[derive(Debug)]
@@ -28,13 +34,14 @@ struct Given {
 impl Numbers {
     /// Starting with numbers that no entry of `present` has.
     pub fn beyond(present: &Tables) -> Self {
-        let workloads = present.workloads.values().map(|entry| entry.class);
+        let workloads = present.workloads.values().flat_map(|entry| [entry.class, entry.by_user]);
         let sources = workloads.chain(present.users.values().copied());
         let endpoints = present.endpoints.values().map(|endpoint| endpoint.destination.class);
         let destinations = endpoints.chain(present.egress.values().map(|destination| destination.class));
         let pairs = present.verdicts.keys().flat_map(|key| [key.source, key.destination]);
         let numbers = sources.chain(destinations).chain(pairs).filter(|number| *number != CLASS_CHANGES);
-        Self { last: numbers.max().unwrap_or(0), sources: HashMap::new(), destinations: HashMap::new() }
+        let last = numbers.max().unwrap_or(0).max(BY_USER);
+        Self { last, sources: HashMap::new(), destinations: HashMap::new(), scopes: HashMap::new() }
     }
 
     fn source(&mut self, policy: &Policy, class: &SourceClass) -> u32 {
@@ -46,8 +53,19 @@ impl Numbers {
         give(&mut self.destinations, (class.is_outside(), patterns), &mut self.last)
     }
 
+    fn scope(&mut self, cgroup: &Cgroup) -> u32 {
+        match (&cgroup.workload, cgroup.by_uid.is_empty()) {
+            (Some(_), true) => 0,
+            (None, true) => BY_USER,
+            (workload, false) => {
+                give(&mut self.scopes, (workload.is_none(), cgroup.by_uid.clone()), &mut self.last)
+            }
+        }
+    }
+
     /// Forgets what was not asked for since the last call.
     pub fn forget_unused(&mut self) {
+        self.scopes.retain(|_, given| std::mem::take(&mut given.used));
         self.sources.retain(|_, given| std::mem::take(&mut given.used));
         self.destinations.retain(|_, given| std::mem::take(&mut given.used));
     }
@@ -69,7 +87,7 @@ pub struct Sources {
     numbered: BTreeMap<u32, SourceClass>,
     /// In a fixed order, so that the same are left out each time that there is no room.
     pub workloads: BTreeMap<u64, WorkloadEntry>,
-    pub users: HashMap<u32, kernel::SourceClass>,
+    pub users: HashMap<UserKey, kernel::SourceClass>,
 }
 
 impl Sources {
@@ -78,15 +96,29 @@ impl Sources {
         let mut sources =
             Self { others, numbered: BTreeMap::new(), workloads: BTreeMap::new(), users: HashMap::new() };
         let mut known = HashMap::new();
-        let mut class = |name| *known.entry(name).or_insert_with(|| sources.class(who, name, numbers));
-        let by_user = WorkloadEntry { class: 0, by_user: 1 };
-        let workload = |name| WorkloadEntry { class: name, by_user: 0 };
-        let workloads = who.cgroups.iter();
-        let workloads: BTreeMap<_, _> = workloads
-            .map(|(cgroup, name)| (*cgroup, name.as_ref().map_or(by_user, |name| workload(class(name)))))
-            .collect();
-        let users = who.users.iter().map(|(uid, name)| (*uid, class(name)));
-        let users = users.filter(|(_, class)| *class != 0).collect();
+        let mut class = |name, numbers: &mut Numbers| {
+            *known.entry(name).or_insert_with(|| sources.class(who, name, numbers))
+        };
+        let (mut workloads, mut users, mut told) = (BTreeMap::new(), HashMap::new(), HashSet::new());
+        for (id, cgroup) in who.cgroups {
+            let scope = numbers.scope(cgroup);
+            let own = cgroup.workload.as_ref().map_or(0, |name| class(name, numbers));
+            let entry = WorkloadEntry { class: own, by_user: scope };
+            workloads.insert(*id, entry);
+            if !told.insert((scope, own)) {
+                continue;
+            }
+            let mut tell = |uid, name| {
+                let class = class(name, numbers);
+                // A user that is nobody in particular needs no entry where the others are nobody either.
+                if class != own {
+                    users.insert(UserKey { scope, uid }, class);
+                }
+            };
+            cgroup.by_uid.iter().for_each(|(uid, name)| tell(*uid, name));
+            let others = who.users.iter().filter(|(uid, _)| !cgroup.by_uid.contains_key(uid));
+            others.filter(|_| cgroup.workload.is_none()).for_each(|(uid, name)| tell(*uid, name));
+        }
         (sources.workloads, sources.users) = (workloads, users);
         sources
     }

@@ -16,7 +16,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use murmesh_common::{
-    self as kernel, Endpoint, NO_ROOM, NetworkKey, PolicyState, SocketAddress, VerdictKey, WorkloadEntry,
+    self as kernel, Endpoint, NO_ROOM, NetworkKey, PolicyState, SocketAddress, UserKey, VerdictKey,
+    WorkloadEntry,
 };
 
 pub use changes::{Change, changes, removals};
@@ -24,6 +25,7 @@ pub use changes::{Change, changes, removals};
 use super::{Action, Destination, Policy, Protocol, Verdict};
 use crate::discovery::ExemptPorts;
 use crate::identity::{NodeName, WorkloadName};
+use crate::workload::Cgroup;
 use classes::{Destinations, Numbers, Sources};
 
 /// Who is who on this host.
@@ -33,8 +35,8 @@ pub struct Who<'a> {
     pub policy: &'a Policy,
     /// The host's name.
     pub node: &'a NodeName,
-    /// Who the processes of each cgroup are; `None` if that is told by their user.
-    pub cgroups: &'a HashMap<u64, Option<WorkloadName>>,
+    /// Who the processes of each cgroup are.
+    pub cgroups: &'a HashMap<u64, Cgroup>,
     /// Users of whom rules speak.
     pub users: &'a BTreeMap<u32, WorkloadName>,
     /// Ports on which workloads of this host listen: they go by the names of these services.
@@ -98,7 +100,7 @@ pub struct Tables {
     /// `WORKLOADS`.
     pub workloads: HashMap<u64, WorkloadEntry>,
     /// `USERS`.
-    pub users: HashMap<u32, kernel::SourceClass>,
+    pub users: HashMap<UserKey, kernel::SourceClass>,
     /// `VERDICTS`.
     pub verdicts: HashMap<VerdictKey, kernel::Verdict>,
     /// `EGRESS`.

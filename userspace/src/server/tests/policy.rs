@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::{World, until};
+use super::{World, report, until};
 use crate::api::v1;
 use crate::api::v1::administration_client::AdministrationClient;
 use crate::api::v1::{Action, Mode};
@@ -141,6 +141,32 @@ async fn a_service_keeps_what_a_change_does_not_name() {
     let moved = world.service(v1::SetServiceRequest { port: None, ..fortune(&["fcs01"]) }).await.unwrap();
     assert_eq!((moved.hosts, moved.port, moved.exceptions), (vec!["fcs01".to_owned()], 8181, networks));
     assert_eq!(moved.mode, i32::from(Mode::Strict), "a service does not stop being strict by accident");
+}
+
+#[tokio::test]
+async fn a_new_service_is_kept_to_the_workload_that_listens_unless_that_is_not_just_one() {
+    let world = World::start().await;
+    let (web, other) = (world.agent("fcs00").await, world.agent("fcs01").await);
+    let report = |address, workload: &str| {
+        let mut report = report(address, 8181);
+        report.listeners[0].workload = workload.parse().ok();
+        report
+    };
+    world.report_as(&web, &report("10.0.0.1", "web.service")).await.unwrap();
+    world.report_as(&other, &report("10.0.0.2", "user-mallory")).await.unwrap();
+    let named =
+        |name: &str, hosts: &[&str]| v1::SetServiceRequest { name: name.to_owned(), ..fortune(hosts) };
+    let both = world.service(named("both", &["fcs00", "fcs01"])).await.unwrap();
+    assert_eq!(both.workload, "");
+    let removed = v1::RemoveServiceRequest { name: both.name };
+    world.administration().await.remove_service(removed).await.unwrap();
+    assert_eq!(world.service(fortune(&["fcs00"])).await.unwrap().workload, "web.service");
+    let kept = world.service(fortune(&["fcs00", "fcs01"])).await.unwrap();
+    assert_eq!(kept.workload, "web.service");
+    let any = v1::SetServiceRequest { workload: Some(String::new()), ..fortune(&["fcs00"]) };
+    assert_eq!(world.service(any).await.unwrap().workload, "");
+    world.report_as(&other, &report("10.0.0.2", "docker-1.scope")).await.unwrap();
+    assert_eq!(world.service(named("container", &["fcs01"])).await.unwrap().workload, "");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::policy::tests::{NODES, PORTS, service};
-use world::{OTHER_UNIT, ROOM, UNIT, UNSEEN, World, calls, decided, name, of_unknown_source, worlds};
+use world::{OTHER_UNIT, ROOM, UNIT, UNSEEN, World, calls, decided, of_unknown_source, unit, worlds};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
@@ -30,7 +30,7 @@ proptest! {
         let (mut present, _) = world.compile(&mut compiler);
         let mut cgroups = World::cgroups();
         cgroups.remove(&UNIT);
-        cgroups.extend([(UNSEEN, Some(name("other.service"))), (UNSEEN + 1, Some(name("nginx.service")))]);
+        cgroups.extend([(UNSEEN, unit("other.service")), (UNSEEN + 1, unit("nginx.service"))]);
         let changes = world.with(&cgroups, |who| compiler.follow(&who, &present)).unwrap();
         changes.into_iter().for_each(|change| present.apply(change));
         prop_assert!(!present.workloads.contains_key(&UNIT));
@@ -171,6 +171,6 @@ fn a_workload_without_verdicts_needs_everything_to_be_compiled_again() {
     let mut compiler = Compiler::new(ROOM, &Tables::default());
     let (present, _) = world.compile(&mut compiler);
     let mut cgroups = World::cgroups();
-    cgroups.insert(UNSEEN, Some(name("new.service")));
+    cgroups.insert(UNSEEN, unit("new.service"));
     assert_eq!(world.with(&cgroups, |who| compiler.follow(&who, &present)), None);
 }

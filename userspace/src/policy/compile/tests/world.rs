@@ -12,13 +12,17 @@ use super::super::*;
 use crate::policy::Party;
 use crate::policy::tests::{ADDRESSES, NODES, PORTS, SERVICES, policy, service};
 
-const SETTINGS: Settings = Settings { netns_cookie: 7, mark: 1, outbound_port: 0, padding: 0 };
+const SETTINGS: Settings = Settings { netns_cookie: 7, cgroup: 0, mark: 1, outbound_port: 0, padding: 0 };
 /// Plenty.
 pub const ROOM: Room = Room { endpoints: 100, verdicts: 10_000, egress: 10_000, workloads: 100, users: 100 };
 pub const UNIT: u64 = 1;
 pub const OTHER_UNIT: u64 = 2;
 pub const BY_USER: u64 = 3;
-pub const UNSEEN: u64 = 4;
+/// By user, but for one who is a workload.
+const MIXED: u64 = 4;
+/// A unit, and one user who is another workload.
+const MIXED_UNIT: u64 = 5;
+pub const UNSEEN: u64 = 6;
 
 /// A host of the mesh, with rules about it.
 #[derive(Clone, Debug)]
@@ -41,10 +45,21 @@ pub fn here() -> BTreeSet<IpAddr> {
     BTreeSet::from(["10.1.0.1".parse().unwrap(), ADDRESSES[0].parse().unwrap()])
 }
 
+/// A cgroup of which all is this workload.
+pub fn unit(text: &str) -> Cgroup {
+    Cgroup { workload: Some(name(text)), by_uid: BTreeMap::new() }
+}
+
 impl World {
-    pub fn cgroups() -> HashMap<u64, Option<WorkloadName>> {
-        let units = [(UNIT, "nginx.service"), (OTHER_UNIT, "other.service")];
-        units.map(|(id, unit)| (id, Some(name(unit)))).into_iter().chain([(BY_USER, None)]).collect()
+    pub fn cgroups() -> HashMap<u64, Cgroup> {
+        let nginx = |uid| BTreeMap::from([(uid, name("nginx.service"))]);
+        HashMap::from([
+            (UNIT, unit("nginx.service")),
+            (OTHER_UNIT, unit("other.service")),
+            (BY_USER, Cgroup::default()),
+            (MIXED, Cgroup { workload: None, by_uid: nginx(1) }),
+            (MIXED_UNIT, Cgroup { by_uid: nginx(0), ..unit("other.service") }),
+        ])
     }
 
     /// On the other host, and on this one by its address and by loopback.
@@ -80,11 +95,7 @@ impl World {
         })
     }
 
-    pub fn with<T>(
-        &self,
-        cgroups: &HashMap<u64, Option<WorkloadName>>,
-        work: impl FnOnce(Who<'_>) -> T,
-    ) -> T {
+    pub fn with<T>(&self, cgroups: &HashMap<u64, Cgroup>, work: impl FnOnce(Who<'_>) -> T) -> T {
         work(Who {
             policy: &self.policy,
             node: &node(0),
@@ -95,11 +106,9 @@ impl World {
     }
 
     fn source(&self, call: &Call) -> Option<Party> {
-        let workload = match (Self::cgroups().remove(&call.cgroup)?, call.uid) {
-            (Some(unit), _) => unit,
-            (None, 0) => name("user-root"),
-            (None, uid) => WorkloadName::of_uid(uid),
-        };
+        let cgroup = Self::cgroups().remove(&call.cgroup)?;
+        let user = || if call.uid == 0 { name("user-root") } else { WorkloadName::of_uid(call.uid) };
+        let workload = cgroup.by_uid.get(&call.uid).cloned().or(cgroup.workload).unwrap_or_else(user);
         let ports = self.listening.get(&workload).into_iter().flatten().copied();
         Some(self.policy.source(&node(0), Some(workload.clone()), ports))
     }
@@ -157,6 +166,9 @@ struct Kernel<'a> {
 }
 
 impl Knowledge for Kernel<'_> {
+    fn cgroup(&self) -> u64 {
+        self.call.cgroup
+    }
     fn policy(&self) -> PolicyState {
         self.tables.state
     }
@@ -167,8 +179,8 @@ impl Knowledge for Kernel<'_> {
         self.asked_for_source.set(true);
         self.tables.workloads.get(&self.call.cgroup).copied()
     }
-    fn user(&self) -> Option<SourceClass> {
-        self.tables.users.get(&self.call.uid).copied()
+    fn user(&self, scope: u32) -> Option<SourceClass> {
+        self.tables.users.get(&UserKey { scope, uid: self.call.uid }).copied()
     }
     fn verdict(&self, key: &VerdictKey) -> Option<kernel::Verdict> {
         self.tables.verdicts.get(key).copied()
@@ -215,9 +227,9 @@ pub fn decided(tables: &Tables, call: &Call) -> (Decision, bool) {
     if call.protocol == Protocol::Udp {
         assert_eq!(decide_datagram(&SETTINGS, &attempt, &kernel), decision, "connected or not");
     }
-    let class = tables.workloads.get(&call.cgroup).map(|entry| match tables.users.get(&call.uid) {
-        Some(class) if entry.by_user != 0 => *class,
-        _ => entry.class,
+    let class = tables.workloads.get(&call.cgroup).map(|entry| {
+        let user = tables.users.get(&UserKey { scope: entry.by_user, uid: call.uid });
+        user.copied().filter(|_| entry.by_user != 0).unwrap_or(entry.class)
     });
     let is_known = class.is_some_and(|class| class != kernel::CLASS_CHANGES);
     (decision, kernel.asked_for_source.get() && !is_known)
