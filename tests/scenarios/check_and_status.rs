@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use murmesh_lab::{Lab, Topology};
 use serde_json::{Value, json as literal};
 
-use crate::support::{Daemons, greet, json, murmesh, skipped, strings, text, wait_for_endpoint};
+use crate::support::{Daemons, greet, hosts, json, murmesh, skipped, strings, text, wait_for_endpoint};
 
 #[test]
 fn check_and_status_turn_red_when_a_hook_is_taken_off_by_hand() -> Result<()> {
@@ -102,10 +102,13 @@ fn what_the_reading_commands_print_as_json_has_the_documented_shape() -> Result<
         }]);
         ensure!(services == expected, "{services}");
         let members = json(host, "members")?;
-        ensure!(members.as_array().is_some_and(|members| members.len() == 2), "{members}");
+        ensure!(hosts(&members).len() == 2, "{members}");
         let member = &members[1];
-        let shape = ["addresses", "connected", "last_seen", "listeners", "node", "tunnel_port", "version"];
+        let shape =
+            ["addresses", "connected", "last_seen", "listeners", "node", "role", "tunnel_port", "version"];
         ensure!(keys(member) == shape, "{member}");
+        let shape = ["addresses", "connected", "last_seen", "node", "role", "version"];
+        ensure!(keys(&members[2]) == shape && members[2]["role"] == "leader", "{members}");
         ensure!(
             member["node"] == "fcs00" && member["connected"] == true && member["listeners"] == 1,
             "{member}"

@@ -5,8 +5,8 @@ use murmesh_lab::{Lab, Process, Topology};
 use serde_json::Value;
 
 use crate::support::{
-    DEADLINE, Daemons, ask, endpoints, greet, greeting, json, murmesh, skipped, text, wait_for_endpoint,
-    wait_for_no_endpoint, wait_until,
+    DEADLINE, Daemons, ask, endpoints, greet, greeting, hosts, json, murmesh, skipped, text,
+    wait_for_endpoint, wait_for_no_endpoint, wait_until,
 };
 
 #[test]
@@ -120,6 +120,6 @@ fn connections_go_on_without_a_server_and_agents_come_back_by_themselves() -> Re
 }
 
 fn members(list: &Value) -> Vec<String> {
-    let members = list.as_array().into_iter().flatten();
+    let members = hosts(list).into_iter();
     members.filter_map(|member| member["node"].as_str().map(str::to_owned)).collect()
 }

@@ -225,6 +225,11 @@ pub fn strings(list: &Value) -> Vec<String> {
     list.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect()
 }
 
+/// The hosts that `murmesh members -o json` lists; the servers come after them.
+pub fn hosts(members: &Value) -> Vec<&Value> {
+    members.as_array().into_iter().flatten().filter(|member| member["role"] == "host").collect()
+}
+
 /// What a reading command prints with `-o json`, whatever its exit status.
 pub fn json(host: &Host, command: &str) -> Result<Value> {
     let output = murmesh(host, &[command, "-o", "json"])?;

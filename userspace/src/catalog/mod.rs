@@ -16,6 +16,7 @@ pub use instance::Unavailable;
 pub use limits::MAX_REASON_BYTES;
 pub use wire::WireError;
 
+use crate::identity::token::ServerAddress;
 use crate::identity::{NodeName, ServiceName, WorkloadName};
 use crate::policy::Policy;
 
@@ -28,6 +29,25 @@ pub struct Catalog {
     pub hosts: BTreeMap<NodeName, Arc<Host>>,
     /// Who may reach what.
     pub policy: Arc<Policy>,
+    /// Every server of the mesh, by name.
+    pub servers: Arc<[Server]>,
+}
+
+/// One server of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Its name.
+    pub node: NodeName,
+    /// Where agents find it.
+    pub addresses: Vec<ServerAddress>,
+    /// Its version.
+    pub version: String,
+    /// When other servers last heard of it, if ever.
+    pub last_seen: Option<SystemTime>,
+    /// Whether it runs and reaches the store.
+    pub connected: bool,
+    /// Whether it does what only one server may do.
+    pub leader: bool,
 }
 
 /// One host as the server knows it.

@@ -4,12 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::limits::{MAX_ADDRESSES, MAX_FAILING, MAX_LISTENERS, MAX_REASON_BYTES, at_most};
-use super::{Catalog, Host, Listener, Report};
+use super::{Catalog, Host, Listener, Report, Server};
 use crate::api::{time_from_unix, unix_seconds, v1};
+use crate::identity::token::ServerAddressError;
 use crate::identity::{NameError, ServiceName};
 use crate::policy::{InvalidMessage, Policy};
 
 const MAX_VERSION_BYTES: usize = 64;
+const MAX_SERVERS: usize = 64;
 
 /// What was wrong with a message of the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +38,9 @@ pub enum WireError {
         /// How many may come.
         limit: usize,
     },
+    /// A text that is not the address of a server.
+    #[error(transparent)]
+    Server(#[from] ServerAddressError),
     /// A part of the policy.
     #[error(transparent)]
     Policy(#[from] InvalidMessage),
@@ -56,8 +61,9 @@ impl Catalog {
                 let hosts = snapshot.hosts.into_iter().map(Host::try_from);
                 let hosts = hosts.map(|host| host.map(|host| (host.node.clone(), Arc::new(host))));
                 let hosts = hosts.collect::<Result<_, _>>()?;
+                let servers = servers(snapshot.servers.unwrap_or_default())?;
                 self.policy = Arc::new(Policy::try_from(snapshot.policy.unwrap_or_default())?);
-                self.hosts = hosts;
+                (self.hosts, self.servers) = (hosts, servers);
             }
             Event::Host(host) => {
                 let host = Host::try_from(host)?;
@@ -66,6 +72,7 @@ impl Catalog {
             Event::HostRemoved(node) => {
                 self.hosts.remove(&node.parse()?);
             }
+            Event::Servers(list) => self.servers = servers(list)?,
             change => Arc::make_mut(&mut self.policy).apply(change)?,
         }
         self.revision = event.revision;
@@ -76,7 +83,9 @@ impl Catalog {
 impl From<&Catalog> for v1::Snapshot {
     fn from(catalog: &Catalog) -> Self {
         let hosts = catalog.hosts.values().map(|host| v1::Host::from(host.as_ref())).collect();
-        Self { hosts, policy: Some((&*catalog.policy).into()), ejections: vec![] }
+        let servers = catalog.servers.iter().map(v1::Server::from).collect();
+        let servers = Some(v1::ServerList { servers });
+        Self { hosts, policy: Some((&*catalog.policy).into()), servers, ejections: vec![] }
     }
 }
 
@@ -88,6 +97,41 @@ impl TryFrom<v1::Snapshot> for Catalog {
         let event = Some(v1::catalog_event::Event::Snapshot(snapshot));
         catalog.apply(v1::CatalogEvent { revision: 0, event })?;
         Ok(catalog)
+    }
+}
+
+fn servers(list: v1::ServerList) -> Result<Arc<[Server]>, WireError> {
+    at_most("servers", list.servers.len(), MAX_SERVERS)?;
+    list.servers.into_iter().map(Server::try_from).collect()
+}
+
+impl From<&Server> for v1::Server {
+    fn from(server: &Server) -> Self {
+        Self {
+            node: server.node.to_string(),
+            addresses: server.addresses.iter().map(ToString::to_string).collect(),
+            version: server.version.clone(),
+            last_seen: server.last_seen.map_or(0, unix_seconds),
+            connected: server.connected,
+            leader: server.leader,
+        }
+    }
+}
+
+impl TryFrom<v1::Server> for Server {
+    type Error = WireError;
+
+    fn try_from(server: v1::Server) -> Result<Self, WireError> {
+        let addresses: Result<_, ServerAddressError> =
+            server.addresses.iter().map(|address| address.parse()).collect();
+        Ok(Self {
+            node: server.node.parse()?,
+            addresses: addresses?,
+            version: server.version,
+            last_seen: time_from_unix(server.last_seen),
+            connected: server.connected,
+            leader: server.leader,
+        })
     }
 }
 

@@ -1,5 +1,6 @@
-//! `murmesh members`. JSON: a list of `{node, connected, last_seen, addresses, tunnel_port, listeners, version}`,
-//! where `last_seen` is a time or null and `listeners` a number.
+//! `murmesh members`. JSON: a list of `{role, node, connected, last_seen, addresses, tunnel_port, listeners, version}`,
+//! where `role` is "host", "server" or "leader" (the server that leads), `last_seen` a time or null, and `listeners` a
+//! number. A server has no `tunnel_port` and no `listeners`, and ports in its `addresses`.
 
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -10,7 +11,7 @@ use serde::Serialize;
 use super::output::{self, Format, relative, rfc3339};
 use super::{ReadOptions, daemon};
 use crate::api::v1::Snapshot;
-use crate::catalog::{Catalog, Host};
+use crate::catalog::{Catalog, Host, Server};
 use crate::cli::status::local_error;
 use crate::local::{ANY_SOCKET, connect};
 
@@ -23,30 +24,35 @@ pub struct MembersArgs {
 
 #[derive(Serialize)]
 struct Member {
+    role: &'static str,
     node: String,
     connected: bool,
     last_seen: Option<String>,
+    #[serde(skip)]
+    seen: Option<SystemTime>,
     addresses: Vec<String>,
-    tunnel_port: u16,
-    listeners: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tunnel_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listeners: Option<usize>,
     version: String,
 }
 
-/// Prints the hosts that the daemon on this host knows.
+/// Prints the hosts and servers that the daemon on this host knows.
 ///
 /// # Errors
 /// When no daemon answers.
 pub fn run(arguments: MembersArgs) -> anyhow::Result<ExitCode> {
     let catalog = fetch(&arguments.read)?;
-    let hosts = catalog.hosts.values();
+    let hosts = catalog.hosts.values().map(|host| Member::from(host.as_ref()));
+    let members: Vec<_> = hosts.chain(catalog.servers.iter().map(Member::from)).collect();
     match arguments.read.output {
-        Format::Json => {
-            output::print_json(&hosts.map(|host| Member::from(host.as_ref())).collect::<Vec<_>>())?
-        }
+        Format::Json => output::print_json(&members)?,
         Format::Table => {
             let now = SystemTime::now();
-            let rows: Vec<_> = hosts.map(|host| row(host, now)).collect();
-            output::print(&output::table(["HOST", "CONNECTED", "LAST SEEN", "ADDRESSES", "VERSION"], &rows))?;
+            let rows: Vec<_> = members.iter().map(|member| member.row(now)).collect();
+            let columns = ["NAME", "ROLE", "CONNECTED", "LAST SEEN", "ADDRESSES", "VERSION"];
+            output::print(&output::table(columns, &rows))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -66,27 +72,48 @@ pub(super) fn snapshot(read: &ReadOptions) -> anyhow::Result<Snapshot> {
     })
 }
 
-fn row(host: &Host, now: SystemTime) -> [String; 5] {
-    let last_seen = if host.connected { Some(now) } else { host.last_seen };
-    [
-        host.node.to_string(),
-        if host.connected { "yes" } else { "no" }.to_owned(),
-        last_seen.map_or("never".to_owned(), |time| relative(time, now)),
-        host.report.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
-        host.report.version.clone(),
-    ]
+impl Member {
+    fn row(&self, now: SystemTime) -> [String; 6] {
+        let last_seen = if self.connected { Some(now) } else { self.seen };
+        [
+            self.node.clone(),
+            self.role.to_owned(),
+            if self.connected { "yes" } else { "no" }.to_owned(),
+            last_seen.map_or("never".to_owned(), |time| relative(time, now)),
+            self.addresses.join(" "),
+            self.version.clone(),
+        ]
+    }
 }
 
 impl From<&Host> for Member {
     fn from(host: &Host) -> Self {
         Self {
+            role: "host",
             node: host.node.to_string(),
             connected: host.connected,
             last_seen: host.last_seen.map(rfc3339),
+            seen: host.last_seen,
             addresses: host.report.addresses.iter().map(ToString::to_string).collect(),
-            tunnel_port: host.report.tunnel_port,
-            listeners: host.report.listeners.len(),
+            tunnel_port: Some(host.report.tunnel_port),
+            listeners: Some(host.report.listeners.len()),
             version: host.report.version.clone(),
+        }
+    }
+}
+
+impl From<&Server> for Member {
+    fn from(server: &Server) -> Self {
+        Self {
+            role: if server.leader { "leader" } else { "server" },
+            node: server.node.to_string(),
+            connected: server.connected,
+            last_seen: server.last_seen.map(rfc3339),
+            seen: server.last_seen,
+            addresses: server.addresses.iter().map(ToString::to_string).collect(),
+            tunnel_port: None,
+            listeners: None,
+            version: server.version.clone(),
         }
     }
 }

@@ -56,7 +56,7 @@ pub enum Command {
     Token(token::TokenCommand),
     /// Tell how the daemon on this host is doing; exit 1 if anything is wrong.
     Status(status::StatusArgs),
-    /// List the hosts of the mesh.
+    /// List the hosts and the servers of the mesh.
     Members(members::MembersArgs),
     /// List every listener of every host and every instance of a named service, with its state and why.
     Services(services::ServicesArgs),

@@ -27,6 +27,15 @@ impl Backoff {
     }
 }
 
+/// A number that is another one at each start, for a first choice among a few.
+pub fn random_index() -> usize {
+    let mut bytes = [0; 2];
+    match aws_lc_rs::rand::fill(&mut bytes) {
+        Ok(()) => u16::from_ne_bytes(bytes).into(),
+        Err(_) => 0,
+    }
+}
+
 /// A number drawn evenly between −1 and 1; 0 if the operating system gives no randomness.
 pub fn jitter() -> f64 {
     let mut bytes = [0; 4];

@@ -92,7 +92,7 @@ async fn join_at(
 }
 
 /// Replaces the certificate at half its life, and at once when it has expired, for as long as it is run.
-/// With it comes the current list of servers.
+/// With it comes the current list of servers, which is also saved whenever a server tells of another one.
 pub async fn keep_renewed(
     mut membership: Membership,
     mark: Option<u32>,
@@ -100,9 +100,13 @@ pub async fn keep_renewed(
     status: watch::Sender<ServerStatus>,
 ) {
     let mut backoff = Backoff::new();
+    let mut told = status.subscribe();
     loop {
         let due = identity.borrow().renew_at(jitter());
-        sleep_until(due).await;
+        tokio::select! {
+            () = sleep_until(due) => {}
+            () = learn_servers(&mut membership, &mut told) => {}
+        }
         match renew(&mut membership, mark).await {
             Ok(renewed) => {
                 info!(id = %renewed.id, expires = %humantime::format_rfc3339_seconds(renewed.not_after), "certificate renewed");
@@ -113,6 +117,21 @@ pub async fn keep_renewed(
             Err(error) => warn!(%error, "the certificate could not be renewed, trying again"),
         }
         backoff.pause().await;
+    }
+}
+
+/// Saves each list of servers that the session is told, for as long as there is a session.
+async fn learn_servers(membership: &mut Membership, told: &mut watch::Receiver<ServerStatus>) {
+    loop {
+        let servers = told.borrow_and_update().servers.clone();
+        match membership.learn_servers(servers) {
+            Ok(false) => {}
+            Ok(true) => info!(servers = ?membership.servers(), "the servers of the mesh have changed"),
+            Err(error) => warn!(%error, "the list of servers could not be saved"),
+        }
+        if told.changed().await.is_err() {
+            return std::future::pending().await;
+        }
     }
 }
 

@@ -124,6 +124,16 @@ impl Membership {
         &self.certificates.servers
     }
 
+    /// Takes the list of servers and saves it; returns whether it is another one.
+    pub(super) fn learn_servers(&mut self, servers: Vec<ServerAddress>) -> Result<bool, ControlError> {
+        if servers.is_empty() || servers == self.certificates.servers {
+            return Ok(false);
+        }
+        self.certificates.servers = servers;
+        self.save()?;
+        Ok(true)
+    }
+
     /// The roots of the mesh.
     pub(super) fn bundle(&self) -> &[CertificateDer<'static>] {
         &self.certificates.bundle

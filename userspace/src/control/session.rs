@@ -9,7 +9,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, random_index};
 use super::connection::dial;
 use super::enrolment::refused;
 use super::{ControlError, ServerStatus};
@@ -37,7 +37,9 @@ impl Session {
     /// Keeps connected to one of the servers until the channels are closed.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new();
-        for attempt in 0.. {
+        // Agents that start together do not all go to the same server.
+        let first = random_index();
+        for attempt in first.. {
             let Some(server) = self.server(attempt) else { return };
             let ended = self.serve(&server, &mut backoff).await;
             self.status.send_modify(|status| status.connected = None);
@@ -98,6 +100,7 @@ async fn follow(
     loop {
         let event = events.message().await.map_err(|status| refused(server, &status))?;
         current.apply(event.ok_or_else(|| ControlError::Ended(server.clone()))?)?;
+        learn_servers(&current, status);
         catalog.send_replace(Arc::new(current.clone()));
         backoff.reset();
         status.send_if_modified(|status| {
@@ -108,6 +111,20 @@ async fn follow(
             news
         });
     }
+}
+
+/// Takes the addresses of all servers, if there are any: an agent never forgets its way back.
+fn learn_servers(catalog: &Catalog, status: &watch::Sender<ServerStatus>) {
+    let servers = catalog.servers.iter().flat_map(|server| &server.addresses);
+    let news =
+        |status: &ServerStatus| !servers.clone().eq(&status.servers) && servers.clone().next().is_some();
+    status.send_if_modified(|status| {
+        let news = news(status);
+        if news {
+            status.servers = servers.clone().cloned().collect();
+        }
+        news
+    });
 }
 
 /// Sends the report now and whenever it changes, and repeats it while addresses are contested. One that the server

@@ -41,7 +41,7 @@ pub enum InvalidMessage {
 }
 
 impl Policy {
-    /// Takes one change of the server's watch stream. Events about hosts change nothing.
+    /// Takes one change of the server's watch stream. Events about hosts and servers change nothing.
     ///
     /// # Errors
     /// When any part of it is invalid; the policy is then unchanged.
@@ -55,7 +55,7 @@ impl Policy {
             Event::Service(service) => self.put_service(service.try_into()?),
             Event::ServiceRemoved(name) => self.remove_service(&name.parse()?),
             Event::Drained(drained) => self.drained = Arc::new(nodes(&drained.hosts)?),
-            Event::Snapshot(_) | Event::Host(_) | Event::HostRemoved(_) => {}
+            Event::Snapshot(_) | Event::Host(_) | Event::HostRemoved(_) | Event::Servers(_) => {}
         }
         Ok(())
     }

@@ -118,7 +118,7 @@ mod tests {
                 dry_run: false,
             });
         }
-        let catalog = Catalog { revision: 1, hosts, policy: policy.into() };
+        let catalog = Catalog { revision: 1, hosts, policy: policy.into(), ..Catalog::default() };
         let services = LocalServices {
             addresses: [[10, 0, 0, 1].into()].into(),
             listeners: [listener(5432, "db.service")].into(),

@@ -11,7 +11,6 @@ use super::feed::Feed;
 use super::registry::Registry;
 use crate::api::v1::local_server::Local;
 use crate::api::{unix_seconds, v1};
-use crate::identity::token::ServerAddress;
 use crate::identity::{JoinToken, tls};
 use crate::local::caller;
 
@@ -23,7 +22,6 @@ pub struct AdminService {
     pub registry: Arc<Registry>,
     pub credentials: Arc<Credentials>,
     pub feed: Arc<Feed>,
-    pub servers: Vec<ServerAddress>,
 }
 
 #[tonic::async_trait]
@@ -62,7 +60,7 @@ impl Local for AdminService {
             spiffe_id: id.to_string(),
             certificate_expires_at: unix_seconds(self.credentials.not_after()),
             catalog_revision: self.feed.revision(),
-            servers: self.servers.iter().map(ToString::to_string).collect(),
+            servers: self.feed.servers().iter().map(ToString::to_string).collect(),
             ..v1::StatusResponse::default()
         }))
     }
@@ -86,13 +84,13 @@ impl AdminService {
     async fn new_token(&self, expires_at: SystemTime) -> Result<JoinToken, Status> {
         let secret = JoinToken::new_secret().map_err(|_| Status::internal("no randomness"))?;
         let added = self.registry.add_token(&secret, expires_at).await;
-        added.map_err(|error| Status::internal(error.to_string()))?;
+        added.map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(JoinToken {
             secret,
             ca_fingerprint: tls::fingerprint(self.credentials.roots().authority.root()),
             expires_at,
             trust_domain: self.credentials.trust_domain().clone(),
-            servers: self.servers.clone(),
+            servers: self.feed.servers(),
         })
     }
 }

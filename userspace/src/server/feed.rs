@@ -4,19 +4,21 @@
 //! here and now, and is put on top. A watcher that falls behind gets a new snapshot: memory stays bounded.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::records::{DEFAULTS, DRAINED, HOSTS, RULES, SERVICES};
+use super::records::{CHANGES, DEFAULTS, DRAINED, HOSTS, RULES, SERVERS, SERVICES};
 use super::registry::Registry;
+use super::servers::Departed;
 use super::view::{DamagedRecord, View};
 use crate::api::v1::catalog_event::Event;
 use crate::api::{unix_seconds, v1};
 use crate::identity::NodeName;
-use crate::store::{Change, Store, StoreError};
+use crate::identity::token::ServerAddress;
+use crate::store::{ANNOUNCED, Change, Store, StoreError};
 
 /// Changes kept for watchers that read slowly.
 const BACKLOG: usize = 256;
@@ -25,6 +27,8 @@ const BACKLOG: usize = 256;
 const RECONNECT_TIME: Duration = Duration::from_millis(500);
 /// The same after the start of a server, to which nobody is connected yet.
 const START_TIME: Duration = Duration::from_secs(10);
+/// How often it is looked at.
+const LOSS_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a change may take from the store to the watchers.
 const LAG: Duration = Duration::from_secs(5);
 
@@ -50,8 +54,11 @@ pub struct Feed {
     events: broadcast::Sender<v1::CatalogEvent>,
     /// The revision up to which watchers have been told.
     told: watch::Sender<u64>,
-    departed: mpsc::UnboundedSender<NodeName>,
-    departures: AsyncMutex<mpsc::UnboundedReceiver<NodeName>>,
+    /// Changes with the hosts that are connected to this server.
+    connections: watch::Sender<()>,
+    leader: watch::Sender<Option<String>>,
+    departed: mpsc::UnboundedSender<Departed>,
+    departures: AsyncMutex<mpsc::UnboundedReceiver<Departed>>,
 }
 
 /// One host's watch. The host counts as connected while it exists.
@@ -71,18 +78,26 @@ impl Feed {
         let (departed, departures) = mpsc::unbounded_channel();
         let (view, events) = (Mutex::default(), broadcast::Sender::new(BACKLOG));
         let (told, departures) = (watch::Sender::new(0), AsyncMutex::new(departures));
-        let feed = Self { store, registry, view, events, told, departed, departures };
+        let (connections, leader) = (watch::Sender::new(()), watch::Sender::new(None));
+        let feed = Self { store, registry, view, events, told, connections, leader, departed, departures };
         feed.reload().await?;
+        feed.wait_for_hosts();
         Ok(feed)
+    }
+
+    /// Nobody is connected yet.
+    fn wait_for_hosts(&self) {
+        let mut view = self.view();
+        let until = Instant::now() + START_TIME;
+        view.away = view.hosts.keys().map(|node| (node.clone(), until)).collect();
     }
 
     /// Follows the store, and records when hosts leave, until `stop`; those that left before are recorded then.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut departures = self.departures.lock().await;
         let mut watch = self.store.watch(self.revision());
-        let start = tokio::time::sleep(START_TIME);
-        tokio::pin!(start);
-        let mut starting = true;
+        let mut ticks = tokio::time::interval(LOSS_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 applied = watch.next() => match applied {
@@ -99,57 +114,49 @@ impl Feed {
                         watch = self.store.watch(self.revision());
                     }
                 },
-                Some(node) = departures.recv() => {
-                    let feed = Arc::downgrade(&self);
-                    let lost = node.clone();
-                    tokio::spawn(async move {
-                        tokio::time::sleep(RECONNECT_TIME).await;
-                        if let Some(feed) = feed.upgrade() {
-                            feed.lose(lost.as_str());
-                        }
-                    });
-                    self.record_departure(&node).await;
-                }
-                () = &mut start, if starting => {
-                    starting = false;
-                    self.lose_absent();
-                }
+                Some(departed) = departures.recv() => self.record_departure(&departed).await,
+                _ = ticks.tick() => self.lose_absent(Instant::now()),
                 () = stop.cancelled() => break,
             }
         }
-        while let Ok(node) = departures.try_recv() {
-            self.record_departure(&node).await;
+        while let Ok(departed) = departures.try_recv() {
+            self.record_departure(&departed).await;
         }
     }
 
-    async fn record_departure(&self, node: &NodeName) {
-        if let Err(error) = self.registry.seen(node).await {
-            warn!(%node, %error, "could not record when the host was last seen");
+    async fn record_departure(&self, departed: &Departed) {
+        let recorded = match departed {
+            Departed::Host(node) => self.registry.seen(node).await,
+            Departed::Server(name) => self.registry.server_seen(name).await,
+        };
+        if let Err(error) = recorded {
+            warn!(?departed, %error, "could not record when it was last seen");
         }
     }
 
-    /// Takes the services of `node` for dead, unless it is connected again.
-    fn lose(&self, node: &str) {
+    /// Takes the services of hosts for dead that have been without a connection for too long.
+    fn lose_absent(&self, now: Instant) {
         let mut view = self.view();
-        let revision = view.revision;
-        if let Some(host) = view.hosts.get_mut(node).filter(|host| !(host.connected || host.lost)) {
+        let View { revision, hosts, away, lost, .. } = &mut *view;
+        let mut events = Vec::new();
+        for (node, host) in hosts.iter_mut().filter(|(_, host)| !(host.connected || host.lost)) {
+            let until = *away.entry(node.clone()).or_insert(now + RECONNECT_TIME);
+            if now < until {
+                continue;
+            }
             host.lost = true;
-            let event = v1::CatalogEvent { revision, event: Some(Event::Host(host.clone())) };
-            view.lost.insert(node.to_owned());
-            self.publish(event);
+            lost.insert(node.clone());
+            events.push(v1::CatalogEvent { revision: *revision, event: Some(Event::Host(host.clone())) });
         }
-    }
-
-    fn lose_absent(&self) {
-        let nodes: Vec<_> = self.view().hosts.keys().cloned().collect();
-        nodes.iter().for_each(|node| self.lose(node));
+        events.into_iter().for_each(|event| self.publish(event));
     }
 
     /// Begins a watch for `node`, which counts as connected until it is dropped.
     pub fn subscribe(self: &Arc<Self>, node: NodeName) -> Subscription {
         let mut view = self.view();
         *view.connections.entry(node.to_string()).or_default() += 1;
-        self.set_connected(&mut view, &node, true);
+        self.connections.send_replace(());
+        self.set_connected(&mut view, &node);
         let events = self.events.subscribe();
         drop(view);
         Subscription { feed: self.clone(), node, events, snapshot_due: true }
@@ -170,6 +177,33 @@ impl Feed {
         read(&self.view())
     }
 
+    /// Where agents find servers.
+    pub fn servers(&self) -> Vec<ServerAddress> {
+        self.view().servers.addresses()
+    }
+
+    /// Tells when a host connects to this server or leaves it.
+    pub fn connections(&self) -> watch::Receiver<()> {
+        self.connections.subscribe()
+    }
+
+    /// What the leading server announced.
+    pub fn leader(&self) -> watch::Receiver<Option<String>> {
+        self.leader.subscribe()
+    }
+
+    /// Waits until the view has every change of the policy that any server has made so far; false when that takes too
+    /// long.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn catch_up(&self) -> Result<bool, StoreError> {
+        match self.store.get(CHANGES).await? {
+            Some(entry) => Ok(self.reached(entry.revision).await),
+            None => Ok(true),
+        }
+    }
+
     /// Waits until watchers have been told of everything up to `revision`; false when that takes too long.
     pub async fn reached(&self, revision: u64) -> bool {
         let mut told = self.told.subscribe();
@@ -181,17 +215,19 @@ impl Feed {
         // The lists are of one revision each. Watching begins at the first: what is in a later one already is only
         // said again.
         let (revision, mut entries) = self.store.list(HOSTS).await?;
-        for prefix in [RULES, SERVICES, DEFAULTS, DRAINED] {
+        for prefix in [RULES, SERVICES, DEFAULTS, DRAINED, SERVERS, ANNOUNCED] {
             entries.extend(self.store.list(prefix).await?.1);
         }
         let mut fresh = View { revision, ..View::default() };
         let mut view = self.view();
         (fresh.connections, fresh.lost) = (view.connections.clone(), view.lost.clone());
+        fresh.away = view.away.clone();
         for entry in entries {
             fresh.put(&entry.key, &entry.value)?;
         }
         *view = fresh;
         self.publish(snapshot(&view));
+        self.tell_leader(&view);
         self.told.send_replace(revision);
         Ok(())
     }
@@ -213,7 +249,22 @@ impl Feed {
                 self.publish(v1::CatalogEvent { revision, event: Some(event) });
             }
         }
+        for departed in view.departed.drain(..) {
+            // Fails only when the server is stopping.
+            let _ = self.departed.send(departed);
+        }
+        self.tell_leader(&view);
         self.told.send_replace(revision);
+    }
+
+    fn tell_leader(&self, view: &View) {
+        self.leader.send_if_modified(|leader| {
+            let news = leader.as_ref() != view.servers.leader();
+            if news {
+                *leader = view.servers.leader().cloned();
+            }
+            news
+        });
     }
 
     fn leave(&self, node: &NodeName) {
@@ -222,19 +273,19 @@ impl Feed {
         *count -= 1;
         if *count == 0 {
             view.connections.remove(node.as_str());
-            self.set_connected(&mut view, node, false);
+            self.connections.send_replace(());
+            self.set_connected(&mut view, node);
             // Fails only when the server is stopping.
-            let _ = self.departed.send(node.clone());
+            let _ = self.departed.send(Departed::Host(node.clone()));
         }
     }
 
-    fn set_connected(&self, view: &mut View, node: &NodeName, connected: bool) {
-        let revision = view.revision;
+    fn set_connected(&self, view: &mut View, node: &NodeName) {
+        let (revision, connected) = (view.revision, view.is_connected(node.as_str()));
         if connected {
-            view.lost.remove(node.as_str());
+            view.found(node.as_str());
         }
         if let Some(host) = view.hosts.get_mut(node.as_str()) {
-            host.lost &= !connected;
             (host.connected, host.last_seen) = (connected, unix_seconds(SystemTime::now()));
             self.publish(v1::CatalogEvent { revision, event: Some(Event::Host(host.clone())) });
         }
@@ -351,15 +402,18 @@ mod tests {
         let lost = || feed.snapshot().hosts[0].lost;
         let first = feed.subscribe("busy".parse().unwrap());
         drop(first);
+        let now = Instant::now();
+        feed.lose_absent(now);
         assert!(!lost(), "not at once");
-        feed.lose("busy");
+        feed.lose_absent(now + RECONNECT_TIME);
         feed.apply(2, &[change(2)]);
         assert!(lost(), "a durable change does not touch it");
         let second = feed.subscribe("busy".parse().unwrap());
-        feed.lose("busy");
+        feed.lose_absent(now + 2 * RECONNECT_TIME);
         assert!(!lost());
         drop(second);
-        feed.lose_absent();
+        feed.lose_absent(now + 2 * RECONNECT_TIME);
+        feed.lose_absent(now + 3 * RECONNECT_TIME);
         assert!(lost());
     }
 }

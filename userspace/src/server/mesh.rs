@@ -17,7 +17,6 @@ use crate::api::v1;
 use crate::api::v1::mesh_server::Mesh;
 use crate::catalog::Report;
 use crate::identity::authority::VerifiedRequest;
-use crate::identity::token::ServerAddress;
 use crate::identity::{IdentityError, NameError, NodeName, SpiffeId, Subject};
 use crate::limited_log::LimitedLog;
 use crate::store::StoreError;
@@ -31,7 +30,6 @@ pub struct MeshService {
     pub registry: Arc<Registry>,
     pub credentials: Arc<Credentials>,
     pub feed: Arc<Feed>,
-    pub servers: Vec<ServerAddress>,
     pub shutdown: CancellationToken,
 }
 
@@ -101,7 +99,7 @@ impl Mesh for MeshService {
         let v1::SignWorkloadRequest { spiffe_id, certificate_request } = request.into_inner();
         let asked: SpiffeId =
             spiffe_id.parse().map_err(|error: NameError| Status::invalid_argument(error.to_string()))?;
-        if !self.may_have(&node, &asked) {
+        if !self.may_have(&node, &asked) && !self.may_have_now(&node, &asked).await? {
             if let Some(withheld) = IDENTITY_REFUSED.permit() {
                 warn!(%node, %asked, withheld, "a host asked for an identity that is not its own; refused");
             }
@@ -131,6 +129,18 @@ impl MeshService {
             }
     }
 
+    /// As [`Self::may_have`], after what other servers have changed.
+    async fn may_have_now(&self, node: &NodeName, asked: &SpiffeId) -> Result<bool, Status> {
+        if !matches!(asked.subject, Subject::Service(_)) {
+            return Ok(false);
+        }
+        match self.feed.catch_up().await {
+            Ok(true) => Ok(self.may_have(node, asked)),
+            Ok(false) => Err(Status::unavailable("this server is behind its database")),
+            Err(error) => Err(refusal(&error.into())),
+        }
+    }
+
     fn certificate(
         &self,
         request: &VerifiedRequest,
@@ -143,7 +153,7 @@ impl MeshService {
             trust_domain: self.credentials.trust_domain().to_string(),
             chain: chain.iter().map(der).collect(),
             bundle: self.credentials.roots().bundle.iter().map(der).collect(),
-            servers: self.servers.iter().map(ToString::to_string).collect(),
+            servers: self.feed.servers().iter().map(ToString::to_string).collect(),
         }))
     }
 }

@@ -5,13 +5,16 @@ mod admin;
 mod administration;
 mod credentials;
 mod feed;
+mod leadership;
 mod listener;
 mod mesh;
 mod policy;
+mod presence;
 mod records;
 mod registry;
 mod roots;
 mod sealing;
+mod servers;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -21,7 +24,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -30,12 +33,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server as GrpcServer;
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::api::MAX_REQUEST_BYTES;
 use crate::api::v1::administration_server::AdministrationServer;
 use crate::api::v1::local_server::LocalServer;
 use crate::api::v1::mesh_server::MeshServer;
+use crate::api::{MAX_REQUEST_BYTES, unix_seconds, v1};
 use crate::identity::token::{ServerAddress, ServerAddressError};
 use crate::identity::{IdentityError, NodeName, SpiffeId, TrustDomain};
 use crate::local::{LocalError, LocalSocket, SERVER_SOCKET};
@@ -45,9 +48,11 @@ use admin::AdminService;
 use administration::AdministrationService;
 use credentials::Credentials;
 use feed::{Feed, FeedError};
+use leadership::Leadership;
 use mesh::MeshService;
 pub use policy::DEFAULT_MAX_RULES;
 use policy::PolicyRecords;
+use presence::Presence;
 use registry::{Registry, RegistryError};
 use roots::RootRecords;
 
@@ -59,6 +64,8 @@ const DATABASE_FILE: &str = "server.redb";
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_STREAMS_PER_CONNECTION: u32 = 16;
+/// Pause before a store is asked again that did not answer at the start.
+const QUORUM_PAUSE: Duration = Duration::from_secs(1);
 /// How long calls in progress may take to end at shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -154,9 +161,10 @@ pub struct Server {
     listeners: Vec<TcpListener>,
     socket: LocalSocket,
     credentials: Arc<Credentials>,
+    store: Arc<dyn Store>,
     registry: Arc<Registry>,
     feed: Arc<Feed>,
-    servers: Vec<ServerAddress>,
+    name: NodeName,
     administration: AdministrationService,
 }
 
@@ -165,7 +173,10 @@ pub struct Server {
 /// # Errors
 /// When it cannot start, or serving fails.
 pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<(), ServerError> {
-    Server::bind(options).await?.serve(shutdown).await
+    match shutdown.run_until_cancelled(Server::bind(options)).await {
+        Some(server) => server?.serve(shutdown).await,
+        None => Ok(()),
+    }
 }
 
 impl Server {
@@ -175,6 +186,7 @@ impl Server {
     /// Any that keeps the server from starting.
     pub async fn bind(options: ServerOptions) -> Result<Self, ServerError> {
         let store = open_store(&options.store).await?;
+        wait_for_quorum(&*store).await?;
         let registry = Arc::new(Registry::new(store.clone()));
         let sealer = Arc::new(sealing::open(&*store, &options.seal).await?);
         let roots = RootRecords { store: store.clone(), sealer };
@@ -184,20 +196,22 @@ impl Server {
         if asked != found {
             return Err(ServerError::OtherTrustDomain { found, asked });
         }
-        let id = SpiffeId::server(asked, options.node);
+        let id = SpiffeId::server(asked, options.node.clone());
         let credentials = Arc::new(Credentials::new(roots, id, options.certificate_lifetime)?);
         let listeners = listener::bind(&options.listen)?;
-        let servers = listener::advertised(options.advertise, &listeners)?;
+        let addresses = listener::advertised(options.advertise, &listeners)?;
+        let alone = matches!(options.store, StoreOptions::Embedded(_));
+        registry.add_server(&record(&options.node, &addresses), alone).await?;
         let feed = Arc::new(Feed::load(store.clone(), registry.clone()).await?);
         let policy = PolicyRecords {
-            store,
+            store: store.clone(),
             feed: feed.clone(),
             trust_domain: credentials.trust_domain().clone(),
             max_rules: options.max_rules,
         };
         let administration = AdministrationService { policy };
         let socket = LocalSocket::bind(&options.run_dir, SERVER_SOCKET)?;
-        Ok(Self { listeners, socket, credentials, registry, feed, servers, administration })
+        Ok(Self { listeners, socket, credentials, store, registry, feed, name: options.node, administration })
     }
 
     /// The addresses that it listens on.
@@ -217,6 +231,11 @@ impl Server {
             tasks.spawn(listener::accept(listener, self.credentials.clone(), sender.clone()));
         }
         tasks.spawn(self.credentials.clone().keep_renewed());
+        let (name, store, registry) = (self.name.to_string(), self.store, self.registry.clone());
+        let presence = Presence { store: store.clone(), feed: self.feed.clone(), name: name.clone() };
+        tasks.spawn(presence.keep());
+        let feed = self.feed.clone();
+        tasks.spawn(Leadership { store: store.clone(), registry, feed, name: name.clone() }.keep());
         let feed_stop = CancellationToken::new();
         let feeding = tokio::spawn(self.feed.clone().run(feed_stop.clone()));
 
@@ -224,15 +243,10 @@ impl Server {
             registry: self.registry.clone(),
             credentials: self.credentials.clone(),
             feed: self.feed.clone(),
-            servers: self.servers.clone(),
             shutdown: shutdown.clone(),
         };
-        let admin = AdminService {
-            registry: self.registry,
-            credentials: self.credentials,
-            feed: self.feed,
-            servers: self.servers,
-        };
+        let registry = self.registry.clone();
+        let admin = AdminService { registry: self.registry, credentials: self.credentials, feed: self.feed };
         let routes =
             Routes::new(LocalServer::new(admin)).add_service(AdministrationServer::new(self.administration));
         let local = self.socket.serve(routes, shutdown.clone());
@@ -260,6 +274,10 @@ impl Server {
         feed_stop.cancel();
         // Fails only when the feed panicked, which its own task has reported.
         let _ = feeding.await;
+        if let Err(error) = registry.server_seen(&name).await {
+            warn!(%error, "could not record when this server was last seen");
+        }
+        store.close().await;
         ended
     }
 }
@@ -275,6 +293,27 @@ pub async fn reseal(
     new: Option<&KeySource>,
 ) -> Result<KeyId, ServerError> {
     Ok(sealing::reseal(&*open_store(store).await?, old, new).await?)
+}
+
+/// Waits until the store answers: machines that start together are not ready together.
+async fn wait_for_quorum(store: &dyn Store) -> Result<(), StoreError> {
+    loop {
+        match store.list(records::SERVERS).await {
+            Err(error @ StoreError::NoQuorum { .. }) => warn!(%error, "waiting for the store"),
+            answered => return answered.map(|_| ()),
+        }
+        tokio::time::sleep(QUORUM_PAUSE).await;
+    }
+}
+
+fn record(name: &NodeName, addresses: &[ServerAddress]) -> v1::Server {
+    v1::Server {
+        node: name.to_string(),
+        addresses: addresses.iter().map(ToString::to_string).collect(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        last_seen: unix_seconds(SystemTime::now()),
+        ..v1::Server::default()
+    }
 }
 
 /// The store, which is made if it is missing.

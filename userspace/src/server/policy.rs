@@ -9,7 +9,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use super::feed::Feed;
-use super::records::{DEFAULTS, DRAINED, RULES, SERVICES, put, read};
+use super::records::{CHANGES, DEFAULTS, DRAINED, RULES, SERVICES, put, read};
 use super::registry::RegistryError;
 use super::view::View;
 use crate::api::v1;
@@ -23,8 +23,6 @@ use crate::store::{Change, Condition, Outcome, Store, StoreError, Transaction};
 /// Rules that a mesh may have unless the server is told otherwise.
 pub const DEFAULT_MAX_RULES: usize = 10_000;
 
-/// Key of what every change of the policy changes too.
-const CHANGES: &str = "settings/changes";
 const MAX_SERVICES: usize = 4096;
 const MAX_SERVICE_HOSTS: usize = 1024;
 const MAX_EXCEPTIONS: usize = 64;

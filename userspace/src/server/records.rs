@@ -16,6 +16,16 @@ pub const SERVICES: &str = "services/";
 pub const DEFAULTS: &str = "settings/policy";
 /// Hosts that take no new connections: `v1::Drained`.
 pub const DRAINED: &str = "settings/drained";
+/// What every change of the policy changes too.
+pub const CHANGES: &str = "settings/changes";
+/// Prefix of the servers, by name: `v1::Server`.
+pub const SERVERS: &str = "servers/";
+/// Prefix of what running servers announce, by name; without a value.
+pub const RUNNING: &str = "alive/servers/";
+/// Prefix of what servers announce of the hosts that are connected to them: `SERVER/NODE`; without a value.
+pub const CONNECTED: &str = "alive/hosts/";
+/// What the leading server announces: its name, a space, and a number that nobody else has.
+pub const LEADER: &str = "alive/leader";
 
 /// Reads a record that is kept as JSON.
 ///

@@ -1,7 +1,7 @@
 //! What the server has on record: join tokens, hosts and their reports.
 //!
 //! Keys of the store: `tokens/HASH`, `nodes/NODE` (the key of each host), `hosts/NODE` (its
-//! catalog entry), [`addresses/IP`](super::addresses) and [those of the policy](super::records). Secrets of tokens are kept as SHA-256 only.
+//! catalog entry), [`addresses/IP`](super::addresses), [those of servers](super::servers) and [those of the policy](super::records). Secrets of tokens are kept as SHA-256 only.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Claims, ToldContests};
-use super::records::{HOSTS, decode, put, read};
+use super::records::{HOSTS, RUNNING, SERVERS, decode, put, read};
 use crate::api::{unix_seconds, v1};
 use crate::catalog::Report;
 use crate::identity::token::sha256;
@@ -24,6 +24,12 @@ const TOKENS: &str = "tokens/";
 const NODES: &str = "nodes/";
 /// How long an expired token is remembered, so that the answer to it can say more than "unknown".
 const TOKEN_MEMORY: Duration = Duration::from_secs(24 * 3600);
+/// What was seen so short a time ago need not be seen again; every server tells of the same departures.
+const JUST_NOW: u64 = 2;
+/// How long a server is remembered that is gone, in seconds. Until then agents try its addresses, too.
+const SERVER_MEMORY: u64 = 24 * 3600;
+/// Deletions in one transaction; etcd takes 128 operations unless told otherwise.
+const BATCH: usize = 100;
 const NEW_TOKEN: &str = "make a new one on a server with `murmesh token create`";
 
 /// Why a request to the registry is refused, in words for the operator of the host that asked.
@@ -98,20 +104,73 @@ impl Registry {
         Self { store, told: ToldContests::default() }
     }
 
-    /// Records a token by the hash of its secret, and forgets those that expired a day ago.
+    /// Records a token by the hash of its secret.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn add_token(&self, secret: &[u8], expires_at: SystemTime) -> Result<(), RegistryError> {
         let token = StoredToken { expires_at: unix_seconds(expires_at), used_by: None };
-        let mut changes = vec![put(&token_key(secret), &token)?];
-        let oldest = unix_seconds(SystemTime::now() - TOKEN_MEMORY);
+        let changes = vec![put(&token_key(secret), &token)?];
+        self.store.commit(Transaction { conditions: vec![], changes }).await?;
+        Ok(())
+    }
+
+    /// Forgets tokens that expired, and servers that were last seen, a day before `now`. Returns whether `fence` held
+    /// all the time.
+    ///
+    /// # Errors
+    /// When a record is damaged or the store fails.
+    pub async fn keep_house(&self, fence: &Condition, now: SystemTime) -> Result<bool, RegistryError> {
+        let (now, mut stale) = (unix_seconds(now), Vec::new());
         for entry in self.store.list(TOKENS).await?.1 {
-            if decode::<StoredToken>(&entry)?.expires_at < oldest {
-                changes.push(Change::Delete(entry.key));
+            if decode::<StoredToken>(&entry)?.expires_at + TOKEN_MEMORY.as_secs() < now {
+                stale.push(Change::Delete(entry.key));
             }
         }
+        for entry in self.store.list(SERVERS).await?.1 {
+            let name = entry.key.trim_start_matches(SERVERS);
+            let runs = self.store.get(&format!("{RUNNING}{name}")).await?.is_some();
+            if !runs && decode_server(&entry)?.last_seen + SERVER_MEMORY < now {
+                stale.push(Change::Delete(entry.key));
+            }
+        }
+        for batch in stale.chunks(BATCH) {
+            let transaction = Transaction { conditions: vec![fence.clone()], changes: batch.to_vec() };
+            if self.store.commit(transaction).await? == Outcome::Conflict {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Records where agents find this server. `alone` forgets all others: with this store there can be none.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn add_server(&self, server: &v1::Server, alone: bool) -> Result<(), RegistryError> {
+        let key = format!("{SERVERS}{}", server.node);
+        let mut changes = vec![Change::Put(key.clone(), server.encode_to_vec())];
+        if alone {
+            let others = self.store.list(SERVERS).await?.1.into_iter().filter(|entry| entry.key != key);
+            changes.extend(others.map(|entry| Change::Delete(entry.key)));
+        }
         self.store.commit(Transaction { conditions: vec![], changes }).await?;
+        Ok(())
+    }
+
+    /// Records that the server `name` was there until now.
+    ///
+    /// # Errors
+    /// When a record is damaged or the store fails.
+    pub async fn server_seen(&self, name: &str) -> Result<(), RegistryError> {
+        let Some(entry) = self.store.get(&format!("{SERVERS}{name}")).await? else { return Ok(()) };
+        let (server, now) = (decode_server(&entry)?, unix_seconds(SystemTime::now()));
+        if server.last_seen + JUST_NOW >= now {
+            return Ok(());
+        }
+        let changed = v1::Server { last_seen: now, ..server }.encode_to_vec();
+        let conditions = vec![Condition::Unchanged(entry.key.clone(), entry.revision)];
+        self.store.commit(Transaction { conditions, changes: vec![Change::Put(entry.key, changed)] }).await?;
         Ok(())
     }
 
@@ -202,6 +261,9 @@ impl Registry {
     /// When the store fails.
     pub async fn seen(&self, node: &NodeName) -> Result<(), RegistryError> {
         let (entry, host) = self.host(node).await?;
+        if host.last_seen + JUST_NOW >= unix_seconds(SystemTime::now()) {
+            return Ok(());
+        }
         // On a conflict somebody has just recorded something newer.
         let conditions = vec![Condition::Unchanged(entry.key, entry.revision)];
         self.store.commit(Transaction { conditions, changes: vec![put_host(node, host.report)] }).await?;
@@ -215,6 +277,10 @@ impl Registry {
         let host = host.map_err(|_| RegistryError::Damaged(entry.key.clone()))?;
         Ok((entry, host))
     }
+}
+
+fn decode_server(entry: &Entry) -> Result<v1::Server, RegistryError> {
+    v1::Server::decode(entry.value.as_slice()).map_err(|_| RegistryError::Damaged(entry.key.clone()))
 }
 
 fn token_key(secret: &[u8]) -> String {

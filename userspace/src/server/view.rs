@@ -1,13 +1,15 @@
 //! What a server knows of the mesh now, as its store and its watchers tell.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Instant, SystemTime};
 
 use prost::Message;
 use tracing::error;
 
 use super::records::{DEFAULTS, DRAINED, HOSTS, RULES, SERVICES};
-use crate::api::v1;
+use super::servers::{Changed, Departed, Servers};
 use crate::api::v1::catalog_event::Event;
+use crate::api::{unix_seconds, v1};
 use crate::identity::TrustDomain;
 use crate::policy::{Names, Policy, RuleId};
 
@@ -24,16 +26,25 @@ pub struct View {
     pub revision: u64,
     pub hosts: BTreeMap<String, v1::Host>,
     pub policy: Policy,
-    /// Watch streams of each host; two for a moment when one replaces another.
+    /// Watch streams of each host to this server; two for a moment when one replaces another.
     pub connections: HashMap<String, usize>,
-    /// Hosts that have been without any for a while.
+    /// Until when hosts without any may come back before they are lost.
+    pub away: HashMap<String, Instant>,
+    /// Those that did not.
     pub lost: HashSet<String>,
+    pub servers: Servers,
+    /// Who is gone, as far as other servers have told.
+    pub departed: Vec<Departed>,
 }
 
 impl View {
     pub fn snapshot(&self) -> v1::Snapshot {
-        let hosts = self.hosts.values().cloned().collect();
-        v1::Snapshot { hosts, policy: Some((&self.policy).into()), ejections: vec![] }
+        v1::Snapshot {
+            hosts: self.hosts.values().cloned().collect(),
+            policy: Some((&self.policy).into()),
+            servers: Some(self.servers.list()),
+            ejections: vec![],
+        }
     }
 
     /// What plain names stand for.
@@ -52,6 +63,9 @@ impl View {
     pub fn put(&mut self, key: &str, value: &[u8]) -> Result<Option<Event>, DamagedRecord> {
         if let Some(node) = key.strip_prefix(HOSTS) {
             return Ok(self.put_host(node, value).map(Event::Host));
+        }
+        if let Some(changed) = self.servers.put(key, value) {
+            return Ok(self.told_of(changed));
         }
         let event = if key == DEFAULTS {
             decoded(value).map(Event::Defaults)
@@ -76,6 +90,10 @@ impl View {
         if let Some(node) = key.strip_prefix(HOSTS) {
             return self.hosts.remove(node).map(|host| Event::HostRemoved(host.node));
         }
+        if let Some(changed) = self.servers.remove(key) {
+            self.note_departure(key, &changed);
+            return self.told_of(changed);
+        }
         if let Some(number) = key.strip_prefix(RULES) {
             let id: RuleId = number.parse().ok()?;
             self.policy.remove_rule(id);
@@ -86,11 +104,52 @@ impl View {
         Some(Event::ServiceRemoved(name.to_string()))
     }
 
+    /// Whether any server has a watch stream of this host.
+    pub fn is_connected(&self, node: &str) -> bool {
+        self.connections.contains_key(node) || self.servers.has(node)
+    }
+
+    /// Takes note that a host is connected.
+    pub fn found(&mut self, node: &str) {
+        self.away.remove(node);
+        self.lost.remove(node);
+        if let Some(host) = self.hosts.get_mut(node) {
+            host.lost = false;
+        }
+    }
+
+    /// What watchers are told of a change among the servers.
+    fn told_of(&mut self, changed: Changed) -> Option<Event> {
+        let node = match changed {
+            Changed::List => return Some(Event::Servers(self.servers.list())),
+            Changed::Host(node) => node,
+            Changed::Nothing => return None,
+        };
+        let connected = self.is_connected(&node);
+        if connected {
+            self.found(&node);
+        }
+        let host = self.hosts.get_mut(&node).filter(|host| host.connected != connected)?;
+        (host.connected, host.last_seen) = (connected, unix_seconds(SystemTime::now()));
+        Some(Event::Host(host.clone()))
+    }
+
+    fn note_departure(&mut self, key: &str, changed: &Changed) {
+        let departed = match changed {
+            Changed::Host(node) if !self.is_connected(node) => node.parse().ok().map(Departed::Host),
+            Changed::List => {
+                key.strip_prefix(super::records::RUNNING).map(|name| Departed::Server(name.to_owned()))
+            }
+            _ => None,
+        };
+        self.departed.extend(departed);
+    }
+
     fn put_host(&mut self, node: &str, value: &[u8]) -> Option<v1::Host> {
         let mut host = v1::Host::decode(value)
             .inspect_err(|error| error!(node, %error, "a record of the catalog is damaged and left out"))
             .ok()?;
-        host.connected = self.connections.contains_key(node);
+        host.connected = self.is_connected(node);
         host.lost = self.lost.contains(node);
         self.hosts.insert(node.to_owned(), host.clone());
         Some(host)

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use super::{ANNOUNCED, Applied, Change, Condition, Entry, Outcome, Store, StoreError, Transaction, Watch};
 
@@ -26,6 +27,8 @@ const HISTORY: usize = 1024;
 /// A store in one file.
 pub struct EmbeddedStore {
     shared: Arc<Shared>,
+    /// Those in progress keep the file open, also when nobody waits for them any more.
+    commits: TaskTracker,
 }
 
 struct Shared {
@@ -64,7 +67,10 @@ impl EmbeddedStore {
         let revision = prepare(&database).map_err(|error| failed(&error))?;
         let latest = watch::Sender::new(revision);
         let (state, session) = (Mutex::default(), watch::Sender::new(1));
-        Ok(Self { shared: Arc::new(Shared { database, state, latest, session }) })
+        Ok(Self {
+            commits: TaskTracker::new(),
+            shared: Arc::new(Shared { database, state, latest, session }),
+        })
     }
 }
 
@@ -80,7 +86,7 @@ impl Store for EmbeddedStore {
 
     async fn commit(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
         let shared = self.shared.clone();
-        let committed = tokio::task::spawn_blocking(move || shared.commit(transaction)).await;
+        let committed = self.commits.spawn_blocking(move || shared.commit(transaction)).await;
         committed.map_err(|error| StoreError::Database(error.to_string()))?.map_err(StoreError::from)
     }
 
@@ -96,7 +102,10 @@ impl Store for EmbeddedStore {
         self.shared.session.subscribe()
     }
 
-    async fn close(&self) {}
+    async fn close(&self) {
+        self.commits.close();
+        self.commits.wait().await;
+    }
 }
 
 impl Shared {

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub use embedded::EmbeddedStore;
+#[cfg(test)]
+pub use etcd::testing as etcd_testing;
 pub use etcd::{EtcdOptions, EtcdStore, EtcdTls};
 
 /// What every announced key begins with, and no other.

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod catalog;
+mod cluster;
 mod identities;
 mod join;
 mod lifecycle;

@@ -1,0 +1,135 @@
+//! Several servers over one etcd: everybody knows what one of them was told.
+
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use super::{World, has_endpoint, report, until};
+use crate::api::v1;
+use crate::catalog::Catalog;
+use crate::control;
+use crate::local::{SERVER_SOCKET, connect, connect_to_server};
+use crate::server::StoreOptions;
+use crate::store::etcd_testing::Cluster;
+
+async fn server(cluster: &Cluster, name: &str, directory: TempDir) -> World {
+    let store = cluster.options(name);
+    World::start_with(directory, |options| {
+        options.store = StoreOptions::Etcd(store);
+        options.node = name.parse().unwrap();
+    })
+    .await
+}
+
+async fn two(cluster: &Cluster) -> (World, World) {
+    let one = server(cluster, "one", tempfile::tempdir().unwrap()).await;
+    (one, server(cluster, "two", tempfile::tempdir().unwrap()).await)
+}
+
+async fn members(world: &World) -> Catalog {
+    let mut server = connect(&world.directory.path().join("run"), &[SERVER_SOCKET], "server").await.unwrap();
+    server.members(v1::MembersRequest {}).await.unwrap().into_inner().try_into().unwrap()
+}
+
+/// Asks until it is so: the other server hears of it a moment later.
+async fn sees(world: &World, wanted: impl Fn(&Catalog) -> bool) -> Catalog {
+    let asking = async {
+        loop {
+            let catalog = members(world).await;
+            if wanted(&catalog) {
+                return catalog;
+            }
+        }
+    };
+    match tokio::time::timeout(Duration::from_secs(30), asking).await {
+        Ok(catalog) => catalog,
+        Err(_) => panic!("the server does not hear of it: {:?}", members(world).await),
+    }
+}
+
+fn leaders(catalog: &Catalog) -> Vec<String> {
+    catalog.servers.iter().filter(|server| server.leader).map(|server| server.node.to_string()).collect()
+}
+
+fn is_connected(catalog: &Catalog, node: &str) -> bool {
+    catalog.hosts.get(&node.parse().unwrap()).is_some_and(|host| host.connected)
+}
+
+#[tokio::test]
+async fn what_one_server_is_told_all_of_them_answer() {
+    let Some(cluster) = Cluster::start(1).await else { return };
+    let (one, two) = two(&cluster).await;
+    // The token is made by one and used at the other, and the certificate of either is good for both.
+    let token = one.token().await;
+    assert_eq!(token.servers.len(), 1 + usize::from(token.servers.contains(&two.address)));
+    let token = crate::identity::JoinToken { servers: vec![two.address.clone()], ..token };
+    let options = two.control_options("fcs00", Some(token));
+    let agent = control::start(options, CancellationToken::new()).await.unwrap();
+    let identity = agent.identity.borrow().clone();
+    one.call_as(&identity).await.report(v1::HostReport::from(&report("10.99.0.20", 8181))).await.unwrap();
+    until(&agent, |catalog| has_endpoint(catalog, "10.99.0.20:8181")).await;
+    let mut admin = connect_to_server(&one.directory.path().join("run")).await.unwrap();
+    let rule = v1::AddRuleRequest {
+        action: v1::Action::Deny.into(),
+        source: "fcs00".to_owned(),
+        destination: "fcs00:8181".to_owned(),
+        dry_run: false,
+    };
+    admin.add_rule(rule).await.unwrap();
+    until(&agent, |catalog| !catalog.policy.rules().is_empty()).await;
+    sees(&two, |catalog| catalog.policy.rules().len() == 1).await;
+}
+
+#[tokio::test]
+async fn servers_see_each_other_each_others_hosts_and_one_leader() {
+    let Some(cluster) = Cluster::start(1).await else { return };
+    let (one, two) = two(&cluster).await;
+    let agent = one.agent("fcs00").await;
+    let knows_all = |catalog: &Catalog| {
+        catalog.servers.len() == 2
+            && catalog.servers.iter().all(|server| server.connected)
+            && is_connected(catalog, "fcs00")
+            && leaders(catalog) == ["one"]
+    };
+    sees(&one, knows_all).await;
+    sees(&two, knows_all).await;
+    one.stop().await;
+    let catalog = sees(&two, |catalog| leaders(catalog) == ["two"]).await;
+    assert!(!catalog.servers.iter().any(|server| server.node.as_str() == "one" && server.connected));
+    drop(agent);
+    sees(&two, |catalog| !is_connected(catalog, "fcs00")).await;
+}
+
+#[tokio::test]
+async fn an_agent_learns_all_servers_and_goes_on_with_those_that_are_left() {
+    let Some(cluster) = Cluster::start(1).await else { return };
+    let (one, two) = two(&cluster).await;
+    let lifetime = CancellationToken::new();
+    let options = one.control_options("fcs00", Some(one.token().await));
+    let agent = control::start(options.clone(), lifetime.clone()).await.unwrap();
+    agent.status.clone().wait_for(|status| status.servers.len() == 2).await.unwrap();
+    let directory = one.stop().await;
+    agent.status.clone().wait_for(|status| status.connected.as_ref() == Some(&two.address)).await.unwrap();
+    agent.report.send_replace(Some(report("10.99.0.20", 8181)));
+    until(&agent, |catalog| has_endpoint(catalog, "10.99.0.20:8181")).await;
+    // It knows both when it is started again while the one by which it joined is gone.
+    lifetime.cancel();
+    drop(agent);
+    let again = control::start(options, two.shutdown.clone()).await.unwrap();
+    again.status.clone().wait_for(|status| status.connected.as_ref() == Some(&two.address)).await.unwrap();
+    drop(directory);
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_has_everything() {
+    let Some(cluster) = Cluster::start(1).await else { return };
+    let (one, two) = two(&cluster).await;
+    let agent = two.agent("fcs00").await;
+    agent.report.send_replace(Some(report("10.99.0.20", 8181)));
+    until(&agent, |catalog| has_endpoint(catalog, "10.99.0.20:8181")).await;
+    drop(one.stop().await);
+    let one = server(&cluster, "one", tempfile::tempdir().unwrap()).await;
+    assert!(has_endpoint(&members(&one).await, "10.99.0.20:8181"), "before it is ready");
+    sees(&one, |catalog| is_connected(catalog, "fcs00") && leaders(catalog).len() == 1).await;
+}
