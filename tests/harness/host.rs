@@ -138,7 +138,7 @@ impl Host {
         inside(self.switch.namespace(), || ip_batch(None, &[format!("link set {} down", self.name())]))
     }
 
-    /// Puts the plug in again.
+    /// Puts the plug back in.
     pub fn plug_in(&self) -> Result<()> {
         inside(self.switch.namespace(), || ip_batch(None, &[format!("link set {} up", self.name())]))
     }

@@ -13,6 +13,7 @@ mod cgroup;
 mod distance;
 mod endpoints;
 mod entry;
+mod etcd;
 mod host;
 mod interrupt;
 mod lab;
@@ -29,7 +30,8 @@ mod trace;
 
 pub use capture::Capture;
 pub use distance::Distance;
-pub use endpoints::{add_endpoints, add_rules};
+pub use endpoints::{add_endpoints, add_rules, remove_endpoint};
+pub use etcd::share_seal_key;
 pub use host::Host;
 pub use interrupt::{on_interrupt, wait_if_interrupted};
 pub use lab::Lab;

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -104,9 +104,7 @@ impl Host {
     /// Starts a daemon that outlives this process, writing to a log file, and waits until it serves.
     pub fn detach(&self, command: &mut Command, log_name: &str) -> Result<()> {
         let path = self.log_directory().join(log_name);
-        let log = File::create(&path).with_context(|| format!("making {}", path.display()))?;
-        command.process_group(0).stdout(log.try_clone()?).stderr(log).stdin(Stdio::null());
-        let mut child = command.spawn().context("starting murmesh")?;
+        let mut child = self.detach_at_once(command, log_name)?;
         let deadline = Instant::now() + READY_DEADLINE;
         loop {
             let said = fs::read_to_string(&path).unwrap_or_default();
@@ -127,7 +125,15 @@ impl Host {
         }
     }
 
-    fn start(&self, command: &mut Command) -> Result<Process> {
+    /// The same, without waiting.
+    pub fn detach_at_once(&self, command: &mut Command, log_name: &str) -> Result<Child> {
+        let path = self.log_directory().join(log_name);
+        let log = File::create(&path).with_context(|| format!("making {}", path.display()))?;
+        command.process_group(0).stdout(log.try_clone()?).stderr(log).stdin(Stdio::null());
+        command.spawn().with_context(|| format!("starting {}", command.get_program().display()))
+    }
+
+    pub(crate) fn start(&self, command: &mut Command) -> Result<Process> {
         let process = Process::spawn(command)?;
         process.wait_for_line(READY, READY_DEADLINE).with_context(|| format!("on {}", self.name()))?;
         Ok(process)

@@ -140,7 +140,15 @@ fn what_the_reading_commands_print_as_json_has_the_documented_shape() -> Result<
     ensure!(status["traffic"]["redirected"].as_u64() >= Some(1) && status["endpoints"] == 1, "{status}");
     ensure!(
         keys(&status["interception"])
-            == ["attached", "bpf_dir", "canary_error", "cgroup", "map_problems", "missing"],
+            == [
+                "attached",
+                "bpf_dir",
+                "canary_error",
+                "cgroup",
+                "map_problems",
+                "missing",
+                "unheld_services"
+            ],
         "{status}"
     );
     let status = json(server, "status")?;

@@ -33,7 +33,7 @@ fn wherever_an_agent_fails_the_hooks_stay_in_force() -> Result<()> {
     let client = mesh.client()?;
     let mut failed_after_attaching = 0;
     nothing_in_clear(client, || {
-        for limit in (10..).step_by(3) {
+        for limit in 10.. {
             let mut limited = client.command("prlimit")?;
             limited.arg(format!("--nofile={limit}:{limit}")).arg(agent.get_program()).args(agent.get_args());
             let mut limited = Process::spawn(&mut limited)?;

@@ -11,6 +11,7 @@ use murmesh::identity::Subject;
 use murmesh::tunnel::HANDSHAKE_TIMEOUT;
 use murmesh::tunnel::frame::{Open, RefusalReason};
 use murmesh_lab::{Lab, Mesh, Process, TUNNEL_PORT, Topology};
+use nix::sys::signal::Signal;
 
 use crate::support::peer::{
     Target, ask_to_be, forged, handshake_error, hold, impersonate, refusal, say_after_handshake, say_at_once,
@@ -289,7 +290,19 @@ fn an_agent_that_was_started_without_its_server_carries_nothing_that_its_rules_m
 
     daemons.kill_server()?;
     daemons.kill_agent(service)?;
-    let agent = Process::spawn(&mut service.agent_command(&daemons.token(service)?)?)?;
+    let mut command = service.agent_command(&daemons.token(service)?)?;
+    let mut agent = Process::spawn(&mut command)?;
+    agent.wait_for_line("hooks attached", DEADLINE)?;
+    let answer = ask()?;
+    ensure!(answer.is_some(), "carried with the rules that the agent remembers");
+    // An agent that remembers nothing: it may not have come to writing anything down.
+    agent.signal(Signal::SIGKILL)?;
+    agent.wait(DEADLINE)?;
+    let cache = service.data_directory().join("cache.sealed");
+    if cache.exists() {
+        fs::remove_file(cache)?;
+    }
+    let agent = Process::spawn(&mut command)?;
     agent.wait_for_line("hooks attached", DEADLINE)?;
     for _ in 0..3 {
         ensure!(ask()?.is_some(), "carried without a server");

@@ -1,10 +1,12 @@
 //! A change of the rules ends the connections that it forbids, on both hosts, and no others.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use murmesh_lab::{DEADLINE, Mesh, Process};
+use nix::sys::signal::Signal;
 
 const PORT: u16 = 8570;
 const OTHER_PORT: u16 = 8571;
@@ -47,6 +49,15 @@ impl Connection {
             end.take_stdin().context("stdin is a pipe")?.write_all(b"now\n")?;
         }
         self.expect_cut()
+    }
+}
+
+impl Connection {
+    /// The client goes on, and what it says comes back.
+    fn expect_echo(mut self) -> Result<()> {
+        self.client.take_stdin().context("stdin is a pipe")?.write_all(b"now\n")?;
+        self.client.succeed(DEADLINE)?;
+        Ok(())
     }
 }
 
@@ -113,4 +124,45 @@ fn a_default_that_denies_cuts_what_no_rule_allows() -> Result<()> {
     forbidden.expect_cut()?;
     mesh.agent("fcs00")?.wait_for_line("reason=\"cut: no rule allows it\"", DEADLINE)?;
     other.expect_alive()
+}
+
+/// What a client does at a service that gives everything back: the second half on command.
+const ECHOED: [&str; 7] = ["send=x", "expect=x", "say=open", "wait", "send=y", "shutdown", "expect=y"];
+
+/// A service for one client, which stops listening as soon as that has come, and an open connection to it. A rule
+/// allows it by who listens, and nothing else is allowed.
+fn last_client(mesh: &Mesh) -> Result<Connection> {
+    let server = mesh.host("murmesh00")?;
+    server.murmesh(["allow", "fcc00", "host/fcs00/user-root"])?;
+    server.murmesh(["policy", "default", "deny"])?;
+    let listen = format!("tcp6-l:{PORT},ipv6only=0");
+    let service = mesh.serve(mesh.service()?, PORT, "socat", [&listen, "exec:cat"])?;
+    let client = mesh.connect(PORT, &ECHOED)?;
+    client.wait_for_line("open", DEADLINE)?;
+    Ok(Connection { service, client })
+}
+
+#[test]
+fn a_connection_outlives_the_listener_that_its_rule_names() -> Result<()> {
+    let Some(mesh) = Mesh::start(1, 1)? else { return Ok(()) };
+    let connection = last_client(&mesh)?;
+    mesh.wait_not_carried(SocketAddr::new(mesh.service()?.ipv4().into(), PORT))?;
+    // New rules, which arrive before another one that can be seen to be in force.
+    let server = mesh.host("murmesh00")?;
+    server.murmesh(["allow", "fcc00", "host/fcs00/other.service"])?;
+    let other = Connection::open(&mesh, OTHER_PORT, &CUT)?;
+    server.murmesh(["deny", "fcc00", &format!("host/fcs00/user-root:{OTHER_PORT}")])?;
+    other.expect_cut()?;
+    connection.expect_echo()
+}
+
+#[test]
+fn a_connection_to_a_host_whose_agent_stops_ends_when_its_programs_end_it() -> Result<()> {
+    let Some(mesh) = Mesh::start(1, 1)? else { return Ok(()) };
+    let connection = last_client(&mesh)?;
+    mesh.agent("fcs00")?.signal(Signal::SIGTERM)?;
+    mesh.agent("fcs00")?.wait_for_line("draining", DEADLINE)?;
+    connection.expect_echo()?;
+    mesh.agent("fcs00")?.wait_for_line("stopped", DEADLINE)?;
+    Ok(())
 }

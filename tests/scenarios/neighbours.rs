@@ -153,8 +153,8 @@ fn put(words: &mut [u32], index: usize, address: u64) {
 }
 
 fn bpf(command: libc::c_long, attributes: &[u32]) -> io::Result<libc::c_long> {
+    let (pointer, length) = (attributes.as_ptr(), size_of_val(attributes));
     // SAFETY: `attributes` is the kernel's structure of the length given; what it points to outlives the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(attributes)) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, pointer, length) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -86,6 +87,9 @@ pub struct Storm {
     /// How many at a time.
     #[arg(long)]
     parallel: usize,
+    /// How many to begin in a second at most; as many as there can be, if not given.
+    #[arg(long, value_name = "NUMBER")]
+    per_second: Option<u32>,
 }
 
 /// A service host, as its answers name it, and where it is dialled.
@@ -120,6 +124,7 @@ impl Storm {
     /// Prints the outcome as JSON.
     pub fn run(self) -> Result<()> {
         let (next, outcome) = (AtomicU64::new(0), Mutex::new(Outcome::default()));
+        let begun = Instant::now();
         thread::scope(|scope| {
             for _ in 0..self.parallel {
                 scope.spawn(|| {
@@ -128,6 +133,7 @@ impl Storm {
                         if number >= self.connections {
                             return;
                         }
+                        self.wait_for_turn(begun, number);
                         let result = self.ask(number);
                         if let Ok(mut outcome) = outcome.lock() {
                             outcome.count(result);
@@ -138,6 +144,13 @@ impl Storm {
         });
         println!("{}", serde_json::to_string(&outcome)?);
         Ok(())
+    }
+
+    fn wait_for_turn(&self, begun: Instant, number: u64) {
+        if let Some(per_second) = self.per_second {
+            let turn = Duration::from_secs(number) / per_second;
+            thread::sleep(turn.saturating_sub(begun.elapsed()));
+        }
     }
 
     /// Asks one service, and returns the expected and the received answer.

@@ -13,6 +13,7 @@ pub mod discovery;
 pub mod identity;
 mod limited_log;
 pub mod local;
+pub mod log_writer;
 pub mod observe;
 pub mod policy;
 pub mod proxy;

@@ -7,7 +7,7 @@ use std::process::{Stdio, exit};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
-use murmesh_lab::{Host, Lab, Topology, existing_labs, on_interrupt, remove};
+use murmesh_lab::{Host, Lab, Topology, existing_labs, on_interrupt, remove, share_seal_key};
 
 use crate::shell::progress;
 use crate::{build, setup};
@@ -42,7 +42,7 @@ pub struct Up {
     /// Hosts for clients: fcc00, fcc01, …
     #[arg(long, default_value_t = 1)]
     clients: u8,
-    /// Hosts for servers: murmesh00, murmesh01, murmesh02. Three only with --bare for now.
+    /// Hosts for servers: murmesh00, murmesh01, murmesh02. Three have a member of an etcd cluster each.
     #[arg(long, default_value = "1", value_parser = ["1", "3"])]
     servers: String,
     /// Hosts only: start no server and no agent.
@@ -76,11 +76,6 @@ pub fn run(command: Command) -> Result<()> {
 
 fn up(options: &Up) -> Result<()> {
     let servers = if options.servers == "3" { 3 } else { 1 };
-    if servers == 3 && !options.bare {
-        bail!(
-            "three servers need a store of their own to agree on, which Murmesh cannot use yet. Add --bare for hosts only"
-        );
-    }
     build::run()?;
     setup::for_running()?;
 
@@ -109,12 +104,32 @@ fn up(options: &Up) -> Result<()> {
 }
 
 fn start(lab: &Lab) -> Result<()> {
+    let (servers, others): (Vec<&Host>, Vec<&Host>) =
+        lab.hosts().iter().partition(|host| host.name().starts_with("murmesh"));
+    if let [server] = servers[..] {
+        progress("starting the server on murmesh00");
+        server.detach(&mut server.server_command()?, "server.log")?;
+    } else {
+        start_servers(&servers)?;
+    }
     let server = lab.host("murmesh00")?;
-    progress("starting the server on murmesh00");
-    server.detach(&mut server.server_command()?, "server.log")?;
-    for host in lab.hosts().iter().filter(|host| host.name() != server.name()) {
+    for host in others {
         progress(&format!("joining {}", host.name()));
         host.detach(&mut host.agent_command(&server.create_token()?)?, "agent.log")?;
+    }
+    Ok(())
+}
+
+/// Each with a member of etcd beside it, and all with the same key for secrets.
+fn start_servers(servers: &[&Host]) -> Result<()> {
+    share_seal_key(servers)?;
+    for host in servers {
+        progress(&format!("starting etcd on {}", host.name()));
+        host.detach_at_once(&mut host.etcd_command(servers)?, "etcd.log")?;
+    }
+    for host in servers {
+        progress(&format!("starting the server on {}", host.name()));
+        host.detach(&mut host.cluster_server_command(servers)?, "server.log")?;
     }
     Ok(())
 }

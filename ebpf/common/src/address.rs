@@ -57,6 +57,18 @@ impl SocketAddress {
             && self.ip[3] == other.ip[3]
     }
 
+    /// 169.254.0.0/16 or fe80::/10: known on one link only.
+    #[inline(always)]
+    pub const fn is_link_local(&self) -> bool {
+        match self.as_v4() {
+            Some(v4) => {
+                let bytes = v4.to_ne_bytes();
+                bytes[0] == 169 && bytes[1] == 254
+            }
+            None => u32::from_be(self.ip[0]) >> 22 == 0xfe80 >> 6,
+        }
+    }
+
     /// Where no other host can be: loopback, and the unspecified address, which `connect` takes for it.
     #[inline(always)]
     pub const fn is_on_this_host(&self) -> bool {
@@ -138,6 +150,16 @@ mod tests {
             |text: &str| SocketAddress::from(text.parse::<SocketAddr>().expect("literal")).is_unspecified();
         assert!(is("0.0.0.0:1") && is("[::]:1"));
         assert!(!is("0.0.0.1:0") && !is("[::1]:0") && !is("[1::]:0") && !is("10.0.0.0:0"));
+    }
+
+    #[test]
+    fn an_address_of_one_link_is_link_local() {
+        let is =
+            |text: &str| SocketAddress::from(text.parse::<SocketAddr>().expect("literal")).is_link_local();
+        assert!(
+            is("169.254.0.1:1") && is("[fe80::1]:1") && is("[febf::1]:1") && is("[::ffff:169.254.9.9]:1")
+        );
+        assert!(!is("169.253.0.1:1") && !is("[fec0::1]:1") && !is("[fe7f::1]:1") && !is("10.0.0.1:1"));
     }
 
     #[test]

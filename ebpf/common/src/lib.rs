@@ -15,7 +15,9 @@ mod policy;
 mod verdict_event;
 
 pub use address::SocketAddress;
-pub use arrival::{Arrival, Owner, PortMode, Sender, Surroundings, admits, plaintext};
+pub use arrival::{
+    Admission, Arrival, DenialKey, Group, Owner, PortMode, Sender, Surroundings, admission, plaintext,
+};
 pub use connection::{ConnectionRecord, Endpoint, HandshakeKey, Role};
 pub use counter::Counter;
 pub use decide::{Action, Attempt, Decision, Knowledge, Settings, decide, decide_datagram};

@@ -106,9 +106,12 @@ pub struct PolicyState {
     pub loopback: u32,
     /// A [`PortMode`](crate::PortMode) as a number, of this host's ports that are not in `PORTS`.
     pub mode: u32,
+    /// The [`Group`](crate::Group) of link-local addresses, behind which any host of the mesh may be. 0: no rule refuses
+    /// a host of the mesh anything here.
+    pub neighbours: u32,
 }
 
-const _: () = assert!(size_of::<PolicyState>() == 12);
+const _: () = assert!(size_of::<PolicyState>() == 16);
 
 /// Protocols of which egress rules speak, by their IP protocol numbers.
 #[repr(u8)]

@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use murmesh_common::{
-    ConnectionRecord, Counter, Destination, Endpoint, HandshakeKey, ListenerEvent, NetworkKey, PolicyState,
+    ConnectionRecord, Counter, DenialKey, Destination, Endpoint, HandshakeKey, ListenerEvent, NetworkKey, PolicyState,
     Settings, SocketAddress, SourceClass, UserKey, Verdict, VerdictEvent, VerdictKey, WorkloadEntry,
 };
 
@@ -49,6 +49,11 @@ pub static EXCEPTIONS: LpmTrie<NetworkKey, u32, 65536> = LpmTrie::new();
 #[btf_map]
 pub static ADDRESSES: HashMap<[u32; 4], u32, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
+/// Not 0 where a rule could refuse a port of this host to some workload of a group of hosts. Every group has an entry
+/// for all its other ports.
+#[btf_map]
+pub static DENIALS: HashMap<DenialKey, u32, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
 /// What there are rules for.
 #[btf_map]
 static POLICY: Array<PolicyState, 1> = Array::new();
@@ -85,8 +90,8 @@ pub fn policy() -> PolicyState {
 #[inline(always)]
 pub fn count(counter: Counter) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: the slot belongs to this CPU, and a program is not preempted by another on the same CPU
-        // for long enough to matter to a counter.
+        // A program is not preempted by another on the same CPU for long enough to matter to a counter.
+        // SAFETY: the slot belongs to this CPU.
         unsafe { *value += 1 };
     }
 }

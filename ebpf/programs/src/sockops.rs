@@ -83,7 +83,7 @@ fn accepted_in_clear(event: &SocketEvent<'_>) {
         Some(Sender::Mesh) => count(Counter::PlaintextFromMesh),
         Some(Sender::Outside) => count(Counter::PlaintextFromOutside),
     }
-    asked.report(VerdictKind::Plaintext);
+    asked.report(VerdictKind::Plaintext, 0);
 }
 
 #[inline(always)]

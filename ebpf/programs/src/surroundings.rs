@@ -2,12 +2,13 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use murmesh_common::{
-    Arrival, NetworkKey, PolicyState, Protocol, SocketAddress, Surroundings, VerdictEvent, VerdictKind,
+    Arrival, DenialKey, Group, NetworkKey, PolicyState, Protocol, RuleNumber, SocketAddress, Surroundings,
+    VerdictEvent, VerdictKind,
 };
 
 use crate::{
     context::now,
-    maps::{self, ADDRESSES, EXCEPTIONS, PORTS},
+    maps::{self, ADDRESSES, DENIALS, EXCEPTIONS, PORTS},
 };
 
 /// One connection from another host.
@@ -16,12 +17,12 @@ pub struct Asked(pub Arrival);
 impl Asked {
     /// Tells the agent what became of it.
     #[inline(always)]
-    pub fn report(&self, kind: VerdictKind) {
+    pub fn report(&self, kind: VerdictKind, rule: RuleNumber) {
         maps::report(&VerdictEvent {
             time: now(),
             cgroup: 0,
             kind: kind as u32,
-            rule: 0,
+            rule,
             pid: 0,
             uid: 0,
             command: [0; 16],
@@ -53,7 +54,22 @@ impl Surroundings for Asked {
     }
 
     #[inline(always)]
+    fn is_denied(&self, group: Group, port: u16) -> bool {
+        // While a group is replaced by another its entries may be gone.
+        match denial(group, port) {
+            Some(denied) => denied != 0,
+            None => !matches!(denial(group, 0), Some(0)),
+        }
+    }
+
+    #[inline(always)]
     fn is_excepted(&self, arrival: &Arrival) -> bool {
         EXCEPTIONS.get(&Key::new(NetworkKey::BITS, arrival.exception())).is_some()
     }
+}
+
+#[inline(always)]
+fn denial(group: Group, port: u16) -> Option<u32> {
+    // SAFETY: copied at once.
+    unsafe { DENIALS.get(DenialKey { group, port, padding: 0 }) }.copied()
 }

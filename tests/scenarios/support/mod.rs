@@ -1,5 +1,6 @@
 //! What the scenarios about daemons share: starting them one by one, and looking at what they did.
 
+pub mod cluster;
 pub mod instances;
 pub mod kernel;
 pub mod peer;
@@ -143,7 +144,7 @@ impl<'a> Daemons<'a> {
     }
 }
 
-fn kill(mut process: Process) -> Result<()> {
+pub fn kill(mut process: Process) -> Result<()> {
     process.signal(Signal::SIGKILL)?;
     process.wait(DEADLINE)?;
     Ok(())

@@ -78,7 +78,7 @@ impl World {
             },
             endpoints: self.endpoints.clone(),
             addresses: &BTreeSet::new(),
-            mesh: &BTreeSet::new(),
+            mesh: &BTreeMap::new(),
             exempt: &ExemptPorts::default(),
         });
         assert!(full.is_empty(), "{full:?}");

@@ -62,7 +62,7 @@ pub struct Owners {
     finder: Arc<Finder>,
     workloads: watch::Receiver<Workloads>,
     /// By cgroup and user; those who are listening now. `None` for who was looked for in vain, and is not waited for
-    /// again until more is known.
+    /// again: the finder gets to know them.
     found: HashMap<(u64, u32), Option<WorkloadName>>,
 }
 
@@ -106,7 +106,6 @@ impl Owners {
         if self.workloads.changed().await.is_err() {
             std::future::pending().await
         }
-        self.found.clear();
     }
 }
 

@@ -48,8 +48,8 @@ pub struct Known<'a> {
     pub serving: &'a Served,
     /// What it reaches through the mesh.
     pub routes: &'a Routes,
-    /// Addresses of the mesh's hosts.
-    pub mesh: &'a BTreeSet<IpAddr>,
+    /// Addresses of the mesh's hosts, and whose they are.
+    pub mesh: &'a BTreeMap<IpAddr, &'a NodeName>,
     /// Ports that are never meshed.
     pub exempt: &'a ExemptPorts,
 }
@@ -92,13 +92,16 @@ impl Enforcement {
 
     /// Has workers take over `known.routes` by `take_over` when nothing is redirected any more that they do not have,
     /// and before anything is that they have new. Before the first catalog nothing is taken away or changed: what an
-    /// agent that was killed redirected or refused stays so meanwhile.
-    pub fn enforce(&mut self, known: &Known<'_>, take_over: impl FnOnce()) {
+    /// agent that was killed redirected or refused stays so meanwhile. False if the kernel did not take all of it: it
+    /// must be tried again.
+    pub fn enforce(&mut self, known: &Known<'_>, take_over: impl FnOnce()) -> bool {
         let wanted = if known.routes.revision() > 0 { self.compile(known) } else { self.with_canaries() };
         let written = self.maps.remove_endpoints(&wanted);
         take_over();
         let written = written.and_then(|()| self.maps.update(&wanted));
+        let is_in_force = written.is_ok();
         self.tell(&wanted, written);
+        is_in_force
     }
 
     fn with_canaries(&self) -> Tables {

@@ -19,6 +19,7 @@ use crate::{
     bpf::{Counters, HOOKS, Hook, Pins, attached_hooks},
     catalog::Catalog,
     control::{Control, ServerStatus},
+    log_writer,
     observe::Filter,
     proxy::{
         CurrentIdentity, Shared,
@@ -99,6 +100,7 @@ impl Kernel {
             missing: names(false),
             canary_error: error.or_else(|| canary::probe().err()).unwrap_or_default(),
             map_problems: self.problems.load().to_vec(),
+            unheld_services: Vec::new(),
         }
     }
 
@@ -120,6 +122,7 @@ fn traffic(traffic: &Traffic, redirected: u64) -> v1::Traffic {
         tunnel_handshakes: traffic.get(Counter::TunnelHandshakes),
         missing_records: traffic.get(Counter::MissingRecords),
         redirected,
+        log_lines_lost: log_writer::lost(),
     }
 }
 
@@ -162,6 +165,9 @@ impl v1::local_server::Local for AgentLocal {
             };
         let current = self.shared.identities.host();
         let (server, catalog) = (self.server.borrow().clone(), self.catalog.borrow().clone());
+        let unheld = catalog.unheld_services(&self.shared.node).map(|service| service.name.to_string());
+        let interception =
+            interception.map(|found| v1::Interception { unheld_services: unheld.collect(), ..found });
         Ok(Response::new(v1::StatusResponse {
             role: self.role.to_owned(),
             node: current.identity.id.node().map(ToString::to_string).unwrap_or_default(),

@@ -183,7 +183,13 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
         running.tasks.spawn(keeper.run(wanted));
     }
     let running = match running {
-        Ok(mut running) => running.until(&shutdown).await.map(|()| running),
+        Ok(mut running) => match running.until(&shutdown).await {
+            Ok(()) => Ok(running),
+            Err(error) => {
+                running.workers.cut().await;
+                Err(error)
+            }
+        },
         Err(error) => Err(error),
     };
     match running {

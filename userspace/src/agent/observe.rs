@@ -75,6 +75,9 @@ fn words(kind: VerdictKind, reason: Reason) -> &'static str {
     match (kind, reason) {
         (VerdictKind::DryRun, _) => "let through, a dry-run rule would refuse it",
         (VerdictKind::Plaintext, _) => "let in, in clear",
+        (VerdictKind::PlaintextRefused, Reason::UnknownSource) => {
+            "refused: in clear, from a host some of whose workloads the rules refuse the service"
+        }
         (VerdictKind::PlaintextRefused, _) => "refused: in clear, to a strict service",
         (VerdictKind::Denied, Reason::Rule(_)) => "refused by a rule",
         (VerdictKind::Denied, Reason::Default) => "refused by default",

@@ -1,7 +1,5 @@
 //! What holds from the moment in which the hooks are attached: what was known when this host was last in the mesh.
 
-use std::collections::BTreeSet;
-
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -56,14 +54,12 @@ impl FirstProtection<'_> {
             exempt: self.exempt,
         };
         let routes = Routes::new(self.catalog, &here, &mut Loads::default(), source_for);
-        let mesh: BTreeSet<_> =
-            self.catalog.hosts.values().flat_map(|host| host.report.addresses.iter().copied()).collect();
         let known = Known {
             policy: &self.catalog.policy,
             node,
             serving: &serving,
             routes: &routes,
-            mesh: &mesh,
+            mesh: &self.catalog.addresses(),
             exempt: self.exempt,
         };
         Enforcement::new(maps, room, workloads.clone(), Problems::default()).enforce(&known, || ());

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     str::FromStr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
@@ -21,15 +21,20 @@ use super::{
 };
 use crate::{
     catalog::Catalog,
+    control::Backoff,
     discovery::ExemptPorts,
     identity::{Identity, NodeName, SpiffeId},
-    proxy::{Here, LocalServices, Routes, Rules, Shared, instances::Loads},
+    policy::Service,
+    proxy::{FormerlyNamed, Here, LocalServices, Routes, Rules, Shared, instances::Loads},
     socket,
 };
 
 /// How often the kernel is asked again by which address this host dials others. Nothing goes in clear meanwhile: an
 /// endpoint without a route is redirected too.
 const ROUTES_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the name that a service has lost is good enough for streams of hosts that have not heard of it.
+const FORMER_NAMES: Duration = Duration::from_secs(10);
 
 /// A sidecar's destination: a port on a host of the mesh, by name, or any address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +98,7 @@ impl Publisher {
         let node = own.node()?;
         let mut ticks = interval(ROUTES_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut backoff = Backoff::new();
         // A catalog that comes from disk is here before it is known what this host serves.
         served.changed().await?;
         loop {
@@ -105,12 +111,17 @@ impl Publisher {
                 exempt: &self.exempt,
             };
             let routes = Routes::new(&known, &here, &mut self.loads, source_for);
-            let services = Arc::new(local_services(&known, &serving, &own.id));
+            let mut services = local_services(&known, &serving, &own.id);
+            services.formerly_named = formerly_named(&self.shared.services.load(), &services);
+            let services = Arc::new(services);
             self.shared.services.store(services.clone());
             services.identities.iter().for_each(|id| self.shared.identities.want(id));
             // Nothing is carried without routes, and nothing may be carried before its rules are here.
             self.shared.set_rules(Rules::new(known.clone(), services, node.clone()));
-            self.publish_routes(node, &serving, &known, routes);
+            let is_in_force = self.publish_routes(node, &serving, &known, routes);
+            if is_in_force {
+                backoff.reset();
+            }
             if let Some((wanted, upstream)) = &self.upstream {
                 upstream.store(wanted.resolve(&known).map(Arc::new));
             }
@@ -119,21 +130,31 @@ impl Publisher {
                 changed = served.changed() => changed?,
                 changed = workloads_change(&mut self.enforcement, &known, node, &serving) => changed?,
                 () = routes_change(&self.shared, &mut ticks) => debug!("this host's routes to others changed"),
+                () = backoff.pause(), if !is_in_force => debug!("trying again to bring the kernel half up to date"),
             }
         }
     }
 
-    /// Workers must have a route before the kernel redirects to it, and until it does not any more.
-    fn publish_routes(&mut self, node: &NodeName, serving: &Served, catalog: &Catalog, routes: Routes) {
+    /// Workers must have a route before the kernel redirects to it, and until it does not any more. False if the
+    /// kernel half did not take all of it.
+    fn publish_routes(
+        &mut self,
+        node: &NodeName,
+        serving: &Served,
+        catalog: &Catalog,
+        routes: Routes,
+    ) -> bool {
         let routes = Arc::new(routes);
         let take_over = || self.shared.routes.store(routes.clone());
         match &mut self.enforcement {
-            None => take_over(),
+            None => {
+                take_over();
+                true
+            }
             Some(enforcement) => {
                 let (policy, exempt) = (&*catalog.policy, &self.exempt);
-                let mesh = catalog.hosts.values().flat_map(|host| host.report.addresses.iter().copied());
-                let (mesh, routes) = (&mesh.collect(), &*routes);
-                enforcement.enforce(&Known { policy, node, serving, routes, mesh, exempt }, take_over);
+                let (mesh, routes) = (&catalog.addresses(), &*routes);
+                enforcement.enforce(&Known { policy, node, serving, routes, mesh, exempt }, take_over)
             }
         }
     }
@@ -170,6 +191,17 @@ pub(super) fn source_for(destination: SocketAddr) -> Option<IpAddr> {
     socket::source_for(destination).ok()
 }
 
+/// What `before` had names for that `now` has others for, or none.
+fn formerly_named(before: &LocalServices, now: &LocalServices) -> Vec<FormerlyNamed> {
+    let time = Instant::now();
+    let remembered = before.formerly_named.iter().filter(|former| time < former.until).cloned();
+    let is_lost = |service: &&Arc<Service>| {
+        now.named.get(&service.port).is_none_or(|present| present.name != service.name)
+    };
+    let lost = before.named.values().filter(is_lost).cloned();
+    remembered.chain(lost.map(|service| FormerlyNamed { service, until: time + FORMER_NAMES })).collect()
+}
+
 fn local_services(catalog: &Catalog, served: &Served, own: &SpiffeId) -> LocalServices {
     let is_own = |node: &NodeName| Some(node) == own.node();
     let peers: HashMap<NodeName, HashSet<IpAddr>> = catalog
@@ -183,7 +215,7 @@ fn local_services(catalog: &Catalog, served: &Served, own: &SpiffeId) -> LocalSe
         named.entry(service.port).or_insert_with(|| service.clone());
     }
     let (addresses, listeners) = (served.addresses.clone(), served.listeners.clone());
-    let mut services = LocalServices { addresses, listeners, peers, named, identities: HashSet::new() };
+    let mut services = LocalServices { addresses, listeners, peers, named, ..LocalServices::default() };
     let Some(node) = own.node() else { return services };
     let ports: BTreeSet<_> = services.listeners.iter().map(|listener| listener.address.port()).collect();
     let destinations = ports

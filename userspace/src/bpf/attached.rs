@@ -64,8 +64,7 @@ fn query(target: &File, attach_type: u32) -> io::Result<Vec<u32>> {
         prog_cnt: MAX_PROGRAMS as u32,
         ..Query::default()
     };
-    // SAFETY: `query` is the kernel's structure of the size given, and `prog_ids` points to `prog_cnt` words that
-    // outlive the call.
+    // SAFETY: the kernel's structure of the size given; `prog_ids` points to `prog_cnt` words that outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());

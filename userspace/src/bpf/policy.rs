@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData};
 use murmesh_common::{
-    Destination, Endpoint, NetworkKey, PolicyState, SocketAddress, SourceClass, UserKey, Verdict, VerdictKey,
-    WorkloadEntry,
+    DenialKey, Destination, Endpoint, NetworkKey, PolicyState, SocketAddress, SourceClass, UserKey, Verdict,
+    VerdictKey, WorkloadEntry,
 };
 use nix::libc;
 use tracing::debug;
@@ -14,8 +14,18 @@ use super::{BpfError, mirror::Named};
 use crate::policy::compile::{Change, Tables, changes, removals};
 
 /// Names of the maps, as in `ebpf/programs`.
-pub(super) const POLICY_MAPS: [&str; 9] =
-    ["ENDPOINTS", "WORKLOADS", "USERS", "VERDICTS", "EGRESS", "PORTS", "EXCEPTIONS", "ADDRESSES", "POLICY"];
+pub(super) const POLICY_MAPS: [&str; 10] = [
+    "ENDPOINTS",
+    "WORKLOADS",
+    "USERS",
+    "VERDICTS",
+    "EGRESS",
+    "PORTS",
+    "EXCEPTIONS",
+    "ADDRESSES",
+    "DENIALS",
+    "POLICY",
+];
 
 /// The maps that are named in `POLICY_MAPS`, and what is in them.
 pub struct PolicyMaps {
@@ -27,6 +37,7 @@ pub struct PolicyMaps {
     ports: Named<HashMap<MapData, u16, u32>>,
     exceptions: Named<LpmTrie<MapData, NetworkKey, u32>>,
     addresses: Named<HashMap<MapData, [u32; 4], u32>>,
+    denials: Named<HashMap<MapData, DenialKey, u32>>,
     state: Named<Array<MapData, PolicyState>>,
     present: Tables,
 }
@@ -34,7 +45,7 @@ pub struct PolicyMaps {
 impl PolicyMaps {
     /// From wherever `map` finds each.
     pub(super) fn new(mut map: impl FnMut(&'static str) -> Result<Map, BpfError>) -> Result<Self, BpfError> {
-        let [endpoints, workloads, users, verdicts, egress, ports, exceptions, addresses, state] =
+        let [endpoints, workloads, users, verdicts, egress, ports, exceptions, addresses, denials, state] =
             POLICY_MAPS;
         let mut maps = Self {
             endpoints: Named::new(endpoints, map(endpoints)?)?,
@@ -45,6 +56,7 @@ impl PolicyMaps {
             ports: Named::new(ports, map(ports)?)?,
             exceptions: Named::new(exceptions, map(exceptions)?)?,
             addresses: Named::new(addresses, map(addresses)?)?,
+            denials: Named::new(denials, map(denials)?)?,
             state: Named::new(state, map(state)?)?,
             present: Tables::default(),
         };
@@ -58,6 +70,7 @@ impl PolicyMaps {
             ports: maps.ports.entries()?,
             exceptions: maps.exceptions.entries()?,
             addresses: maps.addresses.entries()?,
+            denials: maps.denials.entries()?,
         };
         Ok(maps)
     }
@@ -107,6 +120,7 @@ impl PolicyMaps {
                 Change::Port(port, mode) => self.ports.write(port, mode)?,
                 Change::Exception(entry, value) => self.exceptions.write(entry, value)?,
                 Change::Address(address, owner) => self.addresses.write(address, owner)?,
+                Change::Denial(key, denied) => self.denials.write(key, denied)?,
                 Change::State(state) => {
                     self.state.map().set(0, state, 0).map_err(BpfError::map("POLICY"))?;
                 }

@@ -227,7 +227,7 @@ fn as_fd_link(link: Result<FdLink, LinkError>) -> Result<FdLink, ProgramError> {
     link.map_err(|error| ProgramError::IOError(std::io::Error::other(error)))
 }
 
-/// While rules change, what is new of the last four is written before what is old is removed: the maps have room for both.
+/// While rules change, what is new of the last five is written before what is old is removed: the maps have room for both.
 fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
     let room = &options.room;
     let entries = |room: usize| u32::try_from(room.max(1)).unwrap_or(u32::MAX);
@@ -238,6 +238,7 @@ fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         .map_max_entries("WORKLOADS", entries(room.workloads))
         .map_max_entries("USERS", entries(2 * room.users))
         .map_max_entries("VERDICTS", entries(2 * room.verdicts))
+        .map_max_entries("DENIALS", entries(2 * room.verdicts))
         .map_max_entries("EGRESS", entries(2 * room.egress))
         .map_max_entries("EXCEPTIONS", entries(2 * room.egress))
         .load(OBJECT)?)

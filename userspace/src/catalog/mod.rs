@@ -6,7 +6,7 @@ mod instance;
 mod limits;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -18,7 +18,7 @@ pub use wire::WireError;
 
 use crate::identity::token::ServerAddress;
 use crate::identity::{NodeName, ServiceName, WorkloadName};
-use crate::policy::Policy;
+use crate::policy::{Mode, Policy, Service};
 
 /// All hosts of the mesh at one revision. Cheap to clone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -90,6 +90,30 @@ pub struct Listener {
     pub ipv6_only: bool,
     /// Who listens; `None` where its host does not tell workloads apart.
     pub workload: Option<WorkloadName>,
+}
+
+impl Catalog {
+    /// Addresses of the hosts, and whose they are.
+    pub fn addresses(&self) -> BTreeMap<IpAddr, &NodeName> {
+        let hosts = self.hosts.values();
+        hosts.flat_map(|host| host.report.addresses.iter().map(|address| (*address, &host.node))).collect()
+    }
+
+    /// The named services of `node` that are strict there while nothing listens on their port, as far as the host tells:
+    /// what a packet filter forwards from it, to a container for example, is not held back by the kernel half.
+    pub fn unheld_services(&self, node: &NodeName) -> impl Iterator<Item = &Service> {
+        let host = self.hosts.get(node).filter(|host| host.connected);
+        let ports: BTreeSet<_> = host
+            .iter()
+            .flat_map(|host| host.report.listeners.iter().map(|listener| listener.address.port()))
+            .collect();
+        let services = self.policy.services().values().filter(move |_| host.is_some()).map(AsRef::as_ref);
+        services.filter(move |service| {
+            service.hosts.contains(node)
+                && !ports.contains(&service.port)
+                && self.policy.mode_at(node, service.port) == Mode::Strict
+        })
+    }
 }
 
 impl Report {

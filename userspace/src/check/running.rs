@@ -43,6 +43,11 @@ pub async fn check(options: &CheckOptions) -> Vec<Finding> {
             let hint = "until then some connections are refused that the rules allow";
             Finding::failed(GROUP, "maps of the kernel half", problem.clone(), hint)
         }));
+        findings.extend(interception.unheld_services.iter().map(|service| {
+            let detail = format!("nothing on this host listens for {service}, which is strict");
+            let hint = "start it; a port that is published from a container is forwarded past the kernel half, and reached in clear: publish it on 127.0.0.1 only, or stop publishing it";
+            Finding::warning(GROUP, "strict services", detail, hint)
+        }));
     }
     if !status.contested_addresses.is_empty() {
         findings.push(Finding::warning(

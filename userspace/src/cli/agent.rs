@@ -133,7 +133,7 @@ impl MemberOptions {
 /// # Errors
 /// When the agent cannot start.
 pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
-    daemon::start_log(arguments.daemon.log_format)?;
+    let _last_lines = daemon::start_log(arguments.daemon.log_format)?;
     let AgentArgs { daemon, kernel, member, outbound_port, mark, workloads, room } = arguments;
     anyhow::ensure!(mark != 0, "--mark 0 is what every socket has: choose another number");
     let cgroup = match kernel.cgroup {

@@ -12,7 +12,11 @@ use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use super::RunDirectory;
-use crate::{identity::NodeName, proxy::access_log};
+use crate::{
+    identity::NodeName,
+    log_writer::{self, LastLines},
+    proxy::access_log,
+};
 
 /// Options of every daemon.
 #[derive(Debug, Clone, Args)]
@@ -58,16 +62,19 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends the log to standard output, and lines of the `log` crate with it.
+/// Sends the log to standard output, and lines of the `log` crate with it. The last lines are written when what is
+/// returned is dropped.
 ///
 /// # Errors
-/// When `MURMESH_LOG` is not a filter.
-pub fn start_log(format: LogFormat) -> anyhow::Result<()> {
+/// When `MURMESH_LOG` is not a filter, or nothing can be written.
+pub fn start_log(format: LogFormat) -> anyhow::Result<LastLines> {
     let directives = std::env::var("MURMESH_LOG").unwrap_or_else(|_| "info".to_owned());
     let filter = EnvFilter::try_new(&directives).with_context(|| {
         format!("MURMESH_LOG={directives:?} is not a log filter; try \"info\" or \"debug\"")
     })?;
+    let last_lines = log_writer::start().context("the log cannot be written")?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stdout().is_terminal());
+    let log = log.with_writer(|| log_writer::Lines);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
@@ -76,7 +83,7 @@ pub fn start_log(format: LogFormat) -> anyhow::Result<()> {
         LogFormat::Text => access_log::Form::Text,
         LogFormat::Json => access_log::Form::Json,
     });
-    Ok(())
+    Ok(last_lines)
 }
 
 /// Runs a future on a multi-threaded runtime until it is done.

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::output::{self, Format, relative, rfc3339};
-use super::{ReadOptions, daemon};
+use super::{ReadOptions, RunDirectory, daemon};
 use crate::api::v1::Snapshot;
 use crate::catalog::{Catalog, Host, Server};
 use crate::cli::status::local_error;
@@ -60,16 +60,23 @@ pub fn run(arguments: MembersArgs) -> anyhow::Result<ExitCode> {
 
 /// The catalog of the daemon on this host.
 pub(super) fn fetch(read: &ReadOptions) -> anyhow::Result<Catalog> {
-    Ok(Catalog::try_from(snapshot(read)?)?)
+    daemon::block_on(catalog(&read.run_directory, ANY_SOCKET))
 }
 
 /// The same as it came.
 pub(super) fn snapshot(read: &ReadOptions) -> anyhow::Result<Snapshot> {
-    daemon::block_on(async {
-        let mut daemon = connect(&read.run_directory.run_dir, ANY_SOCKET, "murmesh daemon").await?;
-        let answer = daemon.members(crate::api::v1::MembersRequest {}).await.map_err(local_error)?;
-        Ok(answer.into_inner())
-    })
+    daemon::block_on(ask(&read.run_directory, ANY_SOCKET))
+}
+
+/// The catalog of the first daemon that has one of `sockets`.
+pub(super) async fn catalog(directory: &RunDirectory, sockets: &[&str]) -> anyhow::Result<Catalog> {
+    Ok(Catalog::try_from(ask(directory, sockets).await?)?)
+}
+
+async fn ask(directory: &RunDirectory, sockets: &[&str]) -> anyhow::Result<Snapshot> {
+    let mut daemon = connect(&directory.run_dir, sockets, "murmesh daemon").await?;
+    let answer = daemon.members(crate::api::v1::MembersRequest {}).await.map_err(local_error)?;
+    Ok(answer.into_inner())
 }
 
 impl Member {

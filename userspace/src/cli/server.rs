@@ -58,6 +58,23 @@ pub struct ServerArgs {
 pub enum ServerCommand {
     /// Seal every secret in the store with a new key. Stop the server first, and start it with the new key.
     Reseal(ResealArgs),
+    /// Write all records of the mesh into a file, to import them into another store. Stop the servers first.
+    Export(TransferArgs),
+    /// Put all records of an exported file into an empty store. Secrets in it need the same seal key as before.
+    Import(TransferArgs),
+}
+
+/// Arguments of `murmesh server export` and `import`.
+#[derive(Debug, Args)]
+pub struct TransferArgs {
+    /// Directory of the server's database.
+    #[arg(long, default_value = "/var/lib/murmesh", value_name = "DIR")]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// The file.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
 }
 
 /// The key that secrets in the store are sealed with: a file, or a passphrase. By default systemd's credential
@@ -102,10 +119,13 @@ impl SealOptions {
 /// # Errors
 /// When the server cannot start, or serving fails.
 pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
-    if let Some(ServerCommand::Reseal(arguments)) = arguments.command {
-        return reseal(arguments);
+    match arguments.command {
+        Some(ServerCommand::Reseal(arguments)) => return reseal(arguments),
+        Some(ServerCommand::Export(arguments)) => return export(arguments),
+        Some(ServerCommand::Import(arguments)) => return import(arguments),
+        None => {}
     }
-    daemon::start_log(arguments.daemon.log_format)?;
+    let _last_lines = daemon::start_log(arguments.daemon.log_format)?;
     let node = daemon::node_name(arguments.node)?;
     let options = ServerOptions {
         run_dir: arguments.daemon.run_dir(),
@@ -135,6 +155,22 @@ fn reseal(arguments: ResealArgs) -> anyhow::Result<ExitCode> {
     let key = daemon::block_on(async { Ok(server::reseal(&store, &old, new.as_ref()).await?) })?;
     let place = new.as_ref().unwrap_or(&old).path().display();
     output::print(&format!("sealed anew with key {key} of {place}\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn export(arguments: TransferArgs) -> anyhow::Result<ExitCode> {
+    let TransferArgs { data_dir, store, file } = arguments;
+    let store = store.options(data_dir, &daemon::node_name(None)?);
+    let count = daemon::block_on(async { Ok(server::export(&store, &file).await?) })?;
+    output::print(&format!("{count} records written to {}\n", file.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn import(arguments: TransferArgs) -> anyhow::Result<ExitCode> {
+    let TransferArgs { data_dir, store, file } = arguments;
+    let store = store.options(data_dir, &daemon::node_name(None)?);
+    let count = daemon::block_on(async { Ok(server::import(&store, &file).await?) })?;
+    output::print(&format!("{count} records imported from {}\n", file.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -14,7 +14,7 @@ use crate::api::v1;
 use crate::catalog::{Catalog, Listener};
 use crate::cli::status::local_error;
 use crate::identity::{NameError, NodeName, ServiceName, WorkloadName};
-use crate::local::connect_to_server;
+use crate::local::{SERVER_SOCKET, connect_to_server};
 use crate::policy::{Balance, Mode, Network, Probe, Service};
 
 /// The commands on named services.
@@ -182,9 +182,26 @@ fn set(arguments: SetArgs) -> anyhow::Result<ExitCode> {
     daemon::block_on(async {
         let mut server = connect_to_server(&arguments.run_directory.run_dir).await?;
         let service = server.set_service(request).await.map_err(local_error)?.into_inner();
-        output::print(&format!("service {}\n", Service::try_from(service)?))?;
+        let service = Service::try_from(service)?;
+        output::print(&format!("service {service}\n"))?;
+        let catalog = members::catalog(&arguments.run_directory, &[SERVER_SOCKET]).await?;
+        warnings(&service, &catalog).iter().for_each(|warning| eprintln!("WARNING: {warning}"));
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// What is not as strict as it sounds.
+fn warnings(service: &Service, catalog: &Catalog) -> Vec<String> {
+    let is_unheld =
+        |node: &&NodeName| catalog.unheld_services(node).any(|unheld| unheld.name == service.name);
+    let warning = |node| {
+        format!(
+            "nothing on {node} itself listens on port {}: if it is published from a container there, it is forwarded \
+             past the kernel half and reached in clear",
+            service.port
+        )
+    };
+    service.hosts.iter().filter(is_unheld).map(warning).collect()
 }
 
 fn remove(arguments: &RemoveArgs) -> anyhow::Result<ExitCode> {
@@ -323,7 +340,10 @@ fn listed(service: &Service, catalog: &Catalog) -> Listed {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::catalog::{Host, Listener, Report};
 
     #[test]
     fn exceptions_are_kept_replaced_or_cleared() {
@@ -335,5 +355,25 @@ mod tests {
             ["192.0.2.1/32", "10.0.0.0/8"]
         );
         assert!(given(&["none", "10.0.0.0/8"]).is_err());
+    }
+
+    #[test]
+    fn a_strict_service_that_nothing_listens_for_on_its_host_is_warned_of() {
+        let listener =
+            |port| Listener { address: ([0, 0, 0, 0], port).into(), ipv6_only: false, workload: None };
+        let report = Report { listeners: vec![listener(80)], ..Report::default() };
+        let node: NodeName = "fcs00".parse().unwrap();
+        let host = Host { node: node.clone(), report, last_seen: None, connected: true, lost: false };
+        let mut catalog = Catalog { hosts: [(node.clone(), host.into())].into(), ..Catalog::default() };
+        let service = |port, mode| Service {
+            mode: Some(mode),
+            ..Service::new("web".parse().unwrap(), [node.clone()], port)
+        };
+        let mut warned = |service: Service| {
+            Arc::make_mut(&mut catalog.policy).put_service(service.clone());
+            !warnings(&service, &catalog).is_empty()
+        };
+        assert!(warned(service(8080, Mode::Strict)));
+        assert!(!warned(service(8080, Mode::Permissive)) && !warned(service(80, Mode::Strict)));
     }
 }

@@ -31,7 +31,7 @@ pub struct SidecarArgs {
 /// # Errors
 /// When the sidecar cannot start.
 pub fn run(arguments: SidecarArgs) -> anyhow::Result<ExitCode> {
-    daemon::start_log(arguments.daemon.log_format)?;
+    let _last_lines = daemon::start_log(arguments.daemon.log_format)?;
     let SidecarArgs { daemon, member, upstream, listen } = arguments;
     let capture = Capture::Sidecar(upstream.map(|upstream| SidecarOptions { listen, upstream }));
     run_until_stopped(member.agent_options(daemon, capture, &[listen.port()])?)

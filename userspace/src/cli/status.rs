@@ -1,7 +1,8 @@
 //! `murmesh status`. JSON: `{healthy, problems, role, node, version, trust_domain, spiffe_id,
-//! certificate_expires_at, catalog_revision, saved_revision, first_certificate_ends_at, endpoints, contested_addresses, servers, connected_server,
-//! interception, traffic}`. `interception` is `{cgroup, bpf_dir, attached, missing, canary_error, map_problems}` and
-//! `traffic` has the counters of the running agent; both are null where they do not apply.
+//! certificate_expires_at, catalog_revision, saved_revision, first_certificate_ends_at, endpoints, contested_addresses,
+//! servers, connected_server, interception, traffic}`. `interception` is `{cgroup, bpf_dir, attached, missing,
+//! canary_error, map_problems, unheld_services}` and `traffic` has the counters of the running agent; both are null
+//! where they do not apply.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ struct Interception<'a> {
     missing: &'a [String],
     canary_error: Option<&'a str>,
     map_problems: &'a [String],
+    unheld_services: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -64,6 +66,7 @@ struct Traffic {
     tunnel_handshakes: u64,
     missing_records: u64,
     redirected: u64,
+    log_lines_lost: u64,
 }
 
 /// Prints how the daemon is doing; fails when something is wrong.
@@ -170,6 +173,15 @@ fn page(status: &v1::StatusResponse, problems: &[String], now: SystemTime) -> St
         let list = status.contested_addresses.join(", ");
         let _ = writeln!(page, "WARNING: another host claimed {list} first; see `murmesh check`");
     }
+    for service in status.interception.iter().flat_map(|interception| &interception.unheld_services) {
+        let _ =
+            writeln!(page, "WARNING: nothing listens for the strict service {service}; see `murmesh check`");
+    }
+    let lost = status.traffic.as_ref().map_or(0, |traffic| traffic.log_lines_lost);
+    if lost > 0 {
+        let _ =
+            writeln!(page, "WARNING: {lost} lines of the log were dropped: nobody reads them fast enough");
+    }
     match problems {
         [] => page.push_str("all is well\n"),
         problems => problems.iter().for_each(|problem| {
@@ -223,6 +235,7 @@ impl<'a> Status<'a> {
                 missing: &found.missing,
                 canary_error: some(&found.canary_error),
                 map_problems: &found.map_problems,
+                unheld_services: &found.unheld_services,
             }),
             traffic: status.traffic.as_ref().map(Traffic::from),
         }
@@ -241,6 +254,7 @@ impl From<&v1::Traffic> for Traffic {
             tunnel_handshakes: traffic.tunnel_handshakes,
             missing_records: traffic.missing_records,
             redirected: traffic.redirected,
+            log_lines_lost: traffic.log_lines_lost,
         }
     }
 }

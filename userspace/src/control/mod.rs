@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use backoff::jitter;
+pub(crate) use backoff::{Backoff, jitter};
 pub use cache::{Cache, Cached};
 pub use connection::DialError;
 #[cfg(test)]

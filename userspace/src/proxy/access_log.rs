@@ -1,12 +1,11 @@
 //! Lines of the access log. They look like the rest of the log but are made here: two lines for each stream on each
 //! host, made and written one by one by `tracing-subscriber`, cost more than a quarter of the stream's CPU time.
 //!
-//! A worker gathers its lines and writes them when it has nothing else to do, so that nothing waits for the log.
+//! A worker gathers its lines and hands them over when it has nothing else to do.
 
 use std::{
     cell::RefCell,
     fmt::{self, Write as _},
-    io::{self, Write as _},
     net::SocketAddr,
     sync::OnceLock,
 };
@@ -18,12 +17,12 @@ use tracing_subscriber::fmt::{
 };
 
 use super::access::{Caller, Direction, Parties};
-use crate::policy::Verdict;
+use crate::{log_writer, policy::Verdict};
 
 /// The target that filters know it by.
 const TARGET: &str = "access";
 
-/// Bytes after which lines are written even by a worker that always has something else to do.
+/// Bytes after which lines are handed over even by a worker that always has something else to do.
 const MAX_GATHERED: usize = 16 * 1024;
 
 /// How lines look.
@@ -39,8 +38,25 @@ pub enum Form {
 static FORM: OnceLock<Option<Form>> = OnceLock::new();
 
 thread_local! {
-    /// Whole lines.
-    static GATHERED: RefCell<String> = const { RefCell::new(String::new()) };
+    static GATHERED: RefCell<Gathered> = const { RefCell::new(Gathered(String::new())) };
+}
+
+/// Whole lines. Those of a thread that panics are handed over when it ends.
+struct Gathered(String);
+
+impl Gathered {
+    fn hand_over(&mut self) {
+        if !self.0.is_empty() {
+            log_writer::add(self.0.as_bytes());
+            self.0.clear();
+        }
+    }
+}
+
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        self.hand_over();
+    }
 }
 
 /// One line: what happened to a stream.
@@ -77,7 +93,7 @@ pub struct Close<'a> {
     pub instance: Option<SocketAddr>,
 }
 
-/// Lets lines be written to standard output, where the log's filter has them. Call it once, after the log has been
+/// Lets lines be written, where the log's filter has them. Call it once, after the log has been
 /// started; without it there is no access log.
 pub fn start(form: Form) {
     let wanted = tracing::enabled!(target: TARGET, Level::INFO);
@@ -90,28 +106,16 @@ pub fn add(line: &Line<'_>) {
     // A thread that ends has no list of lines any more.
     let _ = GATHERED.try_with(|gathered| {
         let mut gathered = gathered.borrow_mut();
-        line.write(*form, &mut gathered);
-        if gathered.len() > MAX_GATHERED {
-            write_out(&mut gathered);
+        line.write(*form, &mut gathered.0);
+        if gathered.0.len() > MAX_GATHERED {
+            gathered.hand_over();
         }
     });
 }
 
-/// Writes what this thread has gathered.
+/// Hands over what this thread has gathered.
 pub fn flush() {
-    let _ = GATHERED.try_with(|gathered| {
-        let mut gathered = gathered.borrow_mut();
-        if !gathered.is_empty() {
-            write_out(&mut gathered);
-        }
-    });
-}
-
-/// In one piece: standard output is locked meanwhile, so that lines of other threads do not come between.
-fn write_out(gathered: &mut String) {
-    // Nobody is left to be told that the log cannot be written.
-    let _ = io::stdout().lock().write_all(gathered.as_bytes());
-    gathered.clear();
+    let _ = GATHERED.try_with(|gathered| gathered.borrow_mut().hand_over());
 }
 
 impl Line<'_> {

@@ -32,7 +32,7 @@ const MAX_TRIED: usize = 8;
 const TUNNEL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is to be carried.
-pub struct Stream<'a> {
+pub struct Stream {
     /// Who connects.
     pub caller: Arc<SpiffeId>,
     /// The address and port that the client dialled from.
@@ -40,7 +40,7 @@ pub struct Stream<'a> {
     /// The address and port that it dialled.
     pub destination: SocketAddr,
     /// Where that leads.
-    pub route: &'a Route,
+    pub route: Route,
 }
 
 /// What became of a stream.
@@ -71,7 +71,7 @@ pub enum CarryError {
 }
 
 /// Relays `application` to one of the instances that `stream` may go to.
-pub async fn carry(worker: &Worker, application: &mut TcpStream, stream: &Stream<'_>) -> Carried {
+pub async fn carry(worker: &Worker, application: &mut TcpStream, stream: &Stream) -> Carried {
     let several = stream.route.choices() > 1;
     if several && let Err(error) = certificate(worker, &stream.caller).await {
         return Carried { instance: None, totals: relay::Totals::default(), result: Err(error) };
@@ -86,12 +86,10 @@ pub async fn carry(worker: &Worker, application: &mut TcpStream, stream: &Stream
         let node = choice.peer.node.clone();
         let connection = Connection { caller: stream.caller.clone(), node, destination: choice.address };
         // Rules may tell instances apart by their hosts.
-        let verdict = worker.judge.judge(&connection);
-        if verdict.is_none_or(|verdict| verdict.action == Action::Deny) {
-            continue;
-        }
+        let judged = worker.judge.judge(&connection);
+        let Some(judged) = judged.filter(|judged| judged.verdict.action == Action::Allow) else { continue };
         let others = several && tried.len() < MAX_TRIED.min(stream.route.choices());
-        let place = worker.live.enter(connection);
+        let place = worker.live.enter(judged.found);
         let attempt = Attempt { worker, stream, choice, place: &place, others };
         let wanted = others || held.is_some();
         carried = attempt.run(application, wanted.then_some(&mut held)).await;
@@ -113,7 +111,7 @@ async fn certificate(worker: &Worker, caller: &Arc<SpiffeId>) -> Result<(), Carr
 /// One instance is tried.
 struct Attempt<'a> {
     worker: &'a Worker,
-    stream: &'a Stream<'a>,
+    stream: &'a Stream,
     choice: Choice<'a>,
     place: &'a Place<'a>,
     others: bool,
@@ -227,8 +225,10 @@ impl Attempt<'_> {
 /// Others are tried before it for a while.
 fn is_fault_of_instance(error: &CarryError, totals: &relay::Totals) -> bool {
     match error {
-        CarryError::Dial(DialError::NoCertificate(_)) | CarryError::NoInstance => false,
+        CarryError::Dial(DialError::NoCertificate(_) | DialError::AnotherService(_))
+        | CarryError::NoInstance => false,
         CarryError::Dial(_) | CarryError::Slow(_) => true,
+        CarryError::Relay(RelayError::Refused(RefusalReason::AnotherService)) => false,
         CarryError::Relay(RelayError::Refused(reason)) => is_about_instance(*reason),
         CarryError::Relay(RelayError::Tunnel(TunnelError::Broken(_) | TunnelError::Closed)) => {
             *totals == relay::Totals::default()

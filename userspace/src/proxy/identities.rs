@@ -158,7 +158,8 @@ impl Identities {
         Box::pin(timeout(ISSUE_TIMEOUT, self.wait_for(id))).await.ok()
     }
 
-    fn valid(&self, id: &SpiffeId) -> Option<Arc<CurrentIdentity>> {
+    /// As [`Self::current`], unless it has expired.
+    pub fn valid(&self, id: &SpiffeId) -> Option<Arc<CurrentIdentity>> {
         self.current(id).filter(|current| !current.identity.is_expired(SystemTime::now()))
     }
 

@@ -14,7 +14,7 @@ use tracing::{debug, info};
 use super::{
     CurrentIdentity,
     access::{AccessRecord, Direction, Parties},
-    judge::Connection,
+    judge::{Connection, Judged},
     live::Forbidden,
     relay::relay,
     rules::ALLOWED,
@@ -136,19 +136,21 @@ async fn stream(
     let node = worker.shared.node.clone();
     let connection = Connection { caller: id.clone(), node, destination };
     let authorised = authorise(worker, &connection, presented, from, client.ip());
-    let place = worker.live.enter(connection);
-    let verdict = authorised.unwrap_or(ALLOWED);
+    let verdict = authorised.as_ref().map_or(ALLOWED, |judged| judged.verdict);
     let parties = Parties { local: Some(presented.clone()), peer: id };
     let shared = worker.shared.clone();
     let mut access =
         AccessRecord::open(shared, Direction::Inbound, client, destination, parties, None, verdict);
     let dialled = match authorised {
-        Ok(Verdict { action: Action::Allow, .. }) => dial(worker, &open).await,
-        Ok(Verdict { rule, .. }) => Err((RefusalReason::Denied, Forbidden(rule).to_string())),
+        Ok(Judged { verdict: Verdict { action: Action::Allow, .. }, found }) => {
+            let place = worker.live.enter(found);
+            dial(worker, &open).await.map(|service| (service, place))
+        }
+        Ok(Judged { verdict, .. }) => Err((RefusalReason::Denied, Forbidden(verdict.rule).to_string())),
         Err(reason) => Err((reason, "not allowed".to_owned())),
     };
-    let mut service = match dialled {
-        Ok(service) => service,
+    let (mut service, place) = match dialled {
+        Ok(carried) => carried,
         Err((reason, detail)) => {
             access.failed(format!("refused, {}: {detail}", reason.name()));
             return refuse(tunnel, reason).await;
@@ -176,7 +178,7 @@ fn authorise(
     presented: &SpiffeId,
     from: SocketAddr,
     client: IpAddr,
-) -> Result<Verdict, RefusalReason> {
+) -> Result<Judged, RefusalReason> {
     if worker.stop.is_cancelled() {
         return Err(RefusalReason::Draining);
     }

@@ -1,10 +1,10 @@
 //! One worker's memory of what the rules say, so that a stream costs a look at a table.
 
-use std::{cell::RefCell, collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc, sync::Arc};
 
 use super::{
     Shared,
-    rules::{ALLOWED, Rules},
+    rules::{Found, Rules},
 };
 use crate::{
     identity::{NodeName, SpiffeId},
@@ -36,7 +36,16 @@ pub struct Judge {
 struct Answers {
     /// The rules that gave them.
     rules: Arc<Rules>,
-    known: HashMap<(Arc<SpiffeId>, SocketAddr), Option<Verdict>>,
+    known: HashMap<(Arc<SpiffeId>, SocketAddr), Option<Judged>>,
+}
+
+/// What the rules say of a connection, and of whom they say it.
+#[derive(Debug, Clone)]
+pub struct Judged {
+    /// Whether it is allowed.
+    pub verdict: Verdict,
+    /// Its ends.
+    pub found: Rc<Found>,
 }
 
 impl Judge {
@@ -45,18 +54,18 @@ impl Judge {
         Self { shared, answers: RefCell::default() }
     }
 
-    /// What the rules say; as [`Rules::judge`].
-    pub fn judge(&self, connection: &Connection) -> Option<Verdict> {
+    /// What the rules say. `None` if the caller is nobody who connects to services.
+    pub fn judge(&self, connection: &Connection) -> Option<Judged> {
         let rules = self.shared.rules.load();
-        if rules.is_open() {
-            return Some(ALLOWED);
-        }
         let answers = &mut *self.answers.borrow_mut();
         if !Arc::ptr_eq(&answers.rules, &rules) || answers.known.len() >= MAX_ANSWERS {
             *answers = Answers { rules: rules.clone(), known: HashMap::new() };
         }
         let Connection { caller, node, destination } = connection;
-        let answer = answers.known.entry((caller.clone(), *destination));
-        *answer.or_insert_with(|| rules.judge(caller, node, *destination))
+        let answer = answers.known.entry((caller.clone(), *destination)).or_insert_with(|| {
+            let found = rules.find(caller, node, *destination)?;
+            Some(Judged { verdict: rules.judge(&found), found: Rc::new(found) })
+        });
+        answer.clone()
     }
 }

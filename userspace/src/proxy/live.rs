@@ -2,8 +2,10 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashMap,
     fmt,
     future::poll_fn,
+    rc::Rc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -12,8 +14,9 @@ use slab::Slab;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
-    judge::{Connection, Judge},
+    Shared,
     relay::RelayError,
+    rules::{Found, Rules},
 };
 use crate::{
     policy::{Action, RuleId},
@@ -32,7 +35,7 @@ pub struct Live(RefCell<Slab<Entry>>);
 pub struct Forbidden(pub Option<RuleId>);
 
 struct Entry {
-    connection: Connection,
+    found: Rc<Found>,
     forbidden: Cell<Option<Forbidden>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -45,26 +48,27 @@ pub struct Place<'a> {
 
 impl Live {
     /// Takes note of a stream that has just been judged, and allowed: nothing may be waited for in between.
-    pub fn enter(&self, connection: Connection) -> Place<'_> {
-        let entry = Entry { connection, forbidden: Cell::new(None), waker: RefCell::new(None) };
+    pub fn enter(&self, found: Rc<Found>) -> Place<'_> {
+        let entry = Entry { found, forbidden: Cell::new(None), waker: RefCell::new(None) };
         Place { live: self, key: self.0.borrow_mut().insert(entry) }
     }
 
-    /// Judges all streams again whenever `changed` says that the rules are new, for as long as the worker runs.
-    pub async fn follow(&self, judge: &Judge, mut changed: watch::Receiver<()>) {
+    /// Judges all streams again whenever `changed` says that the rules are new, for as long as the worker runs. Their
+    /// ends stay who they were.
+    pub async fn follow(&self, shared: &Shared, mut changed: watch::Receiver<()>) {
         while changed.changed().await.is_ok() {
-            self.review(judge);
+            self.review(&shared.rules.load());
         }
     }
 
-    fn review(&self, judge: &Judge) {
-        for (_, entry) in self.0.borrow().iter().filter(|(_, entry)| entry.forbidden.get().is_none()) {
-            let forbidden = match judge.judge(&entry.connection) {
-                Some(verdict) if verdict.action == Action::Allow => continue,
-                Some(verdict) => Forbidden(verdict.rule),
-                None => Forbidden(None),
-            };
-            entry.forbidden.set(Some(forbidden));
+    fn review(&self, rules: &Rules) {
+        let (entries, mut verdicts) = (self.0.borrow(), HashMap::new());
+        for (_, entry) in entries.iter().filter(|(_, entry)| entry.forbidden.get().is_none()) {
+            let verdict = verdicts.entry(&*entry.found).or_insert_with_key(|found| rules.judge(found));
+            if verdict.action == Action::Allow {
+                continue;
+            }
+            entry.forbidden.set(Some(Forbidden(verdict.rule)));
             if let Some(waker) = entry.waker.take() {
                 waker.wake();
             }
@@ -115,14 +119,11 @@ impl fmt::Display for Forbidden {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::{
         catalog::Catalog,
-        identity::fixture,
         policy::{Defaults, Policy},
-        proxy::{LocalServices, Rules, Shared},
+        proxy::LocalServices,
     };
 
     fn rules(mesh: Action) -> Rules {
@@ -134,22 +135,16 @@ mod tests {
 
     #[test]
     fn new_rules_cut_what_they_forbid_and_wake_it() {
-        let identity = fixture::host(&fixture::authority(), "here");
-        let (shared, _wanted) = Shared::new(identity.into(), None).expect("usable");
-        let shared = Arc::new(shared);
-        let (judge, live) = (Judge::new(shared.clone()), Live::default());
-        let connection = || Connection {
-            caller: "spiffe://mesh.test/host/there/user-root".parse().map(Arc::new).expect("an identity"),
-            node: Arc::new("here".parse().expect("a name")),
-            destination: "10.0.0.1:80".parse().expect("an address"),
-        };
-        let (place, gone) = (live.enter(connection()), live.enter(connection()));
+        let caller = "spiffe://mesh.test/host/there/user-root".parse().expect("an identity");
+        let (here, service) = ("here".parse().expect("a name"), "10.0.0.1:80".parse().expect("an address"));
+        let found = Rc::new(rules(Action::Allow).find(&caller, &here, service).expect("a caller"));
+        let live = Live::default();
+        let (place, gone) = (live.enter(found.clone()), live.enter(found));
         let mut context = Context::from_waker(Waker::noop());
-        live.review(&judge);
+        live.review(&rules(Action::Allow));
         assert!(place.poll_forbidden(&mut context).is_pending());
         drop(gone);
-        shared.set_rules(rules(Action::Deny));
-        live.review(&judge);
+        live.review(&rules(Action::Deny));
         assert_eq!(place.poll_forbidden(&mut context), Poll::Ready(Forbidden(None)));
         assert_eq!(live.0.borrow().len(), 1);
     }

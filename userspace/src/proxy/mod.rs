@@ -35,7 +35,7 @@ pub use origin::Origin;
 pub use pool::Peer;
 pub use routes::{Choice, Here, Route, Routes};
 pub use rules::Rules;
-pub use services::LocalServices;
+pub use services::{FormerlyNamed, LocalServices};
 pub use worker::{BoundWorkers, Listen, Workers};
 
 use crate::{
@@ -95,9 +95,9 @@ impl Shared {
 
     /// From now on streams are judged by `rules`, those that are open too.
     pub fn set_rules(&self, rules: Rules) {
-        let is_open = rules.is_open();
-        let before = self.rules.swap(Arc::new(rules));
-        if !(is_open && before.is_open()) {
+        let rules = Arc::new(rules);
+        let before = self.rules.swap(rules.clone());
+        if !rules.has_policy_of(&before) {
             self.rules_changed.send_replace(());
         }
     }

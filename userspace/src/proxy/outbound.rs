@@ -3,26 +3,37 @@
 use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::sleep};
 use tracing::warn;
 
 use super::{
     access::{AccessRecord, Direction, Parties},
     carry::{Carried, CarryError, Stream, carry},
-    judge::Connection,
+    judge::{Connection, Judged},
     live::Forbidden,
     origin::Original,
+    relay::{RelayError, Totals},
     routes::Route,
     worker::Worker,
 };
 use crate::{
     agent::canary,
+    identity::SpiffeId,
     limited_log::LimitedLog,
-    policy::{Action, Verdict},
+    policy::Action,
     socket,
+    tunnel::{DialError, frame::RefusalReason},
 };
+
+/// How long a service may go by different names on its own host and on this one.
+const RENAMED_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long it takes at first until that is looked at again; later twice as long, each time.
+const RENAMED_PAUSE: Duration = Duration::from_millis(5);
 
 /// Anybody on this host can connect to what the hooks redirect.
 static NO_ROUTE: LimitedLog = LimitedLog::new();
@@ -40,8 +51,8 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
     }
     let Some(route) = route(&worker, destination) else { return };
     let client = original.client.unwrap_or_else(|| SocketAddr::new(source(&route), peer.port()));
-    let Some((connection, verdict)) = judge(&worker, &route, &original).await else { return };
-    let parties = Parties { local: Some(connection.caller.clone()), peer: route.peer.id.clone() };
+    let Some((caller, Judged { verdict, .. })) = judge(&worker, &route, &original).await else { return };
+    let parties = Parties { local: Some(caller.clone()), peer: route.peer.id.clone() };
     let shared = worker.shared.clone();
     let mut access = AccessRecord::open(
         shared,
@@ -55,19 +66,22 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
     if verdict.action == Action::Deny {
         return access.failed(format!("refused: {}", Forbidden(verdict.rule)));
     }
-    let caller = connection.caller;
-    let stream = Stream { caller, client, destination, route: &route };
-    let Carried { instance, totals, result } = carry(&worker, &mut application, &stream).await;
-    access.reached(instance);
-    match result {
+    let mut stream = Stream { caller, client, destination, route };
+    let mut carried = carry(&worker, &mut application, &stream).await;
+    if is_renamed(&carried) {
+        // Streams to services that keep their names have no room for this in their tasks.
+        carried = Box::pin(carry_renamed(&worker, &mut application, &mut stream)).await;
+    }
+    access.reached(carried.instance);
+    match carried.result {
         Ok(()) => {
             let _ = socket::end_on_close(&application);
             drop(application);
-            access.relayed(totals, &Ok(()));
+            access.relayed(carried.totals, &Ok(()));
         }
         Err(CarryError::Relay(error)) => {
             drop(application);
-            access.relayed(totals, &Err(error));
+            access.relayed(carried.totals, &Err(error));
         }
         Err(error) => access.failed(error.to_string()),
     }
@@ -93,12 +107,12 @@ fn route(worker: &Worker, destination: SocketAddr) -> Option<Route> {
 
 /// Who connects, and what the rules say of it: the kernel half has let it through if it knew the caller. `None`, and
 /// logged, if nobody knows.
-async fn judge(worker: &Worker, route: &Route, original: &Original) -> Option<(Connection, Verdict)> {
+async fn judge(worker: &Worker, route: &Route, original: &Original) -> Option<(Arc<SpiffeId>, Judged)> {
     let judged = worker.callers.identity(original.caller).await.and_then(|caller| {
         let node = route.peer.node.clone();
         let connection = Connection { caller, node, destination: original.destination };
-        let verdict = worker.judge.judge(&connection)?;
-        Some((connection, verdict))
+        let judged = worker.judge.judge(&connection)?;
+        Some((connection.caller, judged))
     });
     if judged.is_none()
         && let Some(withheld) = NOBODY.permit()
@@ -116,4 +130,33 @@ fn source(route: &Route) -> IpAddr {
         return socket::source_for(route.peer.address).unwrap_or(route.source);
     }
     route.source
+}
+
+/// Whether the service answered by another name than it was called by, before anything was carried.
+fn is_renamed(carried: &Carried) -> bool {
+    match carried.result {
+        Err(CarryError::Dial(DialError::AnotherService(_))) => true,
+        Err(CarryError::Relay(RelayError::Refused(RefusalReason::AnotherService))) => {
+            carried.totals == Totals::default()
+        }
+        _ => false,
+    }
+}
+
+/// The news that a service has got, or lost, a name reach its own host and this one at different times: tries again
+/// until they agree.
+async fn carry_renamed(worker: &Worker, application: &mut TcpStream, stream: &mut Stream) -> Carried {
+    let (begun, mut pause) = (Instant::now(), RENAMED_PAUSE);
+    loop {
+        sleep(pause).await;
+        pause *= 2;
+        // Each instance is judged anew before it is tried.
+        if let Some(route) = worker.shared.routes.load().get(stream.destination) {
+            stream.route = route.clone();
+        }
+        let carried = carry(worker, application, stream).await;
+        if !is_renamed(&carried) || begun.elapsed() > RENAMED_TIMEOUT {
+            return carried;
+        }
+    }
 }

@@ -203,11 +203,55 @@ impl Pool {
         Ok((identity.generation, config))
     }
 
+    /// That of its certificate, if it is still valid.
     fn generation(&self, caller: &SpiffeId) -> Option<u64> {
-        Some(self.shared.identities.current(caller)?.generation)
+        Some(self.shared.identities.valid(caller)?.generation)
     }
 }
 
 fn is_usable(tunnel: &Tunnel) -> bool {
     tunnel.is_valid_at(SystemTime::now()) && !tunnel.has_news()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        identity::{Identity, fixture},
+        tunnel::tests::tunnel,
+    };
+
+    /// Whether a tunnel at rest is used by a caller whose certificate ends at `not_after`.
+    async fn is_used(not_after: SystemTime) -> bool {
+        let identity = Identity { not_after, ..fixture::host(&fixture::authority(), "fcc00") };
+        let (shared, _wanted) = Shared::new(identity.into(), None).expect("usable");
+        let caller = shared.identities.host();
+        let peer = Peer {
+            id: caller.id.clone(),
+            node: shared.node.clone(),
+            workload: None,
+            address: ([127, 0, 0, 1], 9191).into(),
+        };
+        let ends = Ends { caller: caller.id.clone(), peer: peer.into() };
+        let (opener, _acceptor) = tunnel().await;
+        let idle = Idle { tunnel: opener.into(), since: Instant::now(), generation: caller.generation };
+        let pool = Pool::new(shared.into());
+        pool.ends.borrow_mut().entry(ends.clone()).or_default().idle.push_back(idle);
+        pool.take_idle(&ends).is_some()
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_at_rest_is_not_used_once_its_own_certificate_has_ended() {
+        assert!(is_used(SystemTime::now() + Duration::from_secs(60)).await);
+        assert!(!is_used(SystemTime::now()).await);
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_at_rest_is_not_used_once_the_other_ends_certificate_has_ended() {
+        let (opener, acceptor) = tunnel().await;
+        for end in [&opener, &acceptor] {
+            let not_after = end.peer().not_after;
+            assert!(is_usable(end) && !end.is_valid_at(not_after), "as the pool and the acceptor ask");
+        }
+    }
 }

@@ -1,17 +1,40 @@
 //! The snapshot that tells who may reach what.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use super::LocalServices;
 use crate::{
     catalog::{Catalog, Listener},
     identity::{NodeName, SpiffeId, Subject, WorkloadName},
-    policy::{Action, Party, Verdict},
+    policy::{Action, Policy, Verdict},
 };
 
-/// The policy, and what it takes to know whom it speaks of.
+/// The policy, and what it takes to know whom it speaks of. Before the first catalog there is none.
 #[derive(Debug, Default)]
 pub struct Rules(Option<Known>);
+
+/// The two ends of a connection as they were found when it was made. Rules that come later judge these: a service that
+/// has closed its listener since, or whose host has withdrawn, is still who it was.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Found {
+    source: Source,
+    destination: Destination,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Source {
+    node: NodeName,
+    workload: Option<WorkloadName>,
+    /// On which it listens: it goes by the names of these services.
+    ports: BTreeSet<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Destination {
+    node: NodeName,
+    workload: Option<WorkloadName>,
+    port: u16,
+}
 
 #[derive(Debug)]
 struct Known {
@@ -26,39 +49,61 @@ pub const ALLOWED: Verdict = Verdict { action: Action::Allow, rule: None, dry_ru
 impl Rules {
     /// Those of `catalog`, on the host `own`, which serves `services`.
     pub fn new(catalog: Arc<Catalog>, services: Arc<LocalServices>, own: NodeName) -> Self {
-        if catalog.policy.is_open() { Self(None) } else { Self(Some(Known { catalog, services, own })) }
+        Self(Some(Known { catalog, services, own }))
     }
 
     /// Whether everything is allowed, and nothing to be reported.
     pub fn is_open(&self) -> bool {
-        self.0.is_none()
+        self.policy().is_none_or(Policy::is_open)
     }
 
-    /// Whether `caller` may connect to `destination`, which is an address of `node`. `None` if the caller is nobody
-    /// who connects to services.
-    pub fn judge(&self, caller: &SpiffeId, node: &NodeName, destination: SocketAddr) -> Option<Verdict> {
-        let Some(known) = &self.0 else { return Some(ALLOWED) };
-        let policy = &known.catalog.policy;
-        let workload = known.listener(node, destination).and_then(|listener| listener.workload.clone());
-        let service = policy.destination(node, workload, destination.port());
-        Some(policy.verdict(&known.party(caller)?, &service))
+    /// Whether `other` says the same of every connection that was made before.
+    pub fn has_policy_of(&self, other: &Self) -> bool {
+        match (self.policy(), other.policy()) {
+            (Some(one), Some(other)) => std::ptr::eq(one, other) || one.is_open() && other.is_open(),
+            _ => self.is_open() && other.is_open(),
+        }
+    }
+
+    /// The ends of a connection of `caller` to `destination`, which is an address of `node`. `None` if the caller is
+    /// nobody who connects to services.
+    pub fn find(&self, caller: &SpiffeId, node: &NodeName, destination: SocketAddr) -> Option<Found> {
+        let known = self.0.as_ref();
+        let (host, workload) = match &caller.subject {
+            Subject::Host(host) => (host, None),
+            Subject::Workload(host, workload) => (host, Some(workload)),
+            Subject::Server(_) | Subject::Service(_) => return None,
+        };
+        let ports = known.zip(workload).map(|(known, workload)| known.ports(host, workload));
+        let source =
+            Source { node: host.clone(), workload: workload.cloned(), ports: ports.unwrap_or_default() };
+        let listener = known.and_then(|known| known.listener(node, destination));
+        let workload = listener.and_then(|listener| listener.workload.clone());
+        Some(Found {
+            source,
+            destination: Destination { node: node.clone(), workload, port: destination.port() },
+        })
+    }
+
+    /// Whether the connection may be.
+    pub fn judge(&self, found: &Found) -> Verdict {
+        let Some(policy) = self.policy().filter(|policy| !policy.is_open()) else { return ALLOWED };
+        let Found { source, destination } = found;
+        let source = policy.source(&source.node, source.workload.clone(), source.ports.iter().copied());
+        let destination =
+            policy.destination(&destination.node, destination.workload.clone(), destination.port);
+        policy.verdict(&source, &destination)
+    }
+
+    fn policy(&self) -> Option<&Policy> {
+        self.0.as_ref().map(|known| &*known.catalog.policy)
     }
 }
 
 impl Known {
-    /// By all the names that rules can call it: a workload goes by those of the services that it listens for, too.
-    fn party(&self, caller: &SpiffeId) -> Option<Party> {
-        let policy = &self.catalog.policy;
-        match &caller.subject {
-            Subject::Host(node) => Some(policy.source(node, None, [])),
-            Subject::Workload(node, workload) => {
-                let ports =
-                    self.listeners(node).filter(|listener| listener.workload.as_ref() == Some(workload));
-                let ports = ports.map(|listener| listener.address.port());
-                Some(policy.source(node, Some(WorkloadName::clone(workload)), ports))
-            }
-            Subject::Server(_) | Subject::Service(_) => None,
-        }
+    fn ports(&self, node: &NodeName, workload: &WorkloadName) -> BTreeSet<u16> {
+        let listeners = self.listeners(node).filter(|listener| listener.workload.as_ref() == Some(workload));
+        listeners.map(|listener| listener.address.port()).collect()
     }
 
     /// This host knows of itself before the catalog does.
@@ -79,12 +124,10 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::{
         catalog::{Host, Report},
-        policy::{Names, Policy, Rule, RuleId},
+        policy::{Names, Rule, RuleId},
     };
 
     fn listener(port: u16, workload: &str) -> Listener {
@@ -94,11 +137,12 @@ mod tests {
 
     /// Hosts `here`, where db.service listens on 5432, and `there`, where web.service listens on 80.
     fn rules(texts: &[(Action, &str, &str)]) -> Rules {
-        let there = Report {
-            addresses: vec![[10, 0, 0, 2].into()],
-            listeners: vec![listener(80, "web.service")],
-            ..Report::default()
-        };
+        rules_with(texts, [listener(80, "web.service")].into(), [listener(5432, "db.service")].into())
+    }
+
+    /// The same hosts with other listeners, `there` and `here`.
+    fn rules_with(texts: &[(Action, &str, &str)], there: Vec<Listener>, here: BTreeSet<Listener>) -> Rules {
+        let there = Report { addresses: vec![[10, 0, 0, 2].into()], listeners: there, ..Report::default() };
         let host = |node: &str, report| {
             let node: NodeName = node.parse().expect("a name");
             (node.clone(), Arc::new(Host { node, report, last_seen: None, connected: true, lost: false }))
@@ -121,7 +165,7 @@ mod tests {
         let catalog = Catalog { revision: 1, hosts, policy: policy.into(), ..Catalog::default() };
         let services = LocalServices {
             addresses: [[10, 0, 0, 1].into()].into(),
-            listeners: [listener(5432, "db.service")].into(),
+            listeners: here,
             ..LocalServices::default()
         };
         Rules::new(Arc::new(catalog), Arc::new(services), "here".parse().expect("a name"))
@@ -130,7 +174,7 @@ mod tests {
     fn judge(rules: &Rules, caller: &str, node: &str, destination: &str) -> Option<(Action, Option<u32>)> {
         let caller = format!("spiffe://mesh.test/{caller}").parse().expect("an identity");
         let (node, destination) = (node.parse().expect("a name"), destination.parse().expect("an address"));
-        let verdict = rules.judge(&caller, &node, destination)?;
+        let verdict = rules.judge(&rules.find(&caller, &node, destination)?);
         Some((verdict.action, verdict.rule.map(RuleId::number)))
     }
 
@@ -159,5 +203,19 @@ mod tests {
         for caller in ["server/murmesh00", "service/web"] {
             assert_eq!(judge(&rules, caller, "here", "10.0.0.1:5432"), None, "{caller}");
         }
+    }
+
+    #[test]
+    fn who_has_stopped_listening_since_is_still_who_it_was() {
+        let texts =
+            [(Action::Allow, "host/there/web.service", "host/here/db.service"), (Action::Deny, "*", "*")];
+        let caller = "spiffe://mesh.test/host/there/web.service".parse().expect("an identity");
+        let (here, db) = ("here".parse().expect("a name"), "10.0.0.1:5432".parse().expect("an address"));
+        let found = rules(&texts).find(&caller, &here, db).expect("a caller");
+        let later = rules_with(&texts, Vec::new(), BTreeSet::new());
+        assert_eq!(later.judge(&found).action, Action::Allow);
+        let anew = later.find(&caller, &here, db).expect("a caller");
+        assert_eq!(later.judge(&anew).action, Action::Deny, "whoever listens there now");
+        assert_eq!(rules(&texts[1..]).judge(&found).action, Action::Deny, "by other rules");
     }
 }

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Instant,
 };
 
 use crate::{
@@ -23,8 +24,19 @@ pub struct LocalServices {
     pub peers: HashMap<NodeName, HashSet<IpAddr>>,
     /// Named services of this host, by port.
     pub named: BTreeMap<u16, Arc<Service>>,
+    /// Those whose names were others a moment ago.
+    pub formerly_named: Vec<FormerlyNamed>,
     /// Who its services are, but those that are this host itself.
     pub identities: HashSet<Arc<SpiffeId>>,
+}
+
+/// A service whose name was taken from it. Other hosts may hear of that later than this one, and have tunnels to it.
+#[derive(Debug, Clone)]
+pub struct FormerlyNamed {
+    /// As it was.
+    pub service: Arc<Service>,
+    /// Until when the name is still good enough.
+    pub until: Instant,
 }
 
 impl LocalServices {
@@ -54,17 +66,27 @@ impl LocalServices {
         service.is_served_by(listener.workload.as_ref()).then_some(&service.name)
     }
 
-    /// Whether `destination`, one of its services, is who `subject` says. This host vouches for all of them.
+    /// Whether `destination`, one of its services, is who `subject` says. This host vouches for all of them, and
+    /// whoever listens stays who it is when its port gets a name.
     pub fn is_served_by(&self, destination: SocketAddr, subject: &Subject) -> bool {
-        let listener = self.listener(destination);
-        match (subject, listener.and_then(|listener| self.name(listener))) {
-            (Subject::Host(_), _) => true,
-            (Subject::Service(presented), name) => name == Some(presented),
-            (Subject::Workload(_, presented), None) => {
-                listener.is_some_and(|listener| listener.workload.as_ref() == Some(presented))
+        let Some(listener) = self.listener(destination) else { return false };
+        match subject {
+            Subject::Host(_) => true,
+            Subject::Service(presented) => {
+                self.name(listener) == Some(presented) || self.had_name(listener, presented)
             }
-            (Subject::Workload(..), Some(_)) | (Subject::Server(_), _) => false,
+            Subject::Workload(_, presented) => listener.workload.as_ref() == Some(presented),
+            Subject::Server(_) => false,
         }
+    }
+
+    fn had_name(&self, listener: &Listener, name: &ServiceName) -> bool {
+        self.formerly_named.iter().any(|FormerlyNamed { service, until }| {
+            service.port == listener.address.port()
+                && service.name == *name
+                && service.is_served_by(listener.workload.as_ref())
+                && Instant::now() < *until
+        })
     }
 
     /// Whether a tunnel from `node`, whose connection came from `tunnel_source`, may speak for a client with
@@ -77,6 +99,8 @@ impl LocalServices {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -156,12 +180,30 @@ mod tests {
         assert!(!services.is_served_by(at(83), &bank));
         let [web, shop] = [80, 81].map(|port| services.subject(&node, at(port)).expect("told apart"));
         assert!(services.is_served_by(at(80), &web) && services.is_served_by(at(81), &shop));
-        let others = [(81, &web), (82, &web), (80, &shop), (82, &shop)];
+        assert!(services.is_served_by(at(81), &web), "it listens there, too");
+        let others = [(82, &web), (80, &shop), (82, &shop)];
         assert!(!others.into_iter().any(|(port, subject)| services.is_served_by(at(port), subject)));
         assert!(
             [80, 81, 82]
                 .into_iter()
                 .all(|port| services.is_served_by(at(port), &Subject::Host(node.clone())))
         );
+    }
+
+    #[test]
+    fn a_name_is_good_enough_for_a_moment_after_it_was_lost() {
+        let (now, at) = (Instant::now(), SocketAddr::new(ip("10.0.0.1"), 81));
+        let minute = now + Duration::from_secs(60);
+        let lost = |workload, until| LocalServices {
+            addresses: BTreeSet::from([ip("10.0.0.1")]),
+            listeners: BTreeSet::from([listener("0.0.0.0:81")]),
+            formerly_named: vec![FormerlyNamed { service: named("shop", 81, workload).1, until }],
+            ..LocalServices::default()
+        };
+        let service = |name: &str| Subject::Service(name.parse().expect("a name"));
+        assert!(lost(None, minute).is_served_by(at, &service("shop")));
+        assert!(!lost(None, now).is_served_by(at, &service("shop")), "for a moment only");
+        assert!(!lost(None, minute).is_served_by(at, &service("other")));
+        assert!(!lost(Some("web.service"), minute).is_served_by(at, &service("shop")), "it was another's");
     }
 }

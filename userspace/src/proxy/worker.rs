@@ -31,6 +31,9 @@ const MAX_HANDSHAKES: usize = 256;
 /// How often tunnels at rest are looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long workers may take to reset their streams.
+const CUT_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How often a stopping worker looks whether its streams have ended.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -92,6 +95,7 @@ pub struct Workers {
     /// How each worker's thread ended.
     ended: JoinSet<anyhow::Result<()>>,
     stop: CancellationToken,
+    cut: CancellationToken,
 }
 
 /// Listeners of all workers, bound but not served yet.
@@ -103,6 +107,10 @@ struct Bound {
 }
 
 impl Workers {
+    fn none() -> Self {
+        Self { ended: JoinSet::new(), stop: CancellationToken::new(), cut: CancellationToken::new() }
+    }
+
     /// Binds the listeners of a worker per core.
     ///
     /// # Errors
@@ -134,6 +142,12 @@ impl Workers {
                 tracing::error!("{error:#}");
             }
         }
+    }
+
+    /// Resets every stream, which is logged, and returns when that is done, or not possible.
+    pub async fn cut(self) {
+        self.cut.cancel();
+        let _ = timeout(CUT_TIMEOUT, self.stop()).await;
     }
 
     /// Runs `work` on a thread of its own, and takes note of how that ends.
@@ -168,11 +182,11 @@ impl BoundWorkers {
         drain_timeout: Duration,
         mut origin: impl FnMut() -> anyhow::Result<Origin>,
     ) -> anyhow::Result<Workers> {
-        let mut workers = Workers { ended: JoinSet::new(), stop: CancellationToken::new() };
+        let mut workers = Workers::none();
         for (number, bound) in self.0.into_iter().enumerate() {
-            let (shared, stop, origin) = (shared.clone(), workers.stop.clone(), origin()?);
-            workers
-                .spawn(format!("worker-{number}"), move || run(shared, origin, bound, stop, drain_timeout))?;
+            let (shared, origin) = (shared.clone(), origin()?);
+            let end = End { stop: workers.stop.clone(), cut: workers.cut.clone(), drain_timeout };
+            workers.spawn(format!("worker-{number}"), move || run(shared, origin, bound, end))?;
         }
         Ok(workers)
     }
@@ -228,13 +242,18 @@ fn is_without_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL))
 }
 
-fn run(
-    shared: Arc<Shared>,
-    origin: Origin,
-    bound: Bound,
+/// How a worker ends.
+struct End {
+    /// No new streams are taken any more.
     stop: CancellationToken,
+    /// Those that are open are not waited for.
+    cut: CancellationToken,
+    /// How long they are waited for otherwise.
     drain_timeout: Duration,
-) -> io::Result<()> {
+}
+
+fn run(shared: Arc<Shared>, origin: Origin, bound: Bound, end: End) -> io::Result<()> {
+    let End { stop, cut, drain_timeout } = end;
     let mut runtime = Builder::new_current_thread();
     runtime.enable_all().on_thread_park(access_log::flush);
     let runtime = runtime.build_local(LocalOptions::default())?;
@@ -254,7 +273,7 @@ fn run(
         let (mut tasks, watched) = (JoinSet::new(), worker.clone());
         tasks.spawn_local(async move { watched.watchdog.run().await });
         let (followed, changed) = (worker.clone(), worker.shared.rules_changed.subscribe());
-        tasks.spawn_local(async move { followed.live.follow(&followed.judge, changed).await });
+        tasks.spawn_local(async move { followed.live.follow(&followed.shared, changed).await });
         for listener in bound.applications {
             let (listener, worker) = (TcpListener::from_std(listener)?, worker.clone());
             let serve = move |stream, peer| outbound::serve(worker.clone(), stream, peer);
@@ -268,7 +287,7 @@ fn run(
             Some(Err(panic)) = tasks.join_next() => return Err(panic.into()),
         }
         // Ending in time is wished for; what has not ended is cut.
-        let _ = timeout(drain_timeout, drained(&worker.shared)).await;
+        let _ = timeout(drain_timeout, cut.run_until_cancelled(drained(&worker.shared))).await;
         Ok(())
     });
     // What still runs is dropped, which resets its connections and is the last to be logged.
@@ -304,13 +323,9 @@ async fn drained(shared: &Shared) {
 mod tests {
     use super::*;
 
-    fn workers() -> Workers {
-        Workers { ended: JoinSet::new(), stop: CancellationToken::new() }
-    }
-
     #[tokio::test]
     async fn a_worker_that_panics_or_fails_is_noticed() {
-        let mut workers = workers();
+        let mut workers = Workers::none();
         workers.spawn("worker-0".to_owned(), || panic!("on purpose")).expect("a thread");
         assert_eq!(workers.failed().await.to_string(), "worker-0 panicked");
         workers.spawn("worker-1".to_owned(), || Err(io::ErrorKind::OutOfMemory.into())).expect("a thread");
@@ -319,7 +334,7 @@ mod tests {
 
     #[tokio::test]
     async fn stopping_waits_for_the_threads() {
-        let mut workers = workers();
+        let mut workers = Workers::none();
         let (stop, (sender, receiver)) = (workers.stop.clone(), std::sync::mpsc::channel());
         let work = move || {
             while !stop.is_cancelled() {

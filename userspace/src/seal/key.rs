@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::num::NonZeroU32;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::pbkdf2;
@@ -194,6 +195,8 @@ fn make_key(path: &Path) -> Result<SealKey, SealError> {
     let mut key = [0; KEY_LENGTH];
     aws_lc_rs::rand::fill(&mut key).map_err(|_| failed(path, "the operating system gives no randomness"))?;
     let text = format!("{}\n", HEXLOWER_PERMISSIVE.encode(&key));
+    let directory = path.parent().map(|path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path));
+    directory.transpose().map_err(|error| failed(path, error.to_string()))?;
     match make_private(path, text.as_bytes()) {
         Ok(()) => Ok(SealKey(key)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => read_key(path),

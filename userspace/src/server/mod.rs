@@ -17,12 +17,13 @@ mod sealing;
 mod servers;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod view;
 
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -55,6 +56,7 @@ use policy::PolicyRecords;
 use presence::Presence;
 use registry::{Registry, RegistryError};
 use roots::RootRecords;
+use transfer::TransferError;
 
 /// Where agents find a server unless told otherwise.
 pub const DEFAULT_PORT: u16 = 9190;
@@ -115,6 +117,9 @@ pub enum ServerError {
     /// The database fails.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Records cannot be moved, or were not moved completely.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     /// A record in the database fails.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -187,6 +192,7 @@ impl Server {
     pub async fn bind(options: ServerOptions) -> Result<Self, ServerError> {
         let store = open_store(&options.store).await?;
         wait_for_quorum(&*store).await?;
+        transfer::ensure_finished(&*store).await?;
         let registry = Arc::new(Registry::new(store.clone()));
         let sealer = Arc::new(sealing::open(&*store, &options.seal).await?);
         let roots = RootRecords { store: store.clone(), sealer };
@@ -280,6 +286,22 @@ impl Server {
         store.close().await;
         ended
     }
+}
+
+/// Writes all records of the mesh into a file, and returns how many there are.
+///
+/// # Errors
+/// When the store is in use, holds no mesh or fails, or the file cannot be written.
+pub async fn export(store: &StoreOptions, path: &Path) -> Result<usize, ServerError> {
+    Ok(transfer::export(&*open_store(store).await?, path).await?)
+}
+
+/// Puts all records of such a file into an empty store, and returns how many there are.
+///
+/// # Errors
+/// When the store is in use, holds a mesh or fails, or the file is not an export.
+pub async fn import(store: &StoreOptions, path: &Path) -> Result<usize, ServerError> {
+    Ok(transfer::import(&*open_store(store).await?, path).await?)
 }
 
 /// Seals every secret in the store anew; no server may use it meanwhile. The key from `old` gives way to the one

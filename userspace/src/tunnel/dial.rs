@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{CertificateError, ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, time::timeout};
 
@@ -27,6 +27,9 @@ pub enum DialError {
     /// The TLS handshake failed: one of the two does not accept the other's certificate, or it is no agent.
     #[error("no TLS session with the agent at {0}: {1}")]
     Handshake(SocketAddr, io::Error),
+    /// The certificate is a good one of the mesh, and not that of the service that was wanted.
+    #[error("the agent at {0} answered as another service than the one that the catalog has there")]
+    AnotherService(SocketAddr),
     /// The workload that wants one has no certificate.
     #[error("no certificate for {0}, or it has ended: is a server reachable?")]
     NoCertificate(Arc<SpiffeId>),
@@ -50,9 +53,18 @@ pub async fn dial(
     // An address is not sent, and the verifier compares SPIFFE ids: it is only a form to fill in.
     let name = service.map_or(ServerName::IpAddress(address.ip().into()), service_name);
     let established = within(HANDSHAKE_TIMEOUT, tls::connect(&mut stream, config, name)).await;
-    let established = established.map_err(|error| DialError::Handshake(address, error))?;
+    let established = established.map_err(|error| match is_about_name(&error) {
+        true => DialError::AnotherService(address),
+        false => DialError::Handshake(address, error),
+    })?;
     let peer = peer_identity(&established.chain).map_err(|error| DialError::Identity(address, error))?;
     Ok(Box::new(Tunnel::new(stream, established, Side::Opener, peer)))
+}
+
+/// Whether everything about the other end's certificate is right but whose it is.
+fn is_about_name(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    cause == Some(&rustls::Error::InvalidCertificate(CertificateError::NotValidForName))
 }
 
 /// Answers the agent that has connected by `stream`. `choose` is told which server name it asks for, once it has said

@@ -7,7 +7,7 @@ pub mod frame;
 mod incoming;
 mod outgoing;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tls;
 
 pub use connection::{Received, Tunnel, TunnelError};

@@ -48,9 +48,9 @@ pub fn watch(root: &Path, naming: Naming) -> Result<watch::Receiver<Workloads>, 
     tree.scan();
     let (sender, receiver) = watch::channel(Workloads::new(root, naming, Users::default()));
     tree.publish(&sender, false);
+    let readable = Readable(tree.inotify.clone());
     // SAFETY: the inotify instance owns its descriptor and keeps it until it is dropped, after the registration.
-    let inotify =
-        unsafe { AsyncFd::register_with_interest(Readable(tree.inotify.clone()), Interest::READABLE) };
+    let inotify = unsafe { AsyncFd::register_with_interest(readable, Interest::READABLE) };
     let inotify = inotify.map_err(|error| failed(error.into()))?;
     tokio::spawn(follow(tree, inotify, sender));
     Ok(receiver)

@@ -196,7 +196,7 @@ fn worlds() -> impl Strategy<Value = World> {
             |((egress_on, loopback, agents), endpoints, workload, user, verdicts, egress, agent_listens)| {
                 World {
                     cgroup: if agents { SETTINGS.cgroup } else { 6 },
-                    policy: PolicyState { egress: egress_on, loopback, mode: 0 },
+                    policy: PolicyState { egress: egress_on, loopback, ..PolicyState::default() },
                     endpoints,
                     workload,
                     user,

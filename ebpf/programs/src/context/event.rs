@@ -56,8 +56,9 @@ impl<'a> SocketEvent<'a> {
 
     #[inline(always)]
     pub fn remote(&self) -> SocketAddress {
-        // SAFETY: fields of a valid context. `remote_port` holds the port in network byte order in the two bytes
-        // that come last in memory (kernel: `sock_ops_convert_ctx_access`).
+        // `remote_port` holds the port in network byte order in the two bytes that come last in memory (kernel:
+        // `sock_ops_convert_ctx_access`).
+        // SAFETY: fields of a valid context.
         unsafe {
             let port = (read_volatile(&raw const (*self.raw()).remote_port).to_be() as u16).to_be();
             self.address(&raw const (*self.raw()).remote_ip4, &raw const (*self.raw()).remote_ip6, port)

@@ -79,10 +79,10 @@ fn stored<'a>(socket: *mut bpf_sock) -> Option<&'a ConnectionRecord> {
 #[inline(always)]
 fn store(socket: *mut bpf_sock, record: &ConnectionRecord) -> bool {
     let initial = ptr::from_ref(record).cast_mut().cast();
+    let flags = BPF_SK_STORAGE_GET_F_CREATE as u64;
     // SAFETY: a valid socket, and an initial value of the map's value type.
-    let slot =
-        unsafe { bpf_sk_storage_get(storage(), socket.cast(), initial, BPF_SK_STORAGE_GET_F_CREATE as u64) }
-            .cast::<ConnectionRecord>();
+    let slot = unsafe { bpf_sk_storage_get(storage(), socket.cast(), initial, flags) };
+    let slot = slot.cast::<ConnectionRecord>();
     if slot.is_null() {
         return false;
     }

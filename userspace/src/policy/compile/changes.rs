@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use murmesh_common::{
-    self as kernel, CLASS_CHANGES, Endpoint, PolicyState, SocketAddress, UserKey, VerdictKey, WorkloadEntry,
+    self as kernel, CLASS_CHANGES, DenialKey, Endpoint, PolicyState, SocketAddress, UserKey, VerdictKey,
+    WorkloadEntry,
 };
 
-use super::{NetworkEntry, Tables};
+use super::{CLOSED, NetworkEntry, Tables};
 
 /// One write to a map; `None` removes the entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub enum Change {
     Exception(NetworkEntry, Option<u32>),
     /// Of `ADDRESSES`.
     Address([u32; 4], Option<u32>),
+    /// Of `DENIALS`.
+    Denial(DenialKey, Option<u32>),
     /// Of `POLICY`.
     State(PolicyState),
     /// None: waits until no program runs any more that has read an entry from before.
@@ -36,10 +39,20 @@ pub enum Change {
 }
 
 /// Takes away the endpoints that are no longer wanted. Apart from the other changes, because the agent keeps its own
-/// routes to them until it is done.
+/// routes to them until it is done. What is refused from now on because there is no room for it is refused before it
+/// is taken away.
 pub fn removals(present: &Tables, wanted: &Tables) -> Vec<Change> {
     let gone = present.endpoints.keys().filter(|address| !wanted.endpoints.contains_key(address));
-    gone.map(|address| Change::Endpoint(*address, None)).collect()
+    let gone: Vec<_> = gone.map(|address| Change::Endpoint(*address, None)).collect();
+    let refused = wanted.egress.iter().filter(|(_, destination)| **destination == CLOSED);
+    if gone.is_empty() || refused.clone().next().is_none() {
+        return gone;
+    }
+    let new = refused.filter(|(entry, destination)| present.egress.get(entry) != Some(destination));
+    let new = new.map(|(entry, destination)| Change::Egress(*entry, Some(*destination)));
+    let state = PolicyState { egress: 1, ..present.state };
+    let state = (present.state != state).then_some(Change::State(state));
+    new.chain(state).chain(gone).collect()
 }
 
 /// Everything but [`removals`].
@@ -85,7 +98,8 @@ fn egress(present: &Tables, wanted: &Tables) -> impl Iterator<Item = Change> {
     put.into_iter().chain(removed).map(|(entry, destination)| Change::Egress(entry, destination))
 }
 
-/// What lets connections in comes before what refuses them by default, and goes after it.
+/// What lets connections in comes before what refuses them by default, and goes after it. What is said of a group of hosts
+/// never changes: it is there before the first host is in the group, and until the last has left it.
 fn modes(present: &Tables, wanted: &Tables) -> Vec<Change> {
     let addresses = altered(&present.addresses, &wanted.addresses);
     let addresses = addresses.map(|(address, owner)| Change::Address(address, owner));
@@ -96,8 +110,17 @@ fn modes(present: &Tables, wanted: &Tables) -> Vec<Change> {
     let (put, removed) = ports.partition::<Vec<_>, _>(|(_, value)| value.is_some());
     let port = |(port, value)| Change::Port(port, value);
     let state = (present.state != wanted.state).then_some(Change::State(wanted.state));
-    let before = addresses.chain(new.into_iter().map(exception)).chain(put.into_iter().map(port));
+    let denials = altered(&present.denials, &wanted.denials);
+    let (told, forgotten) = denials.partition::<Vec<_>, _>(|(_, value)| value.is_some());
+    let denial = |(key, value)| Change::Denial(key, value);
+    let before = told
+        .into_iter()
+        .map(denial)
+        .chain(addresses)
+        .chain(new.into_iter().map(exception))
+        .chain(put.into_iter().map(port));
     let after = removed.into_iter().map(port).chain(gone.into_iter().map(exception));
+    let after = after.chain(forgotten.into_iter().map(denial));
     before.chain(state).chain(after).collect()
 }
 
@@ -122,6 +145,7 @@ impl Tables {
             Change::Port(port, value) => put(&mut self.ports, port, value),
             Change::Exception(entry, value) => put(&mut self.exceptions, entry, value),
             Change::Address(address, value) => put(&mut self.addresses, address, value),
+            Change::Denial(key, value) => put(&mut self.denials, key, value),
             Change::State(state) => self.state = state,
             Change::Wait => {}
         }

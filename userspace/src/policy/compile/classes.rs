@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use murmesh_common::{self as kernel, CLASS_CHANGES, UserKey, VerdictKey, WorkloadEntry};
+use murmesh_common::{self as kernel, CLASS_CHANGES, Owner, UserKey, VerdictKey, WorkloadEntry};
 
+use super::denials::Closed;
 use super::{CLOSED, Full, Tables, Who, kernel_verdict};
 use crate::identity::WorkloadName;
 use crate::policy::{
@@ -21,6 +22,7 @@ pub struct Numbers {
     last: u32,
     sources: HashMap<Vec<IdentityPattern>, Given>,
     destinations: HashMap<(bool, Vec<DestinationPattern>), Given>,
+    groups: HashMap<Closed, Given>,
     /// Of cgroups by what is not told by the class of their own: whether any user is, and which users are others.
     scopes: HashMap<(bool, BTreeMap<u32, WorkloadName>), Given>,
 }
@@ -39,9 +41,17 @@ impl Numbers {
         let endpoints = present.endpoints.values().map(|endpoint| endpoint.destination.class);
         let destinations = endpoints.chain(present.egress.values().map(|destination| destination.class));
         let pairs = present.verdicts.keys().flat_map(|key| [key.source, key.destination]);
-        let numbers = sources.chain(destinations).chain(pairs).filter(|number| *number != CLASS_CHANGES);
-        let last = numbers.max().unwrap_or(0).max(BY_USER);
-        Self { last, sources: HashMap::new(), destinations: HashMap::new(), scopes: HashMap::new() }
+        let groups = present.addresses.values().filter_map(|owner| Owner::group(*owner));
+        let groups = groups.chain(present.denials.keys().map(|key| key.group));
+        let numbers = sources.chain(destinations).chain(pairs).chain(groups);
+        let last = numbers.filter(|number| *number != CLASS_CHANGES).max().unwrap_or(0).max(BY_USER);
+        Self {
+            last,
+            sources: HashMap::new(),
+            destinations: HashMap::new(),
+            groups: HashMap::new(),
+            scopes: HashMap::new(),
+        }
     }
 
     fn source(&mut self, policy: &Policy, class: &SourceClass) -> u32 {
@@ -51,6 +61,11 @@ impl Numbers {
     fn destination(&mut self, policy: &Policy, class: &DestinationClass) -> u32 {
         let patterns = policy.destination_patterns(class).cloned().collect();
         give(&mut self.destinations, (class.is_outside(), patterns), &mut self.last)
+    }
+
+    /// Of the hosts that could be refused `closed`.
+    pub fn group(&mut self, closed: Closed) -> kernel::Group {
+        give(&mut self.groups, closed, &mut self.last)
     }
 
     fn scope(&mut self, cgroup: &Cgroup) -> u32 {
@@ -68,6 +83,7 @@ impl Numbers {
         self.scopes.retain(|_, given| std::mem::take(&mut given.used));
         self.sources.retain(|_, given| std::mem::take(&mut given.used));
         self.destinations.retain(|_, given| std::mem::take(&mut given.used));
+        self.groups.retain(|_, given| std::mem::take(&mut given.used));
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod changes;
 mod classes;
+mod denials;
 mod egress;
 mod modes;
 #[cfg(test)]
@@ -16,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use murmesh_common::{
-    self as kernel, Endpoint, NO_ROOM, NetworkKey, PolicyState, SocketAddress, UserKey, VerdictKey,
-    WorkloadEntry,
+    self as kernel, DenialKey, Endpoint, NO_ROOM, NetworkKey, PolicyState, SocketAddress, UserKey,
+    VerdictKey, WorkloadEntry,
 };
 
 pub use changes::{Change, changes, removals};
@@ -51,8 +52,8 @@ pub struct View<'a> {
     pub endpoints: Vec<Reachable>,
     /// This host's addresses: not outside of the mesh, whatever network they are in.
     pub addresses: &'a BTreeSet<IpAddr>,
-    /// Addresses of the hosts of the mesh.
-    pub mesh: &'a BTreeSet<IpAddr>,
+    /// Addresses of the hosts of the mesh, and whose they are.
+    pub mesh: &'a BTreeMap<IpAddr, &'a NodeName>,
     /// Ports of this host that the mesh leaves alone.
     pub exempt: &'a ExemptPorts,
 }
@@ -77,7 +78,7 @@ pub struct Reachable {
 pub struct Room {
     /// `ENDPOINTS`.
     pub endpoints: usize,
-    /// `VERDICTS`.
+    /// `VERDICTS`, and `DENIALS`.
     pub verdicts: usize,
     /// `EGRESS`, and `EXCEPTIONS`.
     pub egress: usize,
@@ -111,6 +112,8 @@ pub struct Tables {
     pub exceptions: HashMap<NetworkEntry, u32>,
     /// `ADDRESSES`.
     pub addresses: HashMap<[u32; 4], u32>,
+    /// `DENIALS`.
+    pub denials: HashMap<DenialKey, u32>,
 }
 
 /// Something did not fit into a map, and is refused for that.
@@ -159,7 +162,8 @@ impl Compiler {
         let left_out = self.put_endpoints(&mut tables, endpoints, &mut full);
         self.put_egress(&mut tables, nodes, &left_out, &judged.destinations, &mut full);
         self.put_sources(&mut tables, sources, &mut full);
-        modes::put(&mut tables, view, &self.room, &mut full);
+        let groups = denials::put(&mut tables, view, &mut self.numbers, self.room.verdicts, &mut full);
+        modes::put(&mut tables, view, &groups, &self.room, &mut full);
         self.numbers.forget_unused();
         (tables, full)
     }

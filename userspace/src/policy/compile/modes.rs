@@ -3,17 +3,24 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
-use murmesh_common::{Owner, PortMode, SocketAddress};
+use murmesh_common::{Group, Owner, PortMode, SocketAddress};
 
 use super::egress::entry;
 use super::{Full, NetworkEntry, Room, Tables, View};
+use crate::identity::NodeName;
 use crate::policy::{Mode, Network, Outside, Protocol};
 
 /// Size of the `ADDRESSES` map. Of addresses beyond it connections in clear count as from outside the mesh.
 const MAX_ADDRESSES: usize = 65_536;
 
-/// Fills in ports, exceptions and addresses.
-pub fn put(tables: &mut Tables, view: &View<'_>, room: &Room, full: &mut Vec<Full>) {
+/// Fills in ports, exceptions and addresses. `groups` are those of the hosts that rules could refuse something.
+pub fn put(
+    tables: &mut Tables,
+    view: &View<'_>,
+    groups: &HashMap<&NodeName, Group>,
+    room: &Room,
+    full: &mut Vec<Full>,
+) {
     tables.state.mode = port_mode(view.who.policy.defaults.mode) as u32;
     put_ports(tables, view);
     if tables.exceptions.len() > room.egress {
@@ -26,10 +33,12 @@ pub fn put(tables: &mut Tables, view: &View<'_>, room: &Room, full: &mut Vec<Ful
         });
         tables.exceptions.clear();
     }
-    let here = view.addresses.iter().map(|address| (address, Owner::Here));
-    let mesh = view.mesh.difference(view.addresses).map(|address| (address, Owner::Mesh));
+    let here = view.addresses.iter().map(|address| (address, Owner::Here as u32));
+    let mesh = view.mesh.iter().filter(|(address, _)| !view.addresses.contains(address));
+    let group = |node: &NodeName| groups.get(node).copied().unwrap_or(0);
+    let mesh = mesh.map(|(address, node)| (address, Owner::mesh(group(node))));
     let owned = here.chain(mesh).take(MAX_ADDRESSES);
-    tables.addresses = owned.map(|(address, owner)| (key(*address), owner as u32)).collect();
+    tables.addresses = owned.map(|(address, owner)| (key(*address), owner)).collect();
 }
 
 /// Exempt ports are so whatever was said of a service on one: nobody is locked out by accident.

@@ -1,5 +1,6 @@
 //! Several servers over one etcd: everybody knows what one of them was told.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -10,13 +11,15 @@ use crate::api::v1;
 use crate::catalog::Catalog;
 use crate::control;
 use crate::local::{SERVER_SOCKET, connect, connect_to_server};
-use crate::server::StoreOptions;
+use crate::seal::{DEFAULT_KEY_FILE, KeySource};
+use crate::server::{StoreOptions, export, import};
 use crate::store::etcd_testing::Cluster;
 
 async fn server(cluster: &Cluster, name: &str, directory: TempDir) -> World {
-    let store = cluster.options(name);
+    let (store, seal) = (cluster.options(name), KeySource::Default(cluster.directory().join("seal.key")));
     World::start_with(directory, |options| {
         options.store = StoreOptions::Etcd(store);
+        options.seal = seal;
         options.node = name.parse().unwrap();
     })
     .await
@@ -132,4 +135,53 @@ async fn a_server_that_comes_back_has_everything() {
     let one = server(&cluster, "one", tempfile::tempdir().unwrap()).await;
     assert!(has_endpoint(&members(&one).await, "10.99.0.20:8181"), "before it is ready");
     sees(&one, |catalog| is_connected(catalog, "fcs00") && leaders(catalog).len() == 1).await;
+}
+
+#[tokio::test]
+async fn a_mesh_moves_from_the_file_to_etcd_and_back_and_its_hosts_do_not_notice() {
+    let Some(cluster) = Cluster::start(1).await else { return };
+    let world = World::start().await;
+    let address: SocketAddr = world.address.as_str().parse().unwrap();
+    let lifetime = CancellationToken::new();
+    let options = world.control_options("fcs00", Some(world.token().await));
+    let agent = control::start(options, lifetime.clone()).await.unwrap();
+    agent.report.send_replace(Some(report("10.99.0.20", 8181)));
+    until(&agent, |catalog| has_endpoint(catalog, "10.99.0.20:8181")).await;
+    let unused = world.token().await;
+    let mut admin = connect_to_server(&world.directory.path().join("run")).await.unwrap();
+    let defaults = v1::SetDefaultsRequest { egress: Some(v1::Action::Deny.into()), ..Default::default() };
+    admin.set_defaults(defaults).await.unwrap();
+    let mut directory = world.stop().await;
+
+    let (file, back) = (directory.path().join("export"), directory.path().join("back"));
+    let (embedded, etcd) = (
+        StoreOptions::Embedded(directory.path().join("server")),
+        StoreOptions::Etcd(cluster.options("murmesh00")),
+    );
+    let key = directory.path().join("server").join(DEFAULT_KEY_FILE);
+    for (from, to, file) in [(embedded.clone(), etcd.clone(), file), (etcd, embedded, back)] {
+        export(&from, &file).await.unwrap();
+        if let StoreOptions::Embedded(directory) = &to {
+            std::fs::remove_file(directory.join("server.redb")).unwrap();
+        }
+        import(&to, &file).await.unwrap();
+        agent.status.clone().wait_for(|status| status.connected.is_none()).await.unwrap();
+        let world = World::start_with(directory, |options| {
+            (options.store, options.seal) = (to, KeySource::Default(key.clone()));
+            options.listen = vec![address];
+        })
+        .await;
+        agent.status.clone().wait_for(|status| status.connected.is_some()).await.unwrap();
+        let catalog = members(&world).await;
+        assert!(has_endpoint(&catalog, "10.99.0.20:8181"));
+        assert_eq!(catalog.policy.defaults.egress, crate::policy::Action::Deny);
+        let identity = agent.identity.borrow().clone();
+        assert!(world.report_as(&agent, &report("10.99.0.20", 8181)).await.unwrap().is_empty());
+        assert_eq!(identity.node().unwrap().as_str(), "fcs00");
+        directory = world.stop().await;
+    }
+    // A token that was not used before is good after it.
+    let world = World::start_with(directory, |options| options.listen = vec![address]).await;
+    let options = world.control_options("fcc00", Some(unused));
+    control::start(options, world.shutdown.clone()).await.unwrap();
 }

@@ -1,6 +1,7 @@
 //! Real etcd clusters on loopback, for tests.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -37,6 +38,11 @@ impl Cluster {
         }
         cluster.wait().await;
         Some(cluster)
+    }
+
+    /// A directory that is removed with the cluster.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// URLs of all members.

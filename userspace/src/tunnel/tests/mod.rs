@@ -30,7 +30,7 @@ async fn connection() -> (TcpStream, TcpStream) {
 }
 
 /// An opener and an acceptor.
-async fn tunnel() -> (Tunnel, Tunnel) {
+pub(crate) async fn tunnel() -> (Tunnel, Tunnel) {
     let (client, service) = hosts();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,6 +1,6 @@
 //! Streams between an application and a stock implementation, and what is left of the tunnel after them.
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, task::Poll, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
@@ -10,7 +10,7 @@ use tokio::{
 use super::{connection, numbers, open, stock, tunnel};
 use crate::{
     proxy::{
-        judge::Connection,
+        Rules,
         live::Live,
         relay::{Totals, relay},
         watchdog::Watchdog,
@@ -54,11 +54,10 @@ async fn exchange(side: Side, updates: KeyUpdates) {
     let (program, mut application) = connection().await;
     let (from_program, from_stock) = (content(1), content(2));
     let (watchdog, live) = (Watchdog::default(), Live::default());
-    let place = live.enter(Connection {
-        caller: Arc::new("spiffe://mesh.test/host/fcc00".parse().unwrap()),
-        node: Arc::new("fcs00".parse().unwrap()),
-        destination: ([10, 0, 0, 2], 80).into(),
-    });
+    let caller = "spiffe://mesh.test/host/fcc00".parse().unwrap();
+    let destination = ([10, 0, 0, 2], 80).into();
+    let found = Rules::default().find(&caller, &"fcs00".parse().unwrap(), destination).unwrap();
+    let place = live.enter(found.into());
     let (played, (totals, relayed), received_by_stock) = tokio::join!(
         play(program, &from_program),
         relay(&mut application, &mut ours, &watchdog, &place, None, None),

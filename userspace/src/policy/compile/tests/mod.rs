@@ -2,12 +2,14 @@
 
 mod world;
 
-use murmesh_common::{Action as Done, Decision};
+use murmesh_common::{Action as Done, Admission, Decision};
 use proptest::prelude::*;
 
 use super::*;
 use crate::policy::tests::{NODES, PORTS, service};
-use world::{OTHER_UNIT, ROOM, UNIT, UNSEEN, World, calls, decided, of_unknown_source, unit, worlds};
+use world::{
+    OTHER_UNIT, ROOM, UNIT, UNSEEN, World, admitted, calls, decided, of_unknown_source, unit, worlds,
+};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
@@ -21,6 +23,18 @@ proptest! {
             let right = decision == world.decision(&call);
             prop_assert!(if unknown { of_unknown_source(&decision) } else { right },
                 "{:?}: {:?}, not {:?}", call, decision, world.decision(&call));
+        }
+    }
+
+    #[test]
+    fn in_clear_a_host_of_the_mesh_gets_where_no_rule_could_refuse_it(world in worlds()) {
+        let (tables, _) = world.compile(&mut Compiler::new(ROOM, &Tables::default()));
+        for port in PORTS.into_iter().chain([9]) {
+            let refused = if world.could_refuse(port) { Admission::Denied } else { Admission::Admitted };
+            prop_assert_eq!(admitted(&tables, "10.1.0.2", port), refused, "port {}", port);
+            prop_assert_eq!(admitted(&tables, "fe80::2", port), refused, "a neighbour, port {}", port);
+            prop_assert_eq!(admitted(&tables, "10.1.0.1", port), Admission::Admitted, "from here");
+            prop_assert_eq!(admitted(&tables, "198.51.100.1", port), Admission::Admitted, "an outsider");
         }
     }
 
@@ -76,11 +90,53 @@ proptest! {
         let (wanted, _) = after.compile(&mut compiler);
         let mut all = removals(&present, &wanted);
         all.extend(changes(&present, &wanted));
+        let arriving = |tables: &Tables, port| {
+            ["10.1.0.2", "fe80::2"].map(|from| admitted(tables, from, port))
+        };
+        let admissions = PORTS.map(|port| [&present, &wanted].map(|tables| arriving(tables, port)));
+        for change in all {
+            present.apply(change);
+            for (port, [before, after]) in PORTS.into_iter().zip(admissions) {
+                let now = arriving(&present, port).into_iter().zip(before.into_iter().zip(after));
+                for (now, (before, after)) in now {
+                    prop_assert!(
+                        now == Admission::Denied || [before, after].contains(&now),
+                        "port {} after {:?}: {:?}", port, change, now
+                    );
+                }
+            }
+            for call in &calls {
+                let (decision, unknown) = decided(&present, call);
+                let expected = [before.decision(call), after.decision(call)];
+                prop_assert!(
+                    expected.contains(&decision) || unknown && of_unknown_source(&decision),
+                    "{:?} after {:?}: {:?}, not {:?}", call, change, decision, expected
+                );
+            }
+        }
+        prop_assert_eq!(present, wanted);
+    }
+
+    #[test]
+    fn what_loses_its_room_or_gets_it_is_refused_meanwhile(
+        before in worlds(),
+        after in worlds(),
+        loses: bool,
+        endpoints in 1_usize..4,
+        calls in calls(),
+    ) {
+        let small = Room { endpoints: 3 * PORTS.len() + endpoints, ..ROOM };
+        let rooms = if loses { [ROOM, small] } else { [small, ROOM] };
+        let (mut present, _) = before.compile(&mut Compiler::new(rooms[0], &Tables::default()));
+        let (wanted, _) = after.compile(&mut Compiler::new(rooms[1], &present));
+        let mut all = removals(&present, &wanted);
+        all.extend(changes(&present, &wanted));
         for change in all {
             present.apply(change);
             for call in &calls {
                 let (decision, unknown) = decided(&present, call);
-                let expected = [before.decision(call), after.decision(call)];
+                let closed = Decision { action: Done::Deny, report: Some(NO_ROOM) };
+                let expected = [before.decision(call), after.decision(call), closed];
                 prop_assert!(
                     expected.contains(&decision) || unknown && of_unknown_source(&decision),
                     "{:?} after {:?}: {:?}, not {:?}", call, change, decision, expected
@@ -100,7 +156,7 @@ fn without_rules_there_is_nothing_but_endpoints() {
     };
     let (tables, _) = world.compile(&mut Compiler::new(ROOM, &Tables::default()));
     assert_eq!(tables.endpoints.len(), PORTS.len(), "of the other host");
-    assert_eq!((tables.state.egress, tables.state.loopback), (0, 0));
+    assert_eq!((tables.state.egress, tables.state.loopback, tables.state.neighbours), (0, 0, 0));
     assert!(tables.verdicts.is_empty() && tables.egress.is_empty() && tables.users.is_empty());
 }
 
@@ -130,6 +186,29 @@ fn what_a_new_rule_does_not_concern_keeps_its_entries() {
     assert_eq!(of_nginx.count(), 0, "{changes:?}");
     let endpoints = changes.iter().filter(|change| matches!(change, Change::Endpoint(..)));
     assert_eq!(endpoints.count(), 1, "only port 8181: {changes:?}");
+}
+
+#[test]
+fn a_new_rule_about_other_ports_leaves_the_groups_as_they_are() {
+    let mut world = World {
+        policy: Policy::default(),
+        listeners: vec![None; NODES.len() * PORTS.len()],
+        listening: HashMap::new(),
+    };
+    let rule = |number, destination: &str| crate::policy::Rule {
+        id: crate::policy::RuleId::new(number).unwrap(),
+        action: Action::Deny,
+        source: "host/fcs00".parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        dry_run: false,
+    };
+    world.policy.put_rule(rule(1, "host/fcc00:80"));
+    let mut compiler = Compiler::new(ROOM, &Tables::default());
+    let (before, _) = world.compile(&mut compiler);
+    assert_eq!(before.denials.len(), 2, "one port, and all others: {:?}", before.denials);
+    world.policy.put_rule(rule(2, "host/fcs00:8181"));
+    let (after, _) = world.compile(&mut compiler);
+    assert_eq!((before.denials, before.addresses), (after.denials, after.addresses));
 }
 
 #[test]

@@ -3,14 +3,14 @@
 use std::cell::Cell;
 
 use murmesh_common::{
-    Action as Done, Attempt, Decision, Knowledge, Settings, SourceClass, UNKNOWN_SOURCE, decide,
-    decide_datagram,
+    Action as Done, Admission, Arrival, Attempt, Decision, DenialKey, Group, Knowledge, Settings,
+    SourceClass, Surroundings, UNKNOWN_SOURCE, admission, decide, decide_datagram,
 };
 use proptest::prelude::*;
 
 use super::super::*;
 use crate::policy::Party;
-use crate::policy::tests::{ADDRESSES, NODES, PORTS, SERVICES, policy, service};
+use crate::policy::tests::{ADDRESSES, NODES, PORTS, SERVICES, WORKLOADS, policy, service};
 
 const SETTINGS: Settings = Settings { netns_cookie: 7, cgroup: 0, mark: 1, outbound_port: 0, padding: 0 };
 /// Plenty.
@@ -89,7 +89,7 @@ impl World {
                 who,
                 endpoints: self.endpoints(),
                 addresses: &here(),
-                mesh: &BTreeSet::from(["10.1.0.2".parse().unwrap()]),
+                mesh: &BTreeMap::from([("10.1.0.2".parse().unwrap(), &node(1))]),
                 exempt: &ExemptPorts::default(),
             })
         })
@@ -129,6 +129,23 @@ impl World {
         let others = self.policy.source(&node(0), None, []);
         let verdict = self.policy.verdict(&self.source(call).unwrap_or(others), &destination);
         Some(kernel_verdict(verdict))
+    }
+
+    /// Whether a rule refuses anything on the other host the port, whoever listens there.
+    pub fn could_refuse(&self, port: u16) -> bool {
+        let names = || WORKLOADS.into_iter().chain(["other.service"]).map(name);
+        let workloads = || names().map(Some).chain([None]);
+        let ports = [&[][..], &PORTS[..1], &PORTS[1..], &PORTS[..]];
+        let sources = workloads().flat_map(|workload| {
+            ports.map(|ports| self.policy.source(&node(1), workload.clone(), ports.iter().copied()))
+        });
+        let destinations: Vec<_> =
+            workloads().map(|workload| self.policy.destination(&node(0), workload, port)).collect();
+        let is_refused = |source: Party| {
+            let verdict = |to| self.policy.verdict(&source, to).action;
+            destinations.iter().any(|destination| verdict(destination) == Action::Deny)
+        };
+        sources.into_iter().any(is_refused)
     }
 
     /// The decision that follows.
@@ -196,6 +213,35 @@ impl Knowledge for Kernel<'_> {
     fn agent_listens(&self) -> bool {
         true
     }
+}
+
+/// The kernel half, when a connection in clear arrives.
+struct Arriving<'a>(&'a Tables);
+
+impl Surroundings for Arriving<'_> {
+    fn policy(&self) -> PolicyState {
+        self.0.state
+    }
+    fn port_mode(&self, port: u16) -> Option<u32> {
+        self.0.ports.get(&port).copied()
+    }
+    fn owner(&self, address: &SocketAddress) -> Option<u32> {
+        self.0.addresses.get(&address.ip).copied()
+    }
+    fn is_denied(&self, group: Group, port: u16) -> bool {
+        let denial = |port| self.0.denials.get(&DenialKey { group, port, padding: 0 });
+        denial(port).or(denial(0)).is_none_or(|denied| *denied != 0)
+    }
+    fn is_excepted(&self, _: &Arrival) -> bool {
+        false
+    }
+}
+
+/// What becomes of a connection in clear to a port of this host.
+pub fn admitted(tables: &Tables, from: &str, port: u16) -> Admission {
+    let address = |ip: &str, port| SocketAddress::from(SocketAddr::new(ip.parse().unwrap(), port));
+    let arrival = Arrival { local: address("10.1.0.1", port), remote: address(from, 40_000) };
+    admission(&arrival, &Arriving(tables))
 }
 
 fn longest_prefix(tables: &Tables, key: &NetworkKey) -> Option<kernel::Destination> {

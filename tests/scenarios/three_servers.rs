@@ -1,0 +1,169 @@
+//! Three servers over etcd: whatever becomes of one of them, connections go on, and so do changes while two are left.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use murmesh_lab::{DEADLINE, Lab, Topology};
+
+use crate::support::cluster::{Cluster, Witness};
+use crate::support::{murmesh, skipped, text, wait_until};
+
+fn lab() -> Result<Lab> {
+    Lab::new(Topology { servers: 3, ..Topology::default() })
+}
+
+/// The figure that docs/operations.md states.
+fn tell(fault: &str, writes: Duration, connections: usize) {
+    println!(
+        "{fault}: writes work again after {writes:.1?}; {connections} connections meanwhile, none failed"
+    );
+}
+
+#[test]
+fn the_leading_server_is_killed() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let mut cluster = Cluster::start(&lab)?;
+    cluster.write(&cluster.servers.clone(), Instant::now())?;
+    let witness = Witness::start(&cluster)?;
+    let leader = cluster.leader(cluster.servers[0])?.context("one leads")?;
+    let left: Vec<_> = cluster.servers.iter().copied().filter(|host| host.name() != leader.name()).collect();
+    cluster.kill_server(leader)?;
+    let writes = cluster.write(&left, Instant::now())?;
+    wait_until("another one leads", || {
+        Ok(cluster.leader(left[0])?.is_some_and(|other| other.name() != leader.name()))
+    })?;
+    let connections = witness.ensure_unharmed(cluster.service)?;
+    tell("kill -9 of the leading server", writes, connections);
+    cluster.restart(leader)?;
+    cluster.wait_until_whole()?;
+    cluster.ensure_nothing_lost()
+}
+
+#[test]
+fn the_leading_member_of_etcd_is_killed() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let mut cluster = Cluster::start(&lab)?;
+    cluster.write(&cluster.servers.clone(), Instant::now())?;
+    let witness = Witness::start(&cluster)?;
+    let leader = cluster.etcd_leader()?;
+    cluster.kill_etcd(leader)?;
+    // The server beside it goes on with the other members.
+    let writes = cluster.write(&[leader], Instant::now())?;
+    let connections = witness.ensure_unharmed(cluster.service)?;
+    tell("kill -9 of the leading member of etcd", writes, connections);
+    cluster.restart(leader)?;
+    cluster.wait_until_whole()?;
+    cluster.ensure_nothing_lost()
+}
+
+#[test]
+fn a_server_is_cut_off_and_comes_back() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let mut cluster = Cluster::start(&lab)?;
+    cluster.write(&cluster.servers.clone(), Instant::now())?;
+    let witness = Witness::start(&cluster)?;
+    let leader = cluster.leader(cluster.servers[0])?.context("one leads")?;
+    let left: Vec<_> = cluster.servers.iter().copied().filter(|host| host.name() != leader.name()).collect();
+    cluster.lead_etcd_from(leader)?;
+    leader.unplug()?;
+    let writes = cluster.write(&left, Instant::now())?;
+    wait_until("another one leads", || {
+        Ok(cluster.leader(left[0])?.is_some_and(|other| other.name() != leader.name()))
+    })?;
+    let refused = murmesh(leader, &["allow", "fcc00", "fcs00"])?;
+    ensure!(text(&refused.stderr).contains("no quorum"), "{}", text(&refused.stderr));
+    let connections = witness.ensure_unharmed(cluster.service)?;
+    tell("a server with its member of etcd cut off", writes, connections);
+    leader.plug_in()?;
+    cluster.wait_until_whole()?;
+    cluster.ensure_nothing_lost()
+}
+
+#[test]
+fn two_of_three_are_killed_and_come_back() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let mut cluster = Cluster::start(&lab)?;
+    cluster.write(&cluster.servers.clone(), Instant::now())?;
+    let witness = Witness::start(&cluster)?;
+    let [one, two, left] = cluster.servers[..] else { unreachable!("there are three") };
+    for host in [one, two] {
+        cluster.kill_server(host)?;
+        cluster.kill_etcd(host)?;
+    }
+    let refused = murmesh(left, &["allow", "fcc00", "fcs00"])?;
+    ensure!(
+        !refused.status.success() && text(&refused.stderr).contains("no quorum"),
+        "{}",
+        text(&refused.stderr)
+    );
+    let token = murmesh(left, &["token", "create"])?;
+    ensure!(!token.status.success() && text(&token.stderr).contains("no quorum"), "{}", text(&token.stderr));
+    witness.wait_for_more(cluster.service)?;
+    // One more member is a majority.
+    let back = Instant::now();
+    cluster.etcd.insert(two.name().to_owned(), two.start_etcd(&cluster.servers)?);
+    let writes = cluster.write(&[left], back)?;
+    let connections = witness.ensure_unharmed(cluster.service)?;
+    tell("two of three killed, from the start of the second member on", writes, connections);
+    cluster.restart(one)?;
+    cluster.restart(two)?;
+    cluster.wait_until_whole()?;
+    cluster.ensure_nothing_lost()
+}
+
+#[test]
+fn a_server_whose_host_was_wiped_joins_again() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let mut cluster = Cluster::start(&lab)?;
+    cluster.write(&cluster.servers.clone(), Instant::now())?;
+    let witness = Witness::start(&cluster)?;
+    let wiped = cluster.leader(cluster.servers[0])?.context("one leads")?;
+    let other = cluster.another(wiped)?;
+    let key = fs::read(other.data_directory().join("seal.key"))?;
+    cluster.kill_server(wiped)?;
+    cluster.kill_etcd(wiped)?;
+    let fault = Instant::now();
+    fs::remove_dir_all(wiped.data_directory())?;
+    let writes = cluster.write(&[other], fault)?;
+
+    // As docs/operations.md says.
+    let listed = other.etcdctl(&[other], "member", &["list"])?;
+    let line = listed.lines().find(|line| line.contains(wiped.name())).context("it is a member")?;
+    let id = line.split(',').next().context("its id comes first")?;
+    let peer = format!("--peer-urls=http://{}:2380", wiped.ipv4());
+    // Members change only once the others have been connected for five seconds.
+    for change in [vec!["remove", id], vec!["add", wiped.name(), &peer]] {
+        wait_until("the cluster can be changed", || Ok(other.etcdctl(&[other], "member", &change).is_ok()))?;
+    }
+    fs::create_dir_all(wiped.data_directory())?;
+    fs::write(wiped.data_directory().join("seal.key"), key)?;
+    let mut etcd = wiped.etcd_command(&cluster.servers)?;
+    etcd.args(["--initial-cluster-state", "existing"]);
+    cluster.etcd.insert(wiped.name().to_owned(), murmesh_lab::Process::spawn(&mut etcd)?);
+    wiped.wait_listening(2379, DEADLINE)?;
+    cluster.restart(wiped)?;
+    cluster.wait_until_whole()?;
+
+    let connections = witness.ensure_unharmed(cluster.service)?;
+    tell("a server's host wiped", writes, connections);
+    // It is a full member: the cluster does without another one.
+    cluster.kill_etcd(other)?;
+    cluster.write(&[wiped], Instant::now())?;
+    cluster.ensure_nothing_lost()
+}
