@@ -133,7 +133,7 @@ fn a_strict_service_refuses_plaintext_from_outside_and_nothing_else() -> Result<
 
     let set = ["service", "set", "fortune", "--host", "fcs00", "--port", "8181", "--mode"];
     let mode = |mode: &str, exception: &str| {
-        let more = [mode, "--except", exception].map(str::to_owned);
+        let more = [mode, "--except", exception, "--force"].map(str::to_owned);
         let arguments = set.iter().map(|word| (*word).to_owned()).chain(more);
         let output = server.run("murmesh", arguments, b"", DEADLINE)?;
         ensure!(output.status.success(), "{}", text(&output.stderr));

@@ -75,6 +75,36 @@ fn a_refused_connection_is_told_with_its_process_its_workload_and_the_rule() -> 
 }
 
 #[test]
+fn a_dry_run_rule_refuses_nothing_and_is_named_where_it_would() -> Result<()> {
+    let Some(mesh) = Mesh::start(1, 1)? else { return Ok(()) };
+    let _service = fortune(&mesh)?;
+    let (server, client) = (mesh.host("murmesh00")?, mesh.client()?);
+    server.murmesh(["deny", "--dry-run", "host/fcc00/user-root", "fcs00:8181"])?;
+    let outside = format!("{}:7000", server.ipv4());
+    server.murmesh(["deny", "--dry-run", "fcc00", &format!("{}/32:7000", server.ipv4())])?;
+    let _listener = server.spawn("socat", ["tcp-l:7000,fork,reuseaddr", "exec:/bin/true"])?;
+    server.wait_listening(7000, DEADLINE)?;
+    for (rule, host, port, to) in
+        [(1, "fcs00", "8181", "fcs00:8181"), (2, "murmesh00", "7000", outside.as_str())]
+    {
+        let begun = Instant::now();
+        let event = loop {
+            let dialled = client.run("nc", ["-vz", host, port], b"", DEADLINE)?;
+            let said = String::from_utf8_lossy(&dialled.stderr);
+            ensure!(dialled.status.success(), "refused: {said}");
+            if let Some(event) = observed(client, &["--verdict", "allowed", "--to", to])?.pop() {
+                break event;
+            }
+            ensure!(begun.elapsed() < DEADLINE, "rule {rule} is not reported");
+        };
+        let what = event["what"].as_str().unwrap_or_default();
+        ensure!(event["rule"] == rule && event["process"] == "nc" && what.contains("dry-run"), "{event}");
+        ensure!(observed(client, &["--verdict", "denied"])?.is_empty(), "nothing is refused");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_follower_sees_connections_begin_and_end_with_their_bytes() -> Result<()> {
     let Some(mesh) = Mesh::start(1, 1)? else { return Ok(()) };
     let listen = format!("tcp-l:{PORT},bind=0,fork,reuseaddr");

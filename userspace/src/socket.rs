@@ -166,14 +166,17 @@ pub fn has_input(stream: &TcpStream) -> bool {
     }
 }
 
-/// The address from which this host would dial `destination`, by the kernel's own routes. Nothing is sent.
+/// The address from which the agent dials `destination`, by the kernel's own routes. Nothing is sent. `mark` keeps the
+/// agent's own hooks from refusing it: rules about the outside of the mesh are not about tunnels.
 ///
 /// # Errors
-/// There is no route.
-pub fn source_for(destination: SocketAddr) -> io::Result<std::net::IpAddr> {
-    let any: SocketAddr =
-        if destination.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
-    let socket = std::net::UdpSocket::bind(any)?;
-    socket.connect(destination)?;
-    Ok(socket.local_addr()?.ip())
+/// There is no route, or the mark may not be set (CAP_NET_ADMIN).
+pub fn source_for(destination: SocketAddr, mark: Option<u32>) -> io::Result<std::net::IpAddr> {
+    let socket = Socket::new(Domain::for_address(destination), Type::DGRAM, Some(Protocol::UDP))?;
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
+    socket.connect(&destination.into())?;
+    let local = socket.local_addr()?.as_socket();
+    local.map(|local| local.ip()).ok_or_else(|| io::ErrorKind::Unsupported.into())
 }

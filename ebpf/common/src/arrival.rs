@@ -82,6 +82,12 @@ pub struct Arrival {
 }
 
 impl Arrival {
+    /// Key in `PLAINTEXT_CLIENTS`.
+    #[inline(always)]
+    pub const fn client(&self) -> PlaintextClient {
+        PlaintextClient { ip: self.remote.ip, port: self.local.port, padding: 0 }
+    }
+
     /// Key in `EXCEPTIONS`.
     #[inline(always)]
     pub const fn exception(&self) -> NetworkKey {
@@ -144,6 +150,51 @@ pub fn plaintext(arrival: &Arrival, surroundings: &impl Surroundings) -> Option<
         Some(owner) if Owner::group(owner).is_some() => Some(Sender::Mesh),
         _ => Some(Sender::Outside),
     }
+}
+
+/// Key of the `PLAINTEXT_CLIENTS` map: who connects in clear, and where to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PlaintextClient {
+    /// Address of the client, as in [`SocketAddress`].
+    pub ip: [u32; 4],
+    /// Port of the service, network byte order.
+    pub port: u16,
+    /// Always zero.
+    pub padding: u16,
+}
+
+const _: () = assert!(size_of::<PlaintextClient>() == 20);
+
+/// What is counted of connections in clear from other hosts. Value of `PLAINTEXT_CLIENTS`, and of `PLAINTEXT_PORTS`,
+/// whose key is the port of the service in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlaintextCount {
+    /// From hosts of the mesh.
+    pub from_mesh: u64,
+    /// From elsewhere.
+    pub from_outside: u64,
+    /// The last one, in nanoseconds since boot, time asleep included (`CLOCK_BOOTTIME`).
+    pub last: u64,
+}
+
+const _: () = assert!(size_of::<PlaintextCount>() == 24);
+
+impl PlaintextCount {
+    /// Those from anywhere.
+    #[must_use]
+    pub const fn connections(&self) -> u64 {
+        self.from_mesh + self.from_outside
+    }
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: `repr(C)`, no implicit padding (asserted by its size), every bit pattern is a value.
+    unsafe impl aya::Pod for super::PlaintextClient {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::PlaintextCount {}
 }
 
 /// Who connects in clear.

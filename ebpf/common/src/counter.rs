@@ -2,7 +2,7 @@
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
-    /// Connections redirected to the agent.
+    /// Connections to hosts of the mesh redirected to the agent.
     Redirected = 0,
     /// Connections to mesh endpoints refused because the socket is bound to an interface, so that a redirect
     /// over loopback could not reach the agent.
@@ -27,11 +27,13 @@ pub enum Counter {
     PlaintextFromOutside = 10,
     /// Connections in clear that were refused on their way to services of this host.
     PlaintextRefused = 11,
+    /// Connections in clear that programs of this host made to hosts of the mesh: to what is exempt, or is no endpoint.
+    PlaintextToMesh = 12,
     /// Connections to named services refused because no instance serves them.
-    RefusedUnavailable = 12,
+    RefusedUnavailable = 13,
 }
 
 impl Counter {
     /// Entries of the `COUNTERS` array.
-    pub const COUNT: usize = 13;
+    pub const COUNT: usize = 14;
 }

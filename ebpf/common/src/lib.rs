@@ -16,7 +16,8 @@ mod verdict_event;
 
 pub use address::SocketAddress;
 pub use arrival::{
-    Admission, Arrival, DenialKey, Group, Owner, PortMode, Sender, Surroundings, admission, plaintext,
+    Admission, Arrival, DenialKey, Group, Owner, PlaintextClient, PlaintextCount, PortMode, Sender,
+    Surroundings, admission, plaintext,
 };
 pub use connection::{ConnectionRecord, Endpoint, HandshakeKey, Role};
 pub use counter::Counter;

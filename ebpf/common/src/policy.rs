@@ -58,7 +58,7 @@ const _: () = assert!(size_of::<Destination>() == 20);
 impl Destination {
     /// Some sources have a verdict of their own in `VERDICTS`.
     pub const BY_SOURCE: u32 = 1;
-    /// A service of this host: never redirected.
+    /// A service of this host, or one whose mode is to observe: never redirected.
     pub const OWN: u32 = 2;
     /// A named service that nobody serves now: who may connect is refused as where nobody listens.
     pub const UNAVAILABLE: u32 = 4;

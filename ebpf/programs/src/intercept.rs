@@ -89,7 +89,10 @@ fn redirect(asked: &Asked<'_>, source: SocketAddress) -> Outcome {
         count(Counter::RefusedUnrecorded);
         return Outcome::Refuse;
     }
-    count(Counter::Redirected);
+    // The agent's canaries are loopback.
+    if !asked.attempt.destination.is_loopback() {
+        count(Counter::Redirected);
+    }
     Outcome::Redirect(asked.settings.outbound_port)
 }
 

@@ -2,13 +2,14 @@
 
 use aya_ebpf::{
     Global,
-    bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::{Array, HashMap, LpmTrie, LruPerCpuHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage},
     macros::btf_map,
 };
 use murmesh_common::{
-    ConnectionRecord, Counter, DenialKey, Destination, Endpoint, HandshakeKey, ListenerEvent, NetworkKey, PolicyState,
-    Settings, SocketAddress, SourceClass, UserKey, Verdict, VerdictEvent, VerdictKey, WorkloadEntry,
+    Arrival, ConnectionRecord, Counter, DenialKey, Destination, Endpoint, HandshakeKey, ListenerEvent, NetworkKey,
+    PlaintextClient, PlaintextCount, PolicyState, Sender, Settings, SocketAddress, SourceClass, UserKey, Verdict,
+    VerdictEvent, VerdictKey, WorkloadEntry,
 };
 
 /// Overridden by the agent before loading.
@@ -54,6 +55,16 @@ pub static ADDRESSES: HashMap<[u32; 4], u32, 65536, { BPF_F_NO_PREALLOC as usize
 #[btf_map]
 pub static DENIALS: HashMap<DenialKey, u32, 65536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
+/// What came in clear from other hosts, by port of this host in network byte order.
+#[btf_map]
+pub static PLAINTEXT_PORTS: PerCpuHashMap<u16, PlaintextCount, 65536, { BPF_F_NO_PREALLOC as usize }> =
+    PerCpuHashMap::new();
+
+/// The same for each client; the oldest are forgotten.
+#[btf_map]
+pub static PLAINTEXT_CLIENTS: LruPerCpuHashMap<PlaintextClient, PlaintextCount, 4096> =
+    LruPerCpuHashMap::new();
+
 /// What there are rules for.
 #[btf_map]
 static POLICY: Array<PolicyState, 1> = Array::new();
@@ -93,6 +104,37 @@ pub fn count(counter: Counter) {
         // A program is not preempted by another on the same CPU for long enough to matter to a counter.
         // SAFETY: the slot belongs to this CPU.
         unsafe { *value += 1 };
+    }
+}
+
+/// Counts a connection in clear from another host by its service and by its client, at `time`. Where the kernel has no
+/// memory for a new entry it is left out.
+#[inline(always)]
+pub fn count_plaintext(arrival: &Arrival, sender: Sender, time: u64) {
+    let (port, client) = (arrival.local.port, arrival.client());
+    if PLAINTEXT_PORTS.get_ptr_mut(port).is_none() {
+        let _ = PLAINTEXT_PORTS.insert(port, PlaintextCount::default(), BPF_NOEXIST.into());
+    }
+    if let Some(count) = PLAINTEXT_PORTS.get_ptr_mut(port) {
+        add_plaintext(count, sender, time);
+    }
+    if PLAINTEXT_CLIENTS.get_ptr_mut(client).is_none() {
+        let _ = PLAINTEXT_CLIENTS.insert(client, PlaintextCount::default(), BPF_NOEXIST.into());
+    }
+    if let Some(count) = PLAINTEXT_CLIENTS.get_ptr_mut(client) {
+        add_plaintext(count, sender, time);
+    }
+}
+
+#[inline(always)]
+fn add_plaintext(count: *mut PlaintextCount, sender: Sender, time: u64) {
+    // SAFETY: this CPU's part of an entry, as in `count`.
+    unsafe {
+        match sender {
+            Sender::Mesh => (*count).from_mesh += 1,
+            Sender::Outside => (*count).from_outside += 1,
+        }
+        (*count).last = time;
     }
 }
 

@@ -1,27 +1,27 @@
 //! `sockops`: carries the record of an intercepted connection from the connecting socket to the accepted one,
-//! and tells the agent of listeners that open and close, and of connections in clear. On any error the accepted socket has no record, and
-//! the agent resets the connection.
+//! tells the agent of listeners that open and close, and of connections in clear, and counts these. On any error the
+//! accepted socket has no record, and the agent resets the connection.
 //!
 //! Since Linux 4.13; the listen callback since 4.19, socket storage here since 5.8, the namespace cookie here
 //! since 5.15.
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
-        BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_LISTEN,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_LISTEN,
     },
     macros::sock_ops,
     programs::SockOpsContext,
 };
 use murmesh_common::{
-    Arrival, ConnectionRecord, Counter, HandshakeKey, ListenerChange, ListenerEvent, Role, Sender,
+    Arrival, ConnectionRecord, Counter, HandshakeKey, ListenerChange, ListenerEvent, Owner, Role, Sender,
     VerdictKind, plaintext,
 };
 
 use crate::{
     context::SocketEvent,
     maps::{HANDSHAKES, count, emit, settings},
-    surroundings::Asked,
+    surroundings::{Asked, owner},
 };
 
 /// 0 would make the kernel drop the replies of other people's programs on the same cgroup (`tcp_call_bpf`).
@@ -35,6 +35,7 @@ pub fn murmesh_sockops(context: SockOpsContext) -> u32 {
     }
     match context.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&event),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&event),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&event),
         BPF_SOCK_OPS_TCP_LISTEN_CB => listening(&event),
         BPF_SOCK_OPS_STATE_CB => state_changed(&event),
@@ -58,6 +59,19 @@ fn connecting(event: &SocketEvent<'_>) {
     event.want_state_changes();
 }
 
+/// A connection that this host made, and that is no redirected one: is it in clear, to a host of the mesh? The agents'
+/// own are not: they are encrypted.
+#[inline(always)]
+fn connected(event: &SocketEvent<'_>) {
+    let remote = event.remote();
+    if remote.is_loopback() || event.record().is_some() || event.mark() == settings().mark {
+        return;
+    }
+    if owner(&remote) == Some(Owner::Mesh as u32) {
+        count(Counter::PlaintextToMesh);
+    }
+}
+
 /// Runs before `accept(2)` can return the socket: until the handshake's last packet is processed the kernel
 /// holds the new socket's lock, which `inet_accept` takes.
 #[inline(always)]
@@ -78,11 +92,12 @@ fn accepted(event: &SocketEvent<'_>) {
 #[inline(always)]
 fn accepted_in_clear(event: &SocketEvent<'_>) {
     let asked = Asked(Arrival { local: event.local(), remote: event.remote() });
-    match plaintext(&asked.0, &asked) {
-        None => return,
-        Some(Sender::Mesh) => count(Counter::PlaintextFromMesh),
-        Some(Sender::Outside) => count(Counter::PlaintextFromOutside),
-    }
+    let Some(sender) = plaintext(&asked.0, &asked) else { return };
+    count(match sender {
+        Sender::Mesh => Counter::PlaintextFromMesh,
+        Sender::Outside => Counter::PlaintextFromOutside,
+    });
+    asked.count(sender);
     asked.report(VerdictKind::Plaintext, 0);
 }
 

@@ -2,7 +2,7 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use murmesh_common::{
-    Arrival, DenialKey, Group, NetworkKey, PolicyState, Protocol, RuleNumber, SocketAddress, Surroundings,
+    Arrival, DenialKey, Group, NetworkKey, PolicyState, Protocol, RuleNumber, Sender, SocketAddress, Surroundings,
     VerdictEvent, VerdictKind,
 };
 
@@ -15,6 +15,12 @@ use crate::{
 pub struct Asked(pub Arrival);
 
 impl Asked {
+    /// Counts it as one that was let in, in clear.
+    #[inline(always)]
+    pub fn count(&self, sender: Sender) {
+        maps::count_plaintext(&self.0, sender, now());
+    }
+
     /// Tells the agent what became of it.
     #[inline(always)]
     pub fn report(&self, kind: VerdictKind, rule: RuleNumber) {
@@ -34,6 +40,13 @@ impl Asked {
     }
 }
 
+/// Whose address it is: an `Owner` as a number.
+#[inline(always)]
+pub fn owner(address: &SocketAddress) -> Option<u32> {
+    // SAFETY: copied at once.
+    unsafe { ADDRESSES.get(address.ip) }.copied()
+}
+
 /// The agent replaces values whole, and each is copied at once.
 impl Surroundings for Asked {
     #[inline(always)]
@@ -49,8 +62,7 @@ impl Surroundings for Asked {
 
     #[inline(always)]
     fn owner(&self, address: &SocketAddress) -> Option<u32> {
-        // SAFETY: copied at once.
-        unsafe { ADDRESSES.get(address.ip) }.copied()
+        owner(address)
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use murmesh_common::{Destination, Endpoint};
 use tokio::sync::watch;
 use tracing::{debug, error};
 
-use super::{canary::CANARIES, discover::Served};
+use super::{canary::CANARIES, discover::Served, reset::Resetter};
 use crate::{
     bpf::{BpfError, PolicyMaps},
     catalog::{Listener, choose},
@@ -36,6 +36,8 @@ pub struct Enforcement {
     workloads: watch::Receiver<Workloads>,
     problems: Problems,
     full: Vec<Full>,
+    is_written: bool,
+    resetter: Resetter,
 }
 
 /// What is known, beside this host's workloads.
@@ -63,7 +65,15 @@ impl Enforcement {
         problems: Problems,
     ) -> Self {
         let compiler = Compiler::new(room, maps.present());
-        Self { maps, compiler, workloads, problems, full: Vec::new() }
+        Self {
+            maps,
+            compiler,
+            workloads,
+            problems,
+            full: Vec::new(),
+            is_written: false,
+            resetter: Resetter::default(),
+        }
     }
 
     /// Has the kernel half know which workloads come and go, until there is one for which that is not enough, and
@@ -100,8 +110,17 @@ impl Enforcement {
         take_over();
         let written = written.and_then(|()| self.maps.update(&wanted));
         let is_in_force = written.is_ok();
+        self.is_written = is_in_force;
         self.tell(&wanted, written);
         is_in_force
+    }
+
+    /// Ends connections in clear that the last call of [`Self::enforce`] would have refused, where that is wanted.
+    pub fn reset_existing(&mut self, known: &Known<'_>) {
+        if self.is_written && known.routes.revision() > 0 {
+            let Served { addresses, listeners } = known.serving;
+            self.resetter.follow(known.policy, known.node, known.exempt, listeners, addresses);
+        }
     }
 
     fn with_canaries(&self) -> Tables {

@@ -16,11 +16,13 @@ use super::{
 };
 use crate::{
     api::{unix_seconds, v1},
-    bpf::{Counters, HOOKS, Hook, Pins, attached_hooks},
+    bpf::{Counted, Counters, HOOKS, Hook, Pins, Plaintext, attached_hooks},
     catalog::Catalog,
     control::{Control, ServerStatus},
+    identity::NodeName,
     log_writer,
     observe::Filter,
+    policy::{Mode, Policy},
     proxy::{
         CurrentIdentity, Shared,
         traffic::{Counter, Traffic},
@@ -75,6 +77,15 @@ impl AgentLocal {
 }
 
 impl AgentLocal {
+    /// Addresses that lead through the mesh.
+    fn carried(&self, policy: &Policy) -> u64 {
+        let routes = self.shared.routes.load();
+        let carried = routes
+            .iter()
+            .filter(|(address, route)| policy.mode_at(&route.peer.node, address.port()) != Mode::Observe);
+        carried.count() as u64
+    }
+
     /// Until when everything in use can be carried without a server.
     fn first_end(&self, host: &CurrentIdentity) -> SystemTime {
         let others = self.shared.identities.all();
@@ -104,11 +115,41 @@ impl Kernel {
         }
     }
 
-    fn redirected(&self) -> u64 {
-        Counters::open(&self.pins)
-            .and_then(|counters| counters.get(KernelCounter::Redirected))
-            .unwrap_or_default()
+    /// Nothing, while the maps are not there.
+    fn encryption(&self) -> v1::Encryption {
+        let counters = Counters::open(&self.pins);
+        let get = |counter| counters.as_ref().map_or(0, |counters| counters.get(counter).unwrap_or_default());
+        let ports = Plaintext::open(&self.pins).and_then(|plaintext| plaintext.ports()).unwrap_or_default();
+        let service = |(port, count): (u16, Counted)| v1::PlaintextService {
+            port: port.into(),
+            from_mesh: count.from_mesh,
+            from_outside: count.from_outside,
+            last_seen: unix_seconds(count.last),
+            ..v1::PlaintextService::default()
+        };
+        let mut services: Vec<_> = ports.into_iter().map(service).collect();
+        services.sort_by_key(|service| service.port);
+        v1::Encryption {
+            encrypted_to_mesh: get(KernelCounter::Redirected),
+            encrypted_from_mesh: get(KernelCounter::Served),
+            plaintext_to_mesh: get(KernelCounter::PlaintextToMesh),
+            plaintext_from_mesh: get(KernelCounter::PlaintextFromMesh),
+            plaintext_from_outside: get(KernelCounter::PlaintextFromOutside),
+            plaintext_refused: get(KernelCounter::PlaintextRefused),
+            services,
+        }
     }
+}
+
+/// Adds what the policy says of the services.
+fn named(mut encryption: v1::Encryption, policy: &Policy, node: &NodeName) -> v1::Encryption {
+    for service in &mut encryption.services {
+        let Ok(port) = u16::try_from(service.port) else { continue };
+        let name = policy.service_at(node, port).map(|named| named.name.to_string());
+        service.name = name.unwrap_or_default();
+        service.mode = v1::Mode::from(policy.mode_at(node, port)).into();
+    }
+    encryption
 }
 
 fn traffic(traffic: &Traffic, redirected: u64) -> v1::Traffic {
@@ -156,13 +197,11 @@ impl v1::local_server::Local for AgentLocal {
         let kernel = self.kernel.clone();
         // The probe connects through the hooks to this very agent, and waits for its answer.
         let probed = tokio::task::spawn_blocking(move || {
-            kernel.map(|kernel| (kernel.interception(), kernel.redirected()))
+            kernel.map(|kernel| (kernel.encryption(), kernel.interception()))
         });
-        let (interception, redirected) =
-            match probed.await.map_err(|error| Status::internal(error.to_string()))? {
-                Some((interception, redirected)) => (Some(interception), redirected),
-                None => (None, 0),
-            };
+        let probed = probed.await.map_err(|error| Status::internal(error.to_string()))?;
+        let (encryption, interception) = probed.unzip();
+        let redirected = encryption.as_ref().map_or(0, |encryption| encryption.encrypted_to_mesh);
         let current = self.shared.identities.host();
         let (server, catalog) = (self.server.borrow().clone(), self.catalog.borrow().clone());
         let unheld = catalog.unheld_services(&self.shared.node).map(|service| service.name.to_string());
@@ -180,9 +219,10 @@ impl v1::local_server::Local for AgentLocal {
             connected_server: server.connected.map(|server| server.to_string()).unwrap_or_default(),
             interception,
             traffic: Some(traffic(&self.shared.traffic, redirected)),
-            endpoints: self.shared.routes.load().len() as u64,
+            endpoints: self.carried(&catalog.policy),
             contested_addresses: server.contested.iter().map(ToString::to_string).collect(),
             server_error: server.error.or(server.refusal).unwrap_or_default(),
+            encryption: encryption.map(|encryption| named(encryption, &catalog.policy, &self.shared.node)),
             saved_revision: *self.saved.borrow(),
             first_end: unix_seconds(self.first_end(&current)),
         }))

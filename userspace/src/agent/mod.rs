@@ -9,10 +9,12 @@ mod identities;
 mod interception;
 mod local;
 mod observe;
+mod plaintext;
 mod process;
 mod protection;
 mod publish;
 mod remember;
+mod reset;
 mod whois;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -171,7 +173,14 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     // refuse what they redirect.
     let bound = Workers::bind(&options.capture.listen(options.tunnel_port), options.capture.mark())?;
     let (catalog, identity) = (control.catalog.borrow().clone(), control.identity.borrow().clone());
-    let first = FirstProtection { catalog: &catalog, identity: &identity, exempt: &options.exempt };
+    let servers = control.status.borrow().servers.clone();
+    let first = FirstProtection {
+        catalog: &catalog,
+        identity: &identity,
+        exempt: &options.exempt,
+        servers: &servers,
+        mark: options.capture.mark(),
+    };
     if let Some(finder) = options.capture.finder()? {
         shared.workloads.get_or_init(|| finder);
     }
@@ -241,6 +250,7 @@ fn start(
     let publisher = Publisher {
         shared: shared.clone(),
         exempt: options.exempt.clone(),
+        servers: control.status.clone(),
         enforcement: interception
             .as_mut()
             .zip(finder.as_ref())
@@ -278,6 +288,9 @@ fn start(
     tasks.spawn(async move { Ok(served.await?) });
     if let Some(verdicts) = verdicts {
         tasks.spawn(observe::tell(verdicts, shared.clone()));
+    }
+    if let Some(pins) = pins {
+        tasks.spawn(plaintext::watch(pins, control.plaintext.clone()));
     }
     tasks.spawn(announce_ready(control.catalog.clone()));
     Ok(Running { workers, discovery, tasks })

@@ -6,13 +6,13 @@ use tracing::warn;
 use super::{
     discover,
     enforce::{Enforcement, Known, Problems},
-    publish::source_for,
+    publish::{server_ports, source_for},
 };
 use crate::{
     bpf::PolicyMaps,
     catalog::Catalog,
     discovery::ExemptPorts,
-    identity::{Identity, IdentityError},
+    identity::{Identity, IdentityError, token::ServerAddress},
     policy::compile::Room,
     proxy::{Here, Routes, instances::Loads},
     workload::Workloads,
@@ -26,6 +26,10 @@ pub struct FirstProtection<'a> {
     pub identity: &'a Identity,
     /// Ports that are never meshed.
     pub exempt: &'a ExemptPorts,
+    /// The servers of the mesh: one on this host is never strict.
+    pub servers: &'a [ServerAddress],
+    /// `SO_MARK` of the agent's own sockets.
+    pub mark: Option<u32>,
 }
 
 impl FirstProtection<'_> {
@@ -53,14 +57,15 @@ impl FirstProtection<'_> {
             addresses: &serving.addresses,
             exempt: self.exempt,
         };
-        let routes = Routes::new(self.catalog, &here, &mut Loads::default(), source_for);
+        let source = |destination| source_for(self.mark, destination);
+        let routes = Routes::new(self.catalog, &here, &mut Loads::default(), source);
         let known = Known {
             policy: &self.catalog.policy,
             node,
             serving: &serving,
             routes: &routes,
             mesh: &self.catalog.addresses(),
-            exempt: self.exempt,
+            exempt: &self.exempt.and(server_ports(self.servers, node, &serving.addresses)),
         };
         Enforcement::new(maps, room, workloads.clone(), Problems::default()).enforce(&known, || ());
         Ok(())

@@ -21,9 +21,9 @@ use super::{
 };
 use crate::{
     catalog::Catalog,
-    control::Backoff,
+    control::{Backoff, ServerStatus},
     discovery::ExemptPorts,
-    identity::{Identity, NodeName, SpiffeId},
+    identity::{Identity, NodeName, SpiffeId, token::ServerAddress},
     policy::Service,
     proxy::{FormerlyNamed, Here, LocalServices, Routes, Rules, Shared, instances::Loads},
     socket,
@@ -78,6 +78,8 @@ pub struct Publisher {
     pub shared: Arc<Shared>,
     /// Ports that are never meshed, whoever reports them.
     pub exempt: ExemptPorts,
+    /// The servers of the mesh: one on this host is never strict.
+    pub servers: watch::Receiver<ServerStatus>,
     /// The kernel half's maps, if there is one.
     pub enforcement: Option<Enforcement>,
     /// A sidecar's destination, and where workers read it.
@@ -110,7 +112,9 @@ impl Publisher {
                 addresses: &serving.addresses,
                 exempt: &self.exempt,
             };
-            let routes = Routes::new(&known, &here, &mut self.loads, source_for);
+            let mark = self.shared.mark;
+            let source = |destination| source_for(mark, destination);
+            let routes = Routes::new(&known, &here, &mut self.loads, source);
             let mut services = local_services(&known, &serving, &own.id);
             services.formerly_named = formerly_named(&self.shared.services.load(), &services);
             let services = Arc::new(services);
@@ -152,12 +156,27 @@ impl Publisher {
                 true
             }
             Some(enforcement) => {
-                let (policy, exempt) = (&*catalog.policy, &self.exempt);
+                let own_servers = server_ports(&self.servers.borrow().servers, node, &serving.addresses);
+                let (policy, exempt) = (&*catalog.policy, &self.exempt.and(own_servers));
                 let (mesh, routes) = (&catalog.addresses(), &*routes);
-                enforcement.enforce(&Known { policy, node, serving, routes, mesh, exempt }, take_over)
+                let known = Known { policy, node, serving, routes, mesh, exempt };
+                let is_in_force = enforcement.enforce(&known, take_over);
+                enforcement.reset_existing(&known);
+                is_in_force
             }
         }
     }
+}
+
+/// Ports of the servers on this host. One that is known by a name that is not this host's is not recognized.
+pub(super) fn server_ports(servers: &[ServerAddress], node: &NodeName, own: &BTreeSet<IpAddr>) -> Vec<u16> {
+    let port = |server: &ServerAddress| {
+        let (host, port) = server.as_str().rsplit_once(':')?;
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse();
+        let is_own = address.map_or(host == node.as_str(), |address: IpAddr| own.contains(&address));
+        is_own.then(|| port.parse().ok()).flatten()
+    };
+    servers.iter().filter_map(port).collect()
 }
 
 /// Until the kernel half must be told more than which workloads there are. Never, without one, and before the first
@@ -180,15 +199,15 @@ async fn workloads_change(
 async fn routes_change(shared: &Shared, ticks: &mut Interval) {
     loop {
         ticks.tick().await;
-        if !shared.routes.load().has_sources(source_for) {
+        if !shared.routes.load().has_sources(|destination| source_for(shared.mark, destination)) {
             return;
         }
     }
 }
 
 /// `None` where no route leads.
-pub(super) fn source_for(destination: SocketAddr) -> Option<IpAddr> {
-    socket::source_for(destination).ok()
+pub(super) fn source_for(mark: Option<u32>, destination: SocketAddr) -> Option<IpAddr> {
+    socket::source_for(destination, mark).ok()
 }
 
 /// What `before` had names for that `now` has others for, or none.
@@ -230,6 +249,14 @@ fn local_services(catalog: &Catalog, served: &Served, own: &SpiffeId) -> LocalSe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_on_this_host_is_told_by_its_address_or_the_name_of_the_host() {
+        let servers = ["10.0.0.1:7777", "[fd00::1]:7778", "here:7779", "10.0.0.2:1", "elsewhere:2"]
+            .map(|server| server.parse().expect("an address"));
+        let own = ["10.0.0.1", "fd00::1"].map(|ip| ip.parse().expect("literal")).into();
+        assert_eq!(server_ports(&servers, &"here".parse().expect("a name"), &own), [7777, 7778, 7779]);
+    }
 
     #[test]
     fn an_upstream_is_a_host_of_the_mesh_or_an_address() {

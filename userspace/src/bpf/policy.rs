@@ -135,7 +135,7 @@ impl PolicyMaps {
 /// Until every program that runs now has ended: the hooks are RCU read-side critical sections, and this command of
 /// membarrier(2) waits for one grace period. Milliseconds. Kernels with `nohz_full` CPUs refuse it, and there the
 /// time that the system calls around it take must do.
-fn wait_for_programs() {
+pub fn wait_for_programs() {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: takes plain numbers, and touches no memory of ours.
     let _ = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };

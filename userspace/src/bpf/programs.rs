@@ -74,7 +74,15 @@ impl Hook {
 }
 
 /// Maps that are pinned beside those of the policy.
-const OTHER_MAPS: [&str; 5] = ["CONNECTIONS", "HANDSHAKES", "EVENTS", "VERDICT_EVENTS", "COUNTERS"];
+const OTHER_MAPS: [&str; 7] = [
+    "CONNECTIONS",
+    "HANDSHAKES",
+    "EVENTS",
+    "VERDICT_EVENTS",
+    "COUNTERS",
+    "PLAINTEXT_PORTS",
+    "PLAINTEXT_CLIENTS",
+];
 
 /// What the kernel half is told when it is loaded.
 #[derive(Debug, Clone)]

@@ -114,7 +114,8 @@ pub fn verdict_events(
     Ok(receiver)
 }
 
-fn uptime() -> Duration {
+/// Since the system was started, time asleep included.
+pub(super) fn uptime() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 

@@ -5,6 +5,8 @@ pub mod bench;
 pub mod check;
 mod config;
 pub mod daemon;
+mod encryption;
+mod going_strict;
 pub mod host;
 pub mod members;
 pub mod observe;

@@ -1,6 +1,7 @@
-//! `murmesh service`. JSON of `list`: a list of `{name, hosts, port, mode, exceptions, workload, strangers, balance, check,
-//! drained}`, where `mode` is null for the default of the mesh, `workload` for whoever listens and `check` if there is
-//! none; `strangers` are `{host, address, workload}`, and `drained` lists hosts.
+//! `murmesh service`. JSON of `list`: a list of `{name, hosts, port, mode, exceptions, existing, unconfirmed, workload,
+//! strangers, balance, check, drained}`, where `mode` is null for the default of the mesh, `unconfirmed` null or
+//! `{mode, until}`, `workload` null for whoever listens, and `check` if there is none; `strangers` are
+//! `{host, address, workload}`, and `drained` lists hosts.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::going_strict::{GoingStrict, ListedUnconfirmed, way_back};
 use super::output::{self, Format};
 use super::{ReadOptions, RunDirectory, daemon, members};
 use crate::api::v1;
@@ -22,6 +24,8 @@ use crate::policy::{Balance, Mode, Network, Probe, Service};
 pub enum ServiceCommand {
     /// Name a service, or change one. What is not given stays as it is.
     Set(SetArgs),
+    /// Keep a mode that was set with --confirm.
+    Confirm(ConfirmArgs),
     /// Take a service's name away. What listens goes on as an unnamed service.
     Remove(RemoveArgs),
     /// Stop new connections to the instance on a host; those that are open go on until they end.
@@ -61,6 +65,8 @@ pub struct SetArgs {
     balance: Option<Balance>,
     #[command(flatten)]
     check: CheckArgs,
+    #[command(flatten)]
+    going_strict: GoingStrict,
 }
 
 /// How hosts find out whether the service is well.
@@ -112,6 +118,15 @@ pub struct DrainArgs {
     host: NodeName,
 }
 
+/// Arguments of `murmesh service confirm`.
+#[derive(Debug, Args)]
+pub struct ConfirmArgs {
+    #[command(flatten)]
+    run_directory: RunDirectory,
+    /// The name.
+    name: ServiceName,
+}
+
 /// `None` for whoever listens.
 #[derive(Debug, Clone)]
 struct ServedBy(Option<WorkloadName>);
@@ -123,6 +138,9 @@ pub struct RemoveArgs {
     run_directory: RunDirectory,
     /// The name.
     name: ServiceName,
+    /// Also when what listens becomes strict by default, and refuses clients that were let in, in clear, before.
+    #[arg(long)]
+    force: bool,
 }
 
 /// Arguments of `murmesh service list`.
@@ -139,6 +157,8 @@ struct Listed {
     port: u16,
     mode: Option<String>,
     exceptions: Vec<String>,
+    existing: String,
+    unconfirmed: Option<ListedUnconfirmed>,
     workload: Option<String>,
     strangers: Vec<Stranger>,
     balance: String,
@@ -161,6 +181,7 @@ struct Stranger {
 pub fn run(command: ServiceCommand) -> anyhow::Result<ExitCode> {
     match command {
         ServiceCommand::Set(arguments) => set(arguments),
+        ServiceCommand::Confirm(arguments) => confirm(&arguments),
         ServiceCommand::Remove(arguments) => remove(&arguments),
         ServiceCommand::Drain(arguments) => drain(&arguments, true),
         ServiceCommand::Undrain(arguments) => drain(&arguments, false),
@@ -175,6 +196,9 @@ fn set(arguments: SetArgs) -> anyhow::Result<ExitCode> {
         port: arguments.port.map(u32::from),
         mode: arguments.mode.map(i32::from),
         exceptions: exceptions(arguments.exceptions)?,
+        existing: arguments.going_strict.existing(),
+        confirm_seconds: arguments.going_strict.confirm_seconds(),
+        force: arguments.going_strict.force,
         workload: arguments.workload.map(|ServedBy(workload)| text(workload.as_ref())),
         balance: arguments.balance.map(|balance| v1::Balance::from(balance).into()),
         check: arguments.check.wanted(),
@@ -204,10 +228,20 @@ fn warnings(service: &Service, catalog: &Catalog) -> Vec<String> {
     service.hosts.iter().filter(is_unheld).map(warning).collect()
 }
 
+fn confirm(arguments: &ConfirmArgs) -> anyhow::Result<ExitCode> {
+    daemon::block_on(async {
+        let mut server = connect_to_server(&arguments.run_directory.run_dir).await?;
+        let request = v1::ConfirmServiceRequest { name: arguments.name.to_string() };
+        let service = server.confirm_service(request).await.map_err(local_error)?.into_inner();
+        output::print(&format!("service {}\n", Service::try_from(service)?))?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
 fn remove(arguments: &RemoveArgs) -> anyhow::Result<ExitCode> {
     daemon::block_on(async {
         let mut server = connect_to_server(&arguments.run_directory.run_dir).await?;
-        let request = v1::RemoveServiceRequest { name: arguments.name.to_string() };
+        let request = v1::RemoveServiceRequest { name: arguments.name.to_string(), force: arguments.force };
         let service = server.remove_service(request).await.map_err(local_error)?.into_inner();
         output::print(&format!("removed service {}\n", Service::try_from(service)?))?;
         Ok(ExitCode::SUCCESS)
@@ -315,7 +349,7 @@ fn row(service: &Service) -> [String; 8] {
         service.name.to_string(),
         joined(service.hosts.iter().map(ToString::to_string).collect()),
         service.port.to_string(),
-        service.mode.map_or("default".to_owned(), |mode| mode.to_string()),
+        service.mode.map_or("default".to_owned(), |mode| mode.to_string()) + &way_back(service.unconfirmed),
         service.workload.as_ref().map_or("any".to_owned(), ToString::to_string),
         joined(service.exceptions.iter().map(ToString::to_string).collect()),
         service.balance.to_string(),
@@ -330,6 +364,8 @@ fn listed(service: &Service, catalog: &Catalog) -> Listed {
         port: service.port,
         mode: service.mode.map(|mode| mode.to_string()),
         exceptions: service.exceptions.iter().map(ToString::to_string).collect(),
+        existing: service.existing.to_string(),
+        unconfirmed: service.unconfirmed.map(Into::into),
         workload: service.workload.as_ref().map(ToString::to_string),
         strangers: strangers(service, catalog),
         balance: service.balance.to_string(),

@@ -1,7 +1,7 @@
 //! `murmesh services`. JSON: a list of `{host, address, port, ipv6_only, reachable, endpoints, service, state, reason}`,
 //! one for each listener, and one for each instance of a named service where nothing listens, whose `address` is null.
 //! `address` is the IP address that a listener is bound to, `endpoints` the `IP:PORT` by which clients on other hosts
-//! reach it through the mesh, and `reachable` whether there is any. `service` is the name that an administrator gave,
+//! reach it through the mesh (none for a service that is only observed), and `reachable` whether there is any. `service` is the name that an administrator gave,
 //! or null. `state` is `healthy`, or why it gets no new connections: `down`, `failing`, `drained`, `lost`, `absent`, or
 //! `ejected` where the agent of this host leaves it alone for a moment; `reason` says more, or is null.
 
@@ -15,6 +15,7 @@ use super::{ReadOptions, members};
 use crate::api::v1;
 use crate::catalog::{Catalog, Host, Listener, Unavailable};
 use crate::identity::{NodeName, ServiceName};
+use crate::policy::Mode;
 
 /// Arguments of `murmesh services`.
 #[derive(Debug, Args)]
@@ -63,7 +64,10 @@ fn services(catalog: &Catalog, ejections: &[v1::Ejection]) -> Vec<Service> {
             let port = listener.address.port();
             let own = endpoints.values().filter(|endpoint| {
                 let address = endpoint.address;
-                endpoint.host.node == host.node && address.port() == port && listener.accepts(address.ip())
+                endpoint.host.node == host.node
+                    && address.port() == port
+                    && listener.accepts(address.ip())
+                    && catalog.policy.mode_at(&host.node, port) != Mode::Observe
             });
             let endpoints: Vec<_> = own.map(|endpoint| endpoint.address.to_string()).collect();
             services.push(listening(catalog, host, listener, endpoints, ejections));

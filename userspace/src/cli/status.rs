@@ -1,8 +1,9 @@
 //! `murmesh status`. JSON: `{healthy, problems, role, node, version, trust_domain, spiffe_id,
-//! certificate_expires_at, catalog_revision, saved_revision, first_certificate_ends_at, endpoints, contested_addresses,
-//! servers, connected_server, interception, traffic}`. `interception` is `{cgroup, bpf_dir, attached, missing,
-//! canary_error, map_problems, unheld_services}` and `traffic` has the counters of the running agent; both are null
-//! where they do not apply.
+//! certificate_expires_at, catalog_revision, saved_revision, first_certificate_ends_at, endpoints,
+//! contested_addresses, servers, connected_server, interception, traffic, encryption}`. `interception` is `{cgroup,
+//! bpf_dir, attached, missing, canary_error, map_problems,
+//! unheld_services}`, `traffic` has the counters of the running agent, and
+//! [`encryption`](super::encryption) what was and was not encrypted; each is null where it does not apply.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -11,6 +12,7 @@ use std::time::SystemTime;
 use clap::Args;
 use serde::Serialize;
 
+use super::encryption::{self, Encryption};
 use super::output::{self, Format, relative, rfc3339};
 use super::{ReadOptions, daemon};
 use crate::api::{time_from_unix, v1};
@@ -42,6 +44,7 @@ struct Status<'a> {
     connected_server: Option<&'a str>,
     interception: Option<Interception<'a>>,
     traffic: Option<Traffic>,
+    encryption: Option<Encryption<'a>>,
 }
 
 #[derive(Serialize)]
@@ -165,6 +168,9 @@ fn page(status: &v1::StatusResponse, problems: &[String], now: SystemTime) -> St
     if let Some(traffic) = &status.traffic {
         lines.extend(traffic_lines(traffic));
     }
+    if let Some(encryption) = &status.encryption {
+        lines.extend(encryption::lines(encryption, now));
+    }
     let mut page = String::new();
     for (name, value) in lines {
         let _ = writeln!(page, "{name:<17}{value}");
@@ -238,6 +244,7 @@ impl<'a> Status<'a> {
                 unheld_services: &found.unheld_services,
             }),
             traffic: status.traffic.as_ref().map(Traffic::from),
+            encryption: status.encryption.as_ref().map(Encryption::from),
         }
     }
 }

@@ -27,6 +27,7 @@ pub(crate) use connection::dial;
 pub use issuer::Issuer;
 pub use membership::Membership;
 
+use crate::api::v1;
 use crate::catalog::{Catalog, Report, WireError};
 use crate::identity::token::ServerAddress;
 use crate::identity::{Identity, IdentityError, JoinToken, NodeName};
@@ -120,6 +121,8 @@ pub struct Control {
     pub catalog: watch::Receiver<Arc<Catalog>>,
     /// What this host says about itself; `None` until there is something to say.
     pub report: watch::Sender<Option<Report>>,
+    /// Who reaches this host's services in clear; `None` where nobody can tell.
+    pub plaintext: watch::Sender<Option<v1::PlaintextReport>>,
     /// Whether a server answers.
     pub status: watch::Receiver<ServerStatus>,
     /// Where it is kept what the mesh is known to be.
@@ -144,6 +147,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let Cached { catalog, identities: cached_identities } = cache.load(&identity.borrow());
     let (catalog_sender, catalog) = watch::channel(Arc::new(catalog));
     let (report, report_receiver) = watch::channel(None);
+    let (plaintext, plaintext_receiver) = watch::channel(None);
     let servers = membership.servers().to_vec();
     let (status_sender, status) = watch::channel(ServerStatus { servers, ..ServerStatus::default() });
     let (acknowledged_sender, acknowledged) = watch::channel(None);
@@ -154,6 +158,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
         identity: identity.clone(),
         catalog: catalog_sender,
         report: report_receiver,
+        plaintext: plaintext_receiver,
         acknowledged: acknowledged_sender,
         status: status_sender,
     };
@@ -165,6 +170,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
         identity,
         catalog,
         report,
+        plaintext,
         status,
         cache: Arc::new(cache),
         cached_identities,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tonic::Code;
@@ -13,8 +13,8 @@ use super::backoff::{Backoff, random_index};
 use super::connection::dial;
 use super::enrolment::refused;
 use super::{ControlError, ServerStatus};
-use crate::api::v1;
 use crate::api::v1::mesh_client::MeshClient;
+use crate::api::{unix_seconds, v1};
 use crate::catalog::{Catalog, Report};
 use crate::identity::token::ServerAddress;
 use crate::identity::{Identity, tls};
@@ -29,6 +29,7 @@ pub struct Session {
     pub identity: watch::Receiver<Arc<Identity>>,
     pub catalog: watch::Sender<Arc<Catalog>>,
     pub report: watch::Receiver<Option<Report>>,
+    pub plaintext: watch::Receiver<Option<v1::PlaintextReport>>,
     pub acknowledged: watch::Sender<Option<Report>>,
     pub status: watch::Sender<ServerStatus>,
 }
@@ -68,6 +69,7 @@ impl Session {
             info!(%server, "connected to the server");
             tokio::select! {
                 ended = follow(server, events, &self.catalog, &self.status, backoff) => return ended,
+                ended = report_plaintext(server, client.clone(), &mut self.plaintext) => return ended,
                 ended = report(server, client, &mut self.report, &self.acknowledged, &self.status) => return ended,
                 changed = self.identity.changed() => if changed.is_err() { return Ok(()) },
             }
@@ -158,6 +160,34 @@ async fn report(
         tokio::select! {
             changed = reports.changed() => if changed.is_err() { return Ok(()) },
             () = tokio::time::sleep(CONTESTED_INTERVAL), if contested => {}
+        }
+    }
+}
+
+/// Sends what was seen of connections in clear now and whenever that changes. A server that does not take it goes on
+/// with what it has.
+async fn report_plaintext(
+    server: &ServerAddress,
+    mut client: MeshClient<Channel>,
+    reports: &mut watch::Receiver<Option<v1::PlaintextReport>>,
+) -> Result<(), ControlError> {
+    loop {
+        let current = reports.borrow_and_update().clone();
+        if let Some(mut report) = current {
+            report.now = unix_seconds(SystemTime::now());
+            let mut request = tonic::Request::new(report);
+            request.set_timeout(REPORT_TIMEOUT);
+            let answer = tokio::time::timeout(REPORT_TIMEOUT, client.report_plaintext(request)).await;
+            match answer.map_err(|_| ControlError::Ended(server.clone()))? {
+                Ok(_) => {}
+                Err(refusal) if matches!(refusal.code(), Code::InvalidArgument | Code::Unimplemented) => {
+                    warn!(%server, "the server does not take who connects in clear: {}", refusal.message());
+                }
+                Err(status) => return Err(refused(server, &status)),
+            }
+        }
+        if reports.changed().await.is_err() {
+            return Ok(());
         }
     }
 }

@@ -34,6 +34,12 @@ impl ExemptPorts {
         ports
     }
 
+    /// These and more.
+    #[must_use]
+    pub fn and(&self, more: impl IntoIterator<Item = u16>) -> Self {
+        Self(self.0.iter().copied().chain(more).collect())
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
         self.0.iter().copied()

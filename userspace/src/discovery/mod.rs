@@ -2,12 +2,14 @@
 //! which also find what listened before the agent started.
 
 mod addresses;
+mod connections;
 mod listeners;
 mod sock_diag;
 
 use std::io;
 
 pub use addresses::host_addresses;
+pub use connections::{Connection, Resets, connections, reset};
 pub use listeners::{ExemptPorts, Listeners};
 pub use sock_diag::{ListeningSocket, listening_sockets};
 
@@ -25,8 +27,11 @@ pub enum DiscoveryError {
     /// The kernel cannot list TCP sockets.
     #[error("the kernel cannot list TCP sockets; load its module with `modprobe tcp_diag`")]
     Unsupported,
-    /// The kernel refused the dump.
-    #[error("the kernel refused to list TCP sockets: {0}")]
+    /// The kernel cannot end connections of others.
+    #[error("this kernel cannot reset connections (CONFIG_INET_DIAG_DESTROY is not set)")]
+    NoReset,
+    /// The kernel refused the dump, or to reset a connection.
+    #[error("the kernel refused to list or reset TCP sockets: {0}")]
     Refused(io::Error),
     /// An answer that is not what `linux/inet_diag.h` describes.
     #[error("cannot read the kernel's list of TCP sockets: {0}")]

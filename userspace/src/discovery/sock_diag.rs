@@ -15,7 +15,7 @@ use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 use super::DiscoveryError;
 
 /// The kernel fills a reply as far as the reader's buffer goes, up to 32 KiB: about 300 sockets at a time.
-const RECEIVE_BUFFER: usize = 32 * 1024;
+pub(super) const RECEIVE_BUFFER: usize = 32 * 1024;
 
 /// A TCP socket in the LISTEN state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,36 +47,42 @@ const CGROUP_ID: u16 = 21;
 /// Any [`DiscoveryError`] but `Addresses`. Nothing is left out silently.
 pub fn listening_sockets() -> Result<Vec<ListeningSocket>, DiscoveryError> {
     let mut sockets = Vec::new();
-    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-        let monitor = request_dump(family, socket_id)?;
-        while !receive(&monitor, &mut sockets)? {}
-    }
+    dump(StateFlags::LISTEN, |response| sockets.push(listening_socket(&response)))?;
     Ok(sockets)
 }
 
-fn request_dump(family: u8, socket_id: SocketId) -> Result<Socket, DiscoveryError> {
-    let request = InetRequest {
-        family,
-        protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
-        states: StateFlags::LISTEN,
-        socket_id,
-    };
+/// Calls `take` for every TCP socket of the namespace that is in one of `states`.
+pub(super) fn dump(states: StateFlags, mut take: impl FnMut(InetResponse)) -> Result<(), DiscoveryError> {
+    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        let extensions = ExtensionFlags::empty();
+        let request =
+            InetRequest { family, protocol: IPPROTO_TCP, extensions, states: states.clone(), socket_id };
+        let monitor = monitor()?;
+        let asked = monitor.send(&message(request, NLM_F_REQUEST | NLM_F_DUMP), 0);
+        asked.map_err(|error| DiscoveryError::Socket { action: "ask", error })?;
+        while !receive(&monitor, &mut take)? {}
+    }
+    Ok(())
+}
+
+/// A socket to the kernel's socket monitor.
+pub(super) fn monitor() -> Result<Socket, DiscoveryError> {
+    Socket::new(NETLINK_SOCK_DIAG).map_err(|error| DiscoveryError::Socket { action: "open", error })
+}
+
+/// The request as it is sent.
+pub(super) fn message(request: InetRequest, flags: u16) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    header.flags = flags;
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
-
-    let failed = |action| move |error| DiscoveryError::Socket { action, error };
-    let monitor = Socket::new(NETLINK_SOCK_DIAG).map_err(failed("open"))?;
-    monitor.send(&bytes, 0).map_err(failed("ask"))?;
-    Ok(monitor)
+    bytes
 }
 
 /// Receives one datagram of the dump, and says whether it was the last one.
-fn receive(monitor: &Socket, sockets: &mut Vec<ListeningSocket>) -> Result<bool, DiscoveryError> {
+fn receive(monitor: &Socket, take: &mut impl FnMut(InetResponse)) -> Result<bool, DiscoveryError> {
     let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
     let length = monitor
         .recv(&mut buffer, 0)
@@ -91,7 +97,7 @@ fn receive(monitor: &Socket, sockets: &mut Vec<ListeningSocket>) -> Result<bool,
             NetlinkPayload::Done(_) => return Ok(true),
             NetlinkPayload::Error(error) => return Err(refused(error.to_io())),
             NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                sockets.push(listening_socket(&response));
+                take(*response);
             }
             other => return Err(DiscoveryError::Malformed(format!("unexpected message {other:?}"))),
         }

@@ -26,10 +26,12 @@ mod rule;
 mod service;
 #[cfg(test)]
 mod tests;
+mod unconfirmed;
 mod verdict;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 pub use balance::{Balance, BalanceError};
@@ -40,6 +42,7 @@ pub use parse::{Names, PatternError};
 pub use pattern::{Component, DestinationPattern, IdentityPattern, Outside};
 pub use rule::{Action, ActionError, Rule, RuleId, RuleIdError};
 pub use service::{Mode, ModeError, Service};
+pub use unconfirmed::{Existing, ExistingError, Unconfirmed};
 pub use verdict::{Destination, Party, Verdict};
 pub use wire::InvalidMessage;
 
@@ -55,6 +58,10 @@ pub struct Defaults {
     pub egress: Action,
     /// Of services that have no mode of their own.
     pub mode: Mode,
+    /// Where that is strict.
+    pub existing: Existing,
+    /// Set while the mode goes back by itself.
+    pub unconfirmed: Option<Unconfirmed>,
 }
 
 /// All rules and named services at one revision. Cheap to clone.
@@ -132,6 +139,29 @@ impl Policy {
         self.service_at(node, port).and_then(|service| service.mode).unwrap_or(self.defaults.mode)
     }
 
+    /// What becomes of connections in clear to `port` of `node`, where that is strict.
+    pub fn existing_at(&self, node: &NodeName, port: u16) -> Existing {
+        let own = self.service_at(node, port).filter(|service| service.mode.is_some());
+        own.map_or(self.defaults.existing, |service| service.existing)
+    }
+
+    /// Whether `client` may connect in clear to `port` of `node`.
+    pub fn admits_plaintext(&self, node: &NodeName, port: u16, client: IpAddr) -> bool {
+        let client = Network::of(client);
+        self.mode_at(node, port) != Mode::Strict
+            || self
+                .service_at(node, port)
+                .is_some_and(|service| service.exceptions.iter().any(|network| network.covers(&client)))
+    }
+
+    /// Whether connections to it are only counted: they are not encrypted, and no rule holds for them.
+    pub fn is_observed(&self, destination: &Destination) -> bool {
+        match destination {
+            Destination::Mesh { party, port } => self.mode_at(&party.node, *port) == Mode::Observe,
+            Destination::Outside(_) => false,
+        }
+    }
+
     /// A workload as a source. It goes by the name of every service that it listens for on its host, at `ports`, and that
     /// is its own.
     pub fn source(
@@ -153,6 +183,9 @@ impl Policy {
 
     /// Whether `source` may connect to `destination`.
     pub fn verdict(&self, source: &Party, destination: &Destination) -> Verdict {
+        if self.is_observed(destination) {
+            return Verdict { action: Action::Allow, rule: None, dry_run: None };
+        }
         self.judge(&self.source_class(source), &self.destination_class(destination))
     }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Balance, Check, Network};
+use super::{Balance, Check, Existing, Network, Unconfirmed};
 use crate::identity::{NodeName, ServiceName, WorkloadName};
 
 /// What happens to connections that come to a service outside of the mesh.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// Everything is only counted: nothing is encrypted, nothing refused.
+    /// All connections to it are only counted: none is encrypted or refused, also between hosts of the mesh.
     Observe,
     /// They are let in, in clear, and reported.
     #[default]
@@ -32,6 +32,10 @@ pub struct Service {
     pub mode: Option<Mode>,
     /// Addresses outside the mesh that are let in, in clear, even when the mode is strict.
     pub exceptions: BTreeSet<Network>,
+    /// Where its own mode is strict.
+    pub existing: Existing,
+    /// Set while its mode goes back by itself.
+    pub unconfirmed: Option<Unconfirmed>,
     /// Who must be listening to go by the name; `None` for whoever does.
     pub workload: Option<WorkloadName>,
     /// Which healthy instance a connection gets.
@@ -52,6 +56,8 @@ impl Service {
             mode: None,
             exceptions: BTreeSet::new(),
             workload: None,
+            existing: Existing::default(),
+            unconfirmed: None,
             balance: Balance::default(),
             check: None,
             drained: BTreeSet::new(),
@@ -95,6 +101,12 @@ impl fmt::Display for Service {
         if !self.exceptions.is_empty() {
             let exceptions = list(self.exceptions.iter().map(ToString::to_string).collect());
             write!(formatter, " except for {exceptions}")?;
+        }
+        if self.existing == Existing::Reset {
+            formatter.write_str(", resets what is there in clear when it becomes strict")?;
+        }
+        if let Some(unconfirmed) = &self.unconfirmed {
+            write!(formatter, ", {unconfirmed}")?;
         }
         if self.balance != Balance::Pinned {
             write!(formatter, ", {}", self.balance)?;

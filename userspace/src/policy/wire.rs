@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Action, Balance, Check, CheckError, Defaults, Mode, Network, PatternError, Policy, Rule, RuleId, Service,
+    Action, Balance, Check, CheckError, Defaults, Existing, Mode, Network, PatternError, Policy, Rule,
+    RuleId, Service, Unconfirmed,
 };
-use crate::api::v1;
 use crate::api::v1::catalog_event::Event;
+use crate::api::{time_from_unix, unix_seconds, v1};
 use crate::identity::{NameError, NodeName};
 
 /// What was wrong with a message of the policy.
@@ -29,6 +30,12 @@ pub enum InvalidMessage {
     /// Not a mode.
     #[error("{0} is no mode that this version knows; the server may be newer")]
     Mode(i32),
+    /// Neither keep nor reset.
+    #[error("{0} is nothing that this version knows to become of connections; the server may be newer")]
+    Existing(i32),
+    /// A way back without a time.
+    #[error("{0} is not a time at which a mode goes back")]
+    Time(u64),
     /// Not a port number.
     #[error("{0} is not a port number")]
     Port(u32),
@@ -92,6 +99,8 @@ impl From<Defaults> for v1::Defaults {
             mesh: v1::Action::from(defaults.mesh).into(),
             egress: v1::Action::from(defaults.egress).into(),
             mode: v1::Mode::from(defaults.mode).into(),
+            existing: v1::Existing::from(defaults.existing).into(),
+            unconfirmed: defaults.unconfirmed.map(Into::into),
         }
     }
 }
@@ -104,6 +113,8 @@ impl TryFrom<v1::Defaults> for Defaults {
             mesh: action(message.mesh)?.unwrap_or_default(),
             egress: action(message.egress)?.unwrap_or_default(),
             mode: mode(message.mode)?.unwrap_or_default(),
+            existing: existing(message.existing)?,
+            unconfirmed: message.unconfirmed.map(Unconfirmed::try_from).transpose()?,
         })
     }
 }
@@ -145,6 +156,8 @@ impl From<&Service> for v1::Service {
             balance: v1::Balance::from(service.balance).into(),
             check: service.check.as_ref().map(Into::into),
             drained: service.drained.iter().map(ToString::to_string).collect(),
+            existing: v1::Existing::from(service.existing).into(),
+            unconfirmed: service.unconfirmed.map(Into::into),
             workload: service.workload.as_ref().map(ToString::to_string).unwrap_or_default(),
         }
     }
@@ -164,6 +177,8 @@ impl TryFrom<v1::Service> for Service {
             balance: balance(message.balance)?.unwrap_or_default(),
             check: message.check.filter(|check| !check.probe.is_empty()).map(Check::try_from).transpose()?,
             drained: nodes(&message.drained)?,
+            existing: existing(message.existing)?,
+            unconfirmed: message.unconfirmed.map(Unconfirmed::try_from).transpose()?,
             workload: match message.workload.as_str() {
                 "" => None,
                 workload => Some(workload.parse()?),
@@ -215,6 +230,31 @@ impl From<Balance> for v1::Balance {
     }
 }
 
+impl From<Unconfirmed> for v1::Unconfirmed {
+    fn from(unconfirmed: Unconfirmed) -> Self {
+        let mode = unconfirmed.mode.map_or(v1::Mode::Unspecified, v1::Mode::from).into();
+        Self { mode, until: unix_seconds(unconfirmed.until) }
+    }
+}
+
+impl TryFrom<v1::Unconfirmed> for Unconfirmed {
+    type Error = InvalidMessage;
+
+    fn try_from(message: v1::Unconfirmed) -> Result<Self, InvalidMessage> {
+        let until = time_from_unix(message.until).ok_or(InvalidMessage::Time(message.until))?;
+        Ok(Self { mode: mode(message.mode)?, until })
+    }
+}
+
+impl From<Existing> for v1::Existing {
+    fn from(existing: Existing) -> Self {
+        match existing {
+            Existing::Keep => Self::Keep,
+            Existing::Reset => Self::Reset,
+        }
+    }
+}
+
 impl From<Action> for v1::Action {
     fn from(action: Action) -> Self {
         match action {
@@ -254,6 +294,14 @@ fn balance(number: i32) -> Result<Option<Balance>, InvalidMessage> {
         Ok(v1::Balance::RoundRobin) => Ok(Some(Balance::RoundRobin)),
         Ok(v1::Balance::LeastConnections) => Ok(Some(Balance::LeastConnections)),
         Err(_) => Err(InvalidMessage::Balance(number)),
+    }
+}
+
+fn existing(number: i32) -> Result<Existing, InvalidMessage> {
+    match v1::Existing::try_from(number) {
+        Ok(v1::Existing::Unspecified | v1::Existing::Keep) => Ok(Existing::Keep),
+        Ok(v1::Existing::Reset) => Ok(Existing::Reset),
+        Err(_) => Err(InvalidMessage::Existing(number)),
     }
 }
 
@@ -297,6 +345,8 @@ mod tests {
                 successes: 1,
             }),
             drained: vec!["b".to_owned()],
+            existing: v1::Existing::Reset.into(),
+            unconfirmed: Some(v1::Unconfirmed { mode: v1::Mode::Observe.into(), until: 7 }),
             workload: "web.service".to_owned(),
         }
     }
@@ -308,6 +358,8 @@ mod tests {
                 mesh: v1::Action::Deny.into(),
                 egress: v1::Action::Allow.into(),
                 mode: v1::Mode::Strict.into(),
+                existing: v1::Existing::Keep.into(),
+                unconfirmed: Some(v1::Unconfirmed { mode: v1::Mode::Permissive.into(), until: 9 }),
             }),
             rules: vec![rule()],
             services: vec![service()],
@@ -317,7 +369,12 @@ mod tests {
         let empty = Policy::try_from(v1::Policy::default()).unwrap();
         assert_eq!(
             empty.defaults,
-            Defaults { mesh: Action::Allow, egress: Action::Allow, mode: Mode::Permissive }
+            Defaults {
+                mesh: Action::Allow,
+                egress: Action::Allow,
+                mode: Mode::Permissive,
+                ..Defaults::default()
+            }
         );
     }
 

@@ -50,7 +50,8 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
         return canary::answer(application).await;
     }
     let Some(route) = route(&worker, destination) else { return };
-    let client = original.client.unwrap_or_else(|| SocketAddr::new(source(&route), peer.port()));
+    let client =
+        original.client.unwrap_or_else(|| SocketAddr::new(source(&route, worker.shared.mark), peer.port()));
     let Some((caller, Judged { verdict, .. })) = judge(&worker, &route, &original).await else { return };
     let parties = Parties { local: Some(caller.clone()), peer: route.peer.id.clone() };
     let shared = worker.shared.clone();
@@ -125,9 +126,9 @@ async fn judge(worker: &Worker, route: &Route, original: &Original) -> Option<(A
 
 /// The address from which this host dials a destination. Where the snapshot has none a route may have come since;
 /// where there still is none the stream fails at the dial.
-fn source(route: &Route) -> IpAddr {
+fn source(route: &Route, mark: Option<u32>) -> IpAddr {
     if route.source.is_unspecified() {
-        return socket::source_for(route.peer.address).unwrap_or(route.source);
+        return socket::source_for(route.peer.address, mark).unwrap_or(route.source);
     }
     route.source
 }

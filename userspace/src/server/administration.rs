@@ -1,5 +1,7 @@
 //! What only an administrator of the server may change. Every change is logged with who made it.
 
+use std::sync::Arc;
+
 use tonic::{Request, Response, Status};
 use tracing::{error, info};
 
@@ -12,7 +14,7 @@ use crate::policy::Defaults;
 
 /// Serves the `Administration` interface.
 pub struct AdministrationService {
-    pub policy: PolicyRecords,
+    pub policy: Arc<PolicyRecords>,
 }
 
 #[tonic::async_trait]
@@ -40,8 +42,10 @@ impl Administration for AdministrationService {
     ) -> Result<Response<v1::Defaults>, Status> {
         let caller = caller(&request);
         let defaults = self.policy.set_defaults(request.get_ref()).await.map_err(refusal)?;
-        let Defaults { mesh, egress, mode } = defaults;
-        info!(%caller, %mesh, %egress, %mode, "defaults of the policy set");
+        let Defaults { mesh, egress, mode, existing, unconfirmed } = defaults;
+        let (back, forced) =
+            (unconfirmed.map(|unconfirmed| unconfirmed.to_string()), request.get_ref().force);
+        info!(%caller, %mesh, %egress, %mode, %existing, back, forced, "defaults of the policy set");
         Ok(Response::new(defaults.into()))
     }
 
@@ -51,7 +55,7 @@ impl Administration for AdministrationService {
     ) -> Result<Response<v1::Service>, Status> {
         let caller = caller(&request);
         let service = self.policy.set_service(request.get_ref()).await.map_err(refusal)?;
-        info!(%caller, %service, "service set");
+        info!(%caller, %service, forced = request.get_ref().force, "service set");
         Ok(Response::new((&service).into()))
     }
 
@@ -60,9 +64,29 @@ impl Administration for AdministrationService {
         request: Request<v1::RemoveServiceRequest>,
     ) -> Result<Response<v1::Service>, Status> {
         let caller = caller(&request);
-        let service = self.policy.remove_service(&request.get_ref().name).await.map_err(refusal)?;
-        info!(%caller, %service, "service removed");
+        let service = self.policy.remove_service(request.get_ref()).await.map_err(refusal)?;
+        info!(%caller, %service, forced = request.get_ref().force, "service removed");
         Ok(Response::new((&service).into()))
+    }
+
+    async fn confirm_service(
+        &self,
+        request: Request<v1::ConfirmServiceRequest>,
+    ) -> Result<Response<v1::Service>, Status> {
+        let caller = caller(&request);
+        let service = self.policy.confirm_service(&request.get_ref().name).await.map_err(refusal)?;
+        info!(%caller, %service, "mode of a service confirmed");
+        Ok(Response::new((&service).into()))
+    }
+
+    async fn confirm_defaults(
+        &self,
+        request: Request<v1::ConfirmDefaultsRequest>,
+    ) -> Result<Response<v1::Defaults>, Status> {
+        let caller = caller(&request);
+        let defaults = self.policy.confirm_defaults().await.map_err(refusal)?;
+        info!(%caller, mode = %defaults.mode, "default mode confirmed");
+        Ok(Response::new(defaults.into()))
     }
 
     async fn drain_service(
@@ -92,15 +116,20 @@ fn refusal(error: PolicyChangeError) -> Status {
     use PolicyChangeError as Refused;
     let message = error.to_string();
     match error {
-        Refused::Pattern(_) | Refused::Name(_) | Refused::Message(_) | Refused::Incomplete(_) => {
-            Status::invalid_argument(message)
-        }
+        Refused::Pattern(_)
+        | Refused::Name(_)
+        | Refused::Message(_)
+        | Refused::Incomplete(_)
+        | Refused::NothingToGoBackFrom
+        | Refused::ConfirmTime => Status::invalid_argument(message),
         Refused::UnknownRule(_) | Refused::UnknownService(_) | Refused::UnknownHost(_) => {
             Status::not_found(message)
         }
         Refused::TooMany { .. } | Refused::NoNumber => Status::resource_exhausted(message),
         Refused::PortTaken { .. }
         | Refused::InUse { .. }
+        | Refused::LocksOut(_)
+        | Refused::NothingToConfirm(_)
         | Refused::NotItsHost { .. }
         | Refused::NoCheck(_) => Status::failed_precondition(message),
         Refused::Behind | Refused::Registry(RegistryError::Store(_)) => {

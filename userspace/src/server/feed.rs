@@ -10,7 +10,7 @@ use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::records::{CHANGES, DEFAULTS, DRAINED, HOSTS, RULES, SERVERS, SERVICES};
+use super::records::{CHANGES, DEFAULTS, DRAINED, HOSTS, PLAINTEXT, RULES, SERVERS, SERVICES};
 use super::registry::Registry;
 use super::servers::Departed;
 use super::view::{DamagedRecord, View};
@@ -172,6 +172,11 @@ impl Feed {
         self.view().revision
     }
 
+    /// The revision up to which watchers have been told, whenever that grows.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.told.subscribe()
+    }
+
     /// What `read` finds in the view.
     pub fn read<T>(&self, read: impl FnOnce(&View) -> T) -> T {
         read(&self.view())
@@ -215,7 +220,7 @@ impl Feed {
         // The lists are of one revision each. Watching begins at the first: what is in a later one already is only
         // said again.
         let (revision, mut entries) = self.store.list(HOSTS).await?;
-        for prefix in [RULES, SERVICES, DEFAULTS, DRAINED, SERVERS, ANNOUNCED] {
+        for prefix in [RULES, SERVICES, DEFAULTS, DRAINED, SERVERS, ANNOUNCED, PLAINTEXT] {
             entries.extend(self.store.list(prefix).await?.1);
         }
         let mut fresh = View { revision, ..View::default() };

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::credentials::Credentials;
 use super::feed::Feed;
 use super::listener::Peer;
+use super::plaintext;
 use super::registry::{Registry, RegistryError};
 use crate::api::v1;
 use crate::api::v1::mesh_server::Mesh;
@@ -89,6 +90,22 @@ impl Mesh for MeshService {
             revision: recorded.revision,
             contested_addresses: recorded.contested.iter().map(ToString::to_string).collect(),
         }))
+    }
+
+    async fn report_plaintext(
+        &self,
+        request: Request<v1::PlaintextReport>,
+    ) -> Result<Response<v1::PlaintextResponse>, Status> {
+        let node = caller(&request)?;
+        let report = request.into_inner();
+        plaintext::check(&report).map_err(|error| {
+            if let Some(withheld) = REPORT_REFUSED.permit() {
+                warn!(%node, %error, withheld, "report on connections in clear refused");
+            }
+            Status::invalid_argument(error.to_string())
+        })?;
+        self.registry.plaintext(&node, report).await.map_err(|error| refusal(&error))?;
+        Ok(Response::new(v1::PlaintextResponse {}))
     }
 
     async fn sign_workload(

@@ -3,11 +3,13 @@
 mod addresses;
 mod admin;
 mod administration;
+mod confirmation;
 mod credentials;
 mod feed;
 mod leadership;
 mod listener;
 mod mesh;
+mod plaintext;
 mod policy;
 mod presence;
 mod records;
@@ -15,6 +17,7 @@ mod registry;
 mod roots;
 mod sealing;
 mod servers;
+mod services;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -51,6 +54,7 @@ use credentials::Credentials;
 use feed::{Feed, FeedError};
 use leadership::Leadership;
 use mesh::MeshService;
+pub use plaintext::{MAX_CLIENTS as MAX_PLAINTEXT_CLIENTS, MAX_PORTS as MAX_PLAINTEXT_PORTS};
 pub use policy::DEFAULT_MAX_RULES;
 use policy::PolicyRecords;
 use presence::Presence;
@@ -209,12 +213,12 @@ impl Server {
         let alone = matches!(options.store, StoreOptions::Embedded(_));
         registry.add_server(&record(&options.node, &addresses), alone).await?;
         let feed = Arc::new(Feed::load(store.clone(), registry.clone()).await?);
-        let policy = PolicyRecords {
+        let policy = Arc::new(PolicyRecords {
             store: store.clone(),
             feed: feed.clone(),
             trust_domain: credentials.trust_domain().clone(),
             max_rules: options.max_rules,
-        };
+        });
         let administration = AdministrationService { policy };
         let socket = LocalSocket::bind(&options.run_dir, SERVER_SOCKET)?;
         Ok(Self { listeners, socket, credentials, store, registry, feed, name: options.node, administration })
@@ -243,6 +247,7 @@ impl Server {
         let feed = self.feed.clone();
         tasks.spawn(Leadership { store: store.clone(), registry, feed, name: name.clone() }.keep());
         let feed_stop = CancellationToken::new();
+        tasks.spawn(confirmation::run(self.administration.policy.clone()));
         let feeding = tokio::spawn(self.feed.clone().run(feed_stop.clone()));
 
         let mesh = MeshService {

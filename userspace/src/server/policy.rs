@@ -4,30 +4,28 @@
 //! is only committed if nobody made another one meanwhile. So what is checked here holds, however many servers there are.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use super::confirmation::{put_defaults, put_service};
 use super::feed::Feed;
-use super::records::{CHANGES, DEFAULTS, DRAINED, RULES, SERVICES, put, read};
+use super::plaintext::objections;
+use super::records::{CHANGES, DRAINED, RULES, SERVICES, put, read};
 use super::registry::RegistryError;
+use super::services::{check_service, unconfirmed, wanted_service};
 use super::view::View;
 use crate::api::v1;
 use crate::identity::{NameError, NodeName, ServiceName, TrustDomain};
 use crate::policy::{
-    Component, Defaults, DestinationPattern, IdentityPattern, InvalidMessage, PatternError, Rule, RuleId,
-    Service,
+    Component, Defaults, DestinationPattern, IdentityPattern, InvalidMessage, PatternError, Policy, Rule,
+    RuleId, Service,
 };
 use crate::store::{Change, Condition, Outcome, Store, StoreError, Transaction};
 
 /// Rules that a mesh may have unless the server is told otherwise.
 pub const DEFAULT_MAX_RULES: usize = 10_000;
-
-const MAX_SERVICES: usize = 4096;
-const MAX_SERVICE_HOSTS: usize = 1024;
-const MAX_EXCEPTIONS: usize = 64;
-/// In place of a probe: no check any more.
-const NO_CHECK: &str = "none";
 
 /// Why a change of the policy is refused.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +92,21 @@ pub enum PolicyChangeError {
         /// The rules.
         rules: Vec<u32>,
     },
+    /// Clients would be refused that were let in a short time ago.
+    #[error(
+        "in the last hour clients were let in, in clear, that would be refused, or there may have been: {0}; have them \
+         join the mesh, or let them in with --except, or go ahead with --force"
+    )]
+    LocksOut(String),
+    /// There is no way back to be taken, or to be given up.
+    #[error("{0} does not go back by itself: there is nothing to confirm")]
+    NothingToConfirm(String),
+    /// A way back that leads nowhere.
+    #[error("a mode that is to be confirmed must be another one than before: say which, with --mode")]
+    NothingToGoBackFrom,
+    /// A way back that is never taken.
+    #[error("a mode must be confirmed within 1 second to 7 days")]
+    ConfirmTime,
     /// All numbers of rules are used up.
     #[error("all numbers of rules are used up")]
     NoNumber,
@@ -111,8 +124,9 @@ impl From<StoreError> for PolicyChangeError {
     }
 }
 
+/// What every change of the policy changes too.
 #[derive(Default, Serialize, Deserialize)]
-struct StoredChanges {
+pub(super) struct StoredChanges {
     last_rule: u32,
 }
 
@@ -178,10 +192,21 @@ impl PolicyRecords {
                 mesh: request.mesh.unwrap_or(now.mesh),
                 egress: request.egress.unwrap_or(now.egress),
                 mode: request.mode.unwrap_or(now.mode),
+                existing: request.existing.unwrap_or(now.existing),
+                unconfirmed: None,
             };
-            let defaults = Defaults::try_from(wanted)?;
-            let change = Change::Put(DEFAULTS.to_owned(), v1::Defaults::from(defaults).encode_to_vec());
-            Ok((if defaults == view.policy.defaults { vec![] } else { vec![change] }, defaults))
+            let mut defaults = Defaults::try_from(wanted)?;
+            let mode = |mode| Defaults::try_from(v1::Defaults { mode, ..v1::Defaults::default() });
+            let asked = request.mode.map(|number| mode(number).map(|asked| Some(asked.mode))).transpose()?;
+            let before = &view.policy.defaults;
+            defaults.unconfirmed =
+                unconfirmed(request.confirm_seconds, asked, Some(before.mode), before.unconfirmed)?;
+            if !request.force {
+                let mut after = view.policy.clone();
+                after.defaults = defaults;
+                lock_nobody_out(&after, view)?;
+            }
+            Ok((if defaults == *before { vec![] } else { vec![put_defaults(defaults)] }, defaults))
         })
         .await
     }
@@ -197,8 +222,12 @@ impl PolicyRecords {
                 return Ok((vec![], service));
             }
             check_service(&service, view)?;
-            let key = format!("{SERVICES}{}", service.name);
-            Ok((vec![Change::Put(key, v1::Service::from(&service).encode_to_vec())], service))
+            if !request.force {
+                let mut after = view.policy.clone();
+                after.put_service(service.clone());
+                lock_nobody_out(&after, view)?;
+            }
+            Ok((vec![put_service(&service)], service))
         })
         .await
     }
@@ -207,8 +236,11 @@ impl PolicyRecords {
     ///
     /// # Errors
     /// A refusal, or a failure of the store.
-    pub async fn remove_service(&self, name: &str) -> Result<Service, PolicyChangeError> {
-        let name: ServiceName = name.parse()?;
+    pub async fn remove_service(
+        &self,
+        request: &v1::RemoveServiceRequest,
+    ) -> Result<Service, PolicyChangeError> {
+        let name: ServiceName = request.name.parse()?;
         self.change(|view, _| {
             let service = view.policy.services().get(&name);
             let service = service.ok_or_else(|| PolicyChangeError::UnknownService(name.clone()))?;
@@ -216,6 +248,11 @@ impl PolicyRecords {
             let rules: Vec<_> = naming.map(|rule| rule.id.number()).collect();
             if !rules.is_empty() {
                 return Err(PolicyChangeError::InUse { name: name.clone(), rules });
+            }
+            if !request.force {
+                let mut after = view.policy.clone();
+                after.remove_service(&name);
+                lock_nobody_out(&after, view)?;
             }
             Ok((vec![Change::Delete(format!("{SERVICES}{name}"))], Service::clone(service)))
         })
@@ -271,7 +308,7 @@ impl PolicyRecords {
     }
 
     /// Makes the changes that `decide` wants, and returns its answer when all watchers have been told.
-    async fn change<T>(
+    pub(super) async fn change<T>(
         &self,
         decide: impl Fn(&View, &mut StoredChanges) -> Result<(Vec<Change>, T), PolicyChangeError>,
     ) -> Result<T, PolicyChangeError> {
@@ -317,87 +354,16 @@ fn speaks_of(rule: &Rule, name: &ServiceName) -> bool {
     of_destination || is_it(&rule.source)
 }
 
-/// What the request makes of the service as it is.
-fn wanted_service(request: &v1::SetServiceRequest, view: &View) -> Result<Service, PolicyChangeError> {
-    let name: ServiceName = request.name.parse()?;
-    let known = view.policy.services().get(&name).map(|service| v1::Service::from(service.as_ref()));
-    if known.is_none() && (request.hosts.is_empty() || request.port.is_none()) {
-        return Err(PolicyChangeError::Incomplete(name));
+/// Refuses what would lock out clients that were seen in clear a short time ago.
+fn lock_nobody_out(after: &Policy, view: &View) -> Result<(), PolicyChangeError> {
+    match objections(&view.policy, after, view, SystemTime::now()) {
+        none if none.is_empty() => Ok(()),
+        some => Err(PolicyChangeError::LocksOut(some.join("; "))),
     }
-    let known = known.unwrap_or_else(|| v1::Service {
-        workload: listening(view, &request.hosts, request.port).unwrap_or_default(),
-        ..v1::Service::default()
-    });
-    let check = wanted_check(request.check.as_ref(), known.check);
-    if request.check.is_some() && check.as_ref().is_some_and(|check| check.probe.is_empty()) {
-        return Err(PolicyChangeError::NoCheck(name));
-    }
-    let exceptions = request.exceptions.as_ref().map(|exceptions| exceptions.networks.clone());
-    let hosts = if request.hosts.is_empty() { known.hosts } else { request.hosts.clone() };
-    Ok(Service::try_from(v1::Service {
-        name: request.name.clone(),
-        drained: known.drained.into_iter().filter(|node| hosts.contains(node)).collect(),
-        hosts,
-        port: request.port.unwrap_or(known.port),
-        mode: request.mode.unwrap_or(known.mode),
-        exceptions: exceptions.unwrap_or(known.exceptions),
-        balance: request.balance.unwrap_or(known.balance),
-        check,
-        workload: request.workload.clone().unwrap_or(known.workload),
-    })?)
 }
 
-/// What is not given stays as it is; "none" is no check.
-fn wanted_check(request: Option<&v1::Check>, known: Option<v1::Check>) -> Option<v1::Check> {
-    let Some(request) = request else { return known };
-    if request.probe == NO_CHECK {
-        return None;
-    }
-    let known = known.unwrap_or_default();
-    let given = |wanted, known| if wanted == 0 { known } else { wanted };
-    let number = |wanted, known| if wanted == 0 { known } else { wanted };
-    Some(v1::Check {
-        probe: if request.probe.is_empty() { known.probe } else { request.probe.clone() },
-        interval_ms: given(request.interval_ms, known.interval_ms),
-        timeout_ms: given(request.timeout_ms, known.timeout_ms),
-        failures: number(request.failures, known.failures),
-        successes: number(request.successes, known.successes),
-    })
-}
-
-/// The one workload that listens on `port` of `hosts`, if there is just one. A scope is none to be kept to: the next one
-/// has another name.
-fn listening(view: &View, hosts: &[String], port: Option<u32>) -> Option<String> {
-    let reports = hosts.iter().filter_map(|node| view.hosts.get(node)?.report.as_ref());
-    let listeners =
-        reports.flat_map(|report| &report.listeners).filter(|listener| Some(listener.port) == port);
-    let mut workloads = listeners.map(|listener| &listener.workload);
-    let workload = workloads.next().filter(|workload| !workload.ends_with(".scope"))?;
-    workloads.all(|other| other == workload).then(|| workload.clone())
-}
-
-fn check_service(service: &Service, view: &View) -> Result<(), PolicyChangeError> {
-    let services = view.policy.services();
-    let more = usize::from(!services.contains_key(&service.name));
-    at_most("named services", services.len() + more, MAX_SERVICES, "remove some")?;
-    at_most("hosts for one service", service.hosts.len(), MAX_SERVICE_HOSTS, "name fewer")?;
-    at_most("exceptions for one service", service.exceptions.len(), MAX_EXCEPTIONS, "name larger networks")?;
-    if let Some(node) = service.hosts.iter().find(|node| !view.hosts.contains_key(node.as_str())) {
-        return Err(PolicyChangeError::UnknownHost(node.clone()));
-    }
-    for node in &service.hosts {
-        match view.policy.service_at(node, service.port) {
-            Some(other) if other.name != service.name => {
-                let (node, other) = (node.clone(), other.name.clone());
-                return Err(PolicyChangeError::PortTaken { port: service.port, node, other });
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn at_most(
+/// Refuses what goes beyond a limit.
+pub(super) fn at_most(
     what: &'static str,
     count: usize,
     limit: usize,

@@ -12,6 +12,8 @@ pub const HOSTS: &str = "hosts/";
 pub const RULES: &str = "rules/";
 /// Prefix of the named services, by name: `v1::Service`.
 pub const SERVICES: &str = "services/";
+/// Prefix of what hosts have seen of connections in clear, by node: `v1::PlaintextReport`.
+pub const PLAINTEXT: &str = "plaintext/";
 /// What holds where no rule speaks: `v1::Defaults`.
 pub const DEFAULTS: &str = "settings/policy";
 /// Hosts that take no new connections: `v1::Drained`.

@@ -12,6 +12,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Claims, ToldContests};
+use super::plaintext;
 use super::records::{HOSTS, RUNNING, SERVERS, decode, put, read};
 use crate::api::{unix_seconds, v1};
 use crate::catalog::Report;
@@ -253,6 +254,14 @@ impl Registry {
                 return Ok(Recorded { revision, contested: claims.contested.into_keys().collect() });
             }
         }
+    }
+
+    /// Records what `node` has seen of connections in clear.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn plaintext(&self, node: &NodeName, report: v1::PlaintextReport) -> Result<(), RegistryError> {
+        plaintext::record(&self.store, node, report).await
     }
 
     /// Records that `node` was heard of until now.

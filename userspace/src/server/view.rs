@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 use prost::Message;
 use tracing::error;
 
-use super::records::{DEFAULTS, DRAINED, HOSTS, RULES, SERVICES};
+use super::records::{DEFAULTS, DRAINED, HOSTS, PLAINTEXT, RULES, SERVICES};
 use super::servers::{Changed, Departed, Servers};
 use crate::api::v1::catalog_event::Event;
 use crate::api::{unix_seconds, v1};
@@ -26,6 +26,8 @@ pub struct View {
     pub revision: u64,
     pub hosts: BTreeMap<String, v1::Host>,
     pub policy: Policy,
+    /// What hosts have seen of connections in clear. Of no concern to watchers.
+    pub plaintext: BTreeMap<String, v1::PlaintextReport>,
     /// Watch streams of each host to this server; two for a moment when one replaces another.
     pub connections: HashMap<String, usize>,
     /// Until when hosts without any may come back before they are lost.
@@ -63,6 +65,15 @@ impl View {
     pub fn put(&mut self, key: &str, value: &[u8]) -> Result<Option<Event>, DamagedRecord> {
         if let Some(node) = key.strip_prefix(HOSTS) {
             return Ok(self.put_host(node, value).map(Event::Host));
+        }
+        if let Some(node) = key.strip_prefix(PLAINTEXT) {
+            match decoded(value) {
+                Ok(report) => _ = self.plaintext.insert(node.to_owned(), report),
+                Err(error) => {
+                    error!(node, %error, "a record of connections in clear is damaged and left out")
+                }
+            }
+            return Ok(None);
         }
         if let Some(changed) = self.servers.put(key, value) {
             return Ok(self.told_of(changed));

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::etcd::testing::Cluster;
 use super::{
-    ANNOUNCED, Applied, Change, Condition, EmbeddedStore, Outcome, Store, StoreError, Transaction, Watch,
+    ANNOUNCED, Applied, Change, Condition, EmbeddedStore, EtcdStore, Outcome, Store, StoreError, Transaction,
+    Watch,
 };
 
 /// A store, and what it needs.
@@ -220,4 +221,14 @@ async fn a_watch_from_before_the_history_must_list_again() {
     let last = applied(&store, put("a", "1")).await;
     cluster.compact(last).await;
     assert!(matches!(store.watch(0).next().await, Err(StoreError::Compacted(0))));
+}
+
+#[tokio::test]
+async fn etcd_is_spoken_to_over_tls_and_knows_the_server_by_its_certificate() {
+    let Some(cluster) = Cluster::start_with_tls().await else { return };
+    applied(&cluster.store("one").await, put("a", "0")).await;
+    let mut stranger = cluster.options("two");
+    stranger.tls.client = None;
+    let refused = EtcdStore::open(&stranger).await.unwrap().get("a").await;
+    assert!(matches!(refused, Err(StoreError::NoQuorum { .. })), "{refused:?}");
 }

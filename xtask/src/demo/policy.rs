@@ -31,10 +31,9 @@ pub fn strict(outsider: &Host, client: &Host) -> Result<()> {
     title("And from outside of the mesh?");
     fetch(outsider, &CLIENT)?;
     println!("  {} has no agent, and received a fortune in clear.", outsider.name());
-    administer(
-        outsider,
-        ["service", "set", "fortune", "--host", "fcs00", "--port", "8181", "--mode", "strict"],
-    )?;
+    administer(outsider, ["service", "set", "fortune", "--host", "fcs00", "--port", "8181"])?;
+    // It has just been seen in clear, which is a reason to refuse.
+    administer(outsider, ["service", "set", "fortune", "--mode", "strict", "--force"])?;
     let said = refused(outsider, "Connection refused")?;
     println!("  Plaintext is refused by the kernel of fcs00, where socat was not touched. nc says:");
     quote(&said);

@@ -89,6 +89,14 @@ impl<'a> SocketEvent<'a> {
         }
     }
 
+    /// `SO_MARK` of the socket.
+    #[inline(always)]
+    pub fn mark(&self) -> u32 {
+        let socket = self.socket();
+        // SAFETY: field of a valid socket.
+        if socket.is_null() { 0 } else { unsafe { read_volatile(&raw const (*socket).mark) } }
+    }
+
     /// Old and new state of a state change, as in `bpf_sock_ops.args`.
     #[inline(always)]
     pub fn states(&self) -> (u32, u32) {

@@ -1,5 +1,6 @@
-//! `murmesh policy list`. JSON: `{defaults: {mesh, egress, mode}, rules}`, where `rules` is a list of
-//! `{id, action, source, destination, dry_run}`, the one that is tried first at its beginning.
+//! `murmesh policy list`. JSON: `{defaults: {mesh, egress, mode, existing, unconfirmed}, rules}`, where `unconfirmed` is null
+//! or `{mode, until}`, and `rules` a list of `{id, action, source, destination, dry_run}`, the one that is tried first at
+//! its beginning.
 
 use std::process::ExitCode;
 
@@ -7,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::defaults_line;
+use crate::cli::going_strict::ListedUnconfirmed;
 use crate::cli::output::{self, Format};
 use crate::cli::{ReadOptions, members};
 use crate::policy::{Policy, Rule};
@@ -29,6 +31,8 @@ struct ListedDefaults {
     mesh: String,
     egress: String,
     mode: String,
+    existing: String,
+    unconfirmed: Option<ListedUnconfirmed>,
 }
 
 #[derive(Serialize)]
@@ -73,6 +77,8 @@ impl From<&Policy> for Listed {
             mesh: policy.defaults.mesh.to_string(),
             egress: policy.defaults.egress.to_string(),
             mode: policy.defaults.mode.to_string(),
+            existing: policy.defaults.existing.to_string(),
+            unconfirmed: policy.defaults.unconfirmed.map(Into::into),
         };
         let listed = |rule: &Rule| ListedRule {
             id: rule.id.number(),

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+use super::going_strict::{GoingStrict, way_back};
 use super::rule::line;
 use super::{RunDirectory, daemon, output};
 use crate::api::v1;
@@ -25,6 +26,8 @@ pub enum PolicyCommand {
     Test(test::TestArgs),
     /// Set what holds where no rule speaks (on the server's host).
     Default(DefaultArgs),
+    /// Keep a default mode that was set with --confirm (on the server's host).
+    Confirm(ConfirmArgs),
 }
 
 /// Arguments of `murmesh policy delete`.
@@ -44,6 +47,15 @@ pub struct DefaultArgs {
     run_directory: RunDirectory,
     #[command(flatten)]
     changes: DefaultChanges,
+    #[command(flatten)]
+    going_strict: GoingStrict,
+}
+
+/// Arguments of `murmesh policy confirm`.
+#[derive(Debug, Args)]
+pub struct ConfirmArgs {
+    #[command(flatten)]
+    run_directory: RunDirectory,
 }
 
 /// What is not given stays as it is.
@@ -71,6 +83,7 @@ pub fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
         PolicyCommand::Delete(arguments) => delete(arguments),
         PolicyCommand::Test(arguments) => test::run(&arguments),
         PolicyCommand::Default(arguments) => set_defaults(arguments),
+        PolicyCommand::Confirm(arguments) => confirm(&arguments),
     }
 }
 
@@ -93,6 +106,9 @@ fn set_defaults(arguments: DefaultArgs) -> anyhow::Result<ExitCode> {
         mesh: mesh.map(action),
         egress: egress.map(action),
         mode: mode.map(|mode| v1::Mode::from(mode).into()),
+        existing: arguments.going_strict.existing(),
+        confirm_seconds: arguments.going_strict.confirm_seconds(),
+        force: arguments.going_strict.force,
     };
     daemon::block_on(async {
         let mut server = connect_to_server(&arguments.run_directory.run_dir).await?;
@@ -102,7 +118,18 @@ fn set_defaults(arguments: DefaultArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+fn confirm(arguments: &ConfirmArgs) -> anyhow::Result<ExitCode> {
+    daemon::block_on(async {
+        let mut server = connect_to_server(&arguments.run_directory.run_dir).await?;
+        let request = v1::ConfirmDefaultsRequest {};
+        let defaults = server.confirm_defaults(request).await.map_err(local_error)?.into_inner();
+        output::print(&defaults_line(&Defaults::try_from(defaults)?))?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
 fn defaults_line(defaults: &Defaults) -> String {
-    let Defaults { mesh, egress, mode } = defaults;
-    format!("default: {mesh} in the mesh, {egress} to elsewhere; services are {mode}\n")
+    let Defaults { mesh, egress, mode, unconfirmed, .. } = defaults;
+    let back = way_back(*unconfirmed);
+    format!("default: {mesh} in the mesh, {egress} to elsewhere; services are {mode}{back}\n")
 }

@@ -150,7 +150,9 @@ impl Compiler {
         let (policy, sources) = (view.who.policy, Sources::new(&view.who, &mut self.numbers));
         self.judged = sources.numbers().collect();
         let mut destinations = Destinations::new(policy);
-        let mut index = |reachable: &Reachable| Some(destinations.add(reachable.destination.as_ref()?));
+        let policed = |destination: &&Destination| !policy.is_observed(destination);
+        let mut index =
+            |reachable: &Reachable| Some(destinations.add(reachable.destination.as_ref().filter(policed)?));
         let indexes: Vec<Option<usize>> = view.endpoints.iter().map(&mut index).collect();
         let nodes = egress::nodes(policy, view.addresses);
         let nodes = nodes.into_iter().map(|(entry, node)| (entry, node.index(&mut destinations))).collect();
@@ -158,7 +160,7 @@ impl Compiler {
         let judged = destinations.judge(&sources, &mut self.numbers, self.room.verdicts);
         full.extend(judged.full);
         tables.verdicts = judged.verdicts;
-        let endpoints = endpoints(&view.endpoints, &indexes, &judged.destinations);
+        let endpoints = endpoints(policy, &view.endpoints, &indexes, &judged.destinations);
         let left_out = self.put_endpoints(&mut tables, endpoints, &mut full);
         self.put_egress(&mut tables, nodes, &left_out, &judged.destinations, &mut full);
         self.put_sources(&mut tables, sources, &mut full);
@@ -262,15 +264,23 @@ impl Compiler {
     }
 }
 
-/// Services of this host that anybody may connect to need no entry: they are not redirected anyway.
+/// Services of this host that anybody may connect to need no entry: they are not redirected anyway. Those of others
+/// that are only observed do: without, they would count as outside the mesh.
 fn endpoints(
+    policy: &Policy,
     reachable: &[Reachable],
     indexes: &[Option<usize>],
     destinations: &[kernel::Destination],
 ) -> Vec<(SocketAddr, Endpoint)> {
     let entry = |(reachable, index): (&Reachable, &Option<usize>)| {
         let destination = index.map_or(kernel::Destination::OPEN, |index| destinations[index]);
+        let is_observed =
+            reachable.destination.as_ref().is_some_and(|destination| policy.is_observed(destination));
         let endpoint = match reachable.source {
+            Some(_) if is_observed => {
+                let destination = kernel::Destination { flags: OWN, ..kernel::Destination::OPEN };
+                Endpoint { source: SocketAddress::default(), destination }
+            }
             Some(source) => {
                 let unavailable = if reachable.available { 0 } else { kernel::Destination::UNAVAILABLE };
                 let flags = destination.flags | unavailable;

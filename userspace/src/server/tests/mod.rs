@@ -8,6 +8,7 @@ mod join;
 mod lifecycle;
 mod policy;
 mod sealing;
+mod strict;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use crate::local::connect_to_server;
 use crate::policy;
 
 impl World {
-    async fn administration(&self) -> AdministrationClient<Channel> {
+    pub(super) async fn administration(&self) -> AdministrationClient<Channel> {
         connect_to_server(&self.directory.path().join("run")).await.unwrap()
     }
 
@@ -23,7 +23,7 @@ impl World {
         Ok(self.administration().await.add_rule(request).await?.into_inner())
     }
 
-    async fn service(&self, request: v1::SetServiceRequest) -> Result<v1::Service, Status> {
+    pub(super) async fn service(&self, request: v1::SetServiceRequest) -> Result<v1::Service, Status> {
         Ok(self.administration().await.set_service(request).await?.into_inner())
     }
 }
@@ -134,11 +134,13 @@ async fn a_service_keeps_what_a_change_does_not_name() {
     let networks = vec!["192.0.2.0/24".to_owned()];
     let strict = v1::SetServiceRequest {
         mode: Some(Mode::Strict.into()),
+        force: true,
         exceptions: Some(v1::Exceptions { networks: networks.clone() }),
         ..fortune(&["fcs00"])
     };
     world.service(strict).await.unwrap();
-    let moved = world.service(v1::SetServiceRequest { port: None, ..fortune(&["fcs01"]) }).await.unwrap();
+    let moved = v1::SetServiceRequest { port: None, force: true, ..fortune(&["fcs01"]) };
+    let moved = world.service(moved).await.unwrap();
     assert_eq!((moved.hosts, moved.port, moved.exceptions), (vec!["fcs01".to_owned()], 8181, networks));
     assert_eq!(moved.mode, i32::from(Mode::Strict), "a service does not stop being strict by accident");
 }
@@ -158,7 +160,7 @@ async fn a_new_service_is_kept_to_the_workload_that_listens_unless_that_is_not_j
         |name: &str, hosts: &[&str]| v1::SetServiceRequest { name: name.to_owned(), ..fortune(hosts) };
     let both = world.service(named("both", &["fcs00", "fcs01"])).await.unwrap();
     assert_eq!(both.workload, "");
-    let removed = v1::RemoveServiceRequest { name: both.name };
+    let removed = v1::RemoveServiceRequest { name: both.name, force: false };
     world.administration().await.remove_service(removed).await.unwrap();
     assert_eq!(world.service(fortune(&["fcs00"])).await.unwrap().workload, "web.service");
     let kept = world.service(fortune(&["fcs00", "fcs01"])).await.unwrap();
@@ -192,7 +194,7 @@ async fn a_service_that_rules_name_is_not_removed() {
     world.service(fortune(&["fcs00"])).await.unwrap();
     let rule = world.rule(Action::Deny, "*", "fortune:8181").await.unwrap();
     let mut administration = world.administration().await;
-    let request = v1::RemoveServiceRequest { name: "fortune".to_owned() };
+    let request = v1::RemoveServiceRequest { name: "fortune".to_owned(), force: false };
     let refused = administration.remove_service(request.clone()).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains(&rule.id.to_string()), "{}", refused.message());

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use etcd_client::Client;
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
 use super::{EtcdOptions, EtcdStore, EtcdTls};
@@ -21,18 +22,30 @@ pub struct Cluster {
     /// For clients and for other members.
     addresses: Vec<(SocketAddrV4, SocketAddrV4)>,
     members: Vec<Option<Child>>,
+    /// Members and clients prove themselves by the same certificate.
+    tls: EtcdTls,
 }
 
 impl Cluster {
     /// A cluster that answers; `None`, with the reason printed, where there is no etcd.
     pub async fn start(size: usize) -> Option<Self> {
+        Self::start_with(size, false).await
+    }
+
+    /// The same, which takes connections over TLS only, and from clients with a certificate only.
+    pub async fn start_with_tls() -> Option<Self> {
+        Self::start_with(1, true).await
+    }
+
+    async fn start_with(size: usize, with_tls: bool) -> Option<Self> {
         if Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_err() {
             eprintln!("skipped with etcd: there is none here; `cargo xtask setup` installs it");
             return None;
         }
         let directory = tempfile::tempdir().unwrap();
-        let addresses = (0..size).map(|_| (fresh_address(), fresh_address())).collect();
-        let mut cluster = Self { directory, addresses, members: (0..size).map(|_| None).collect() };
+        let addresses: Vec<_> = (0..size).map(|_| (fresh_address(), fresh_address())).collect();
+        let tls = if with_tls { certificates(directory.path(), addresses[0].0) } else { EtcdTls::default() };
+        let mut cluster = Self { directory, addresses, members: (0..size).map(|_| None).collect(), tls };
         for member in 0..size {
             cluster.spawn(member);
         }
@@ -47,13 +60,13 @@ impl Cluster {
 
     /// URLs of all members.
     pub fn endpoints(&self) -> Vec<String> {
-        self.addresses.iter().map(|(client, _)| url(*client)).collect()
+        self.addresses.iter().map(|(client, _)| self.client_url(*client)).collect()
     }
 
     /// What a server called `name` is told.
     pub fn options(&self, name: &str) -> EtcdOptions {
         let (endpoints, prefix) = (self.endpoints(), "/murmesh/".to_owned());
-        EtcdOptions { endpoints, prefix, tls: EtcdTls::default(), name: name.to_owned() }
+        EtcdOptions { endpoints, prefix, tls: self.tls.clone(), name: name.to_owned() }
     }
 
     /// The store of a server called `name`.
@@ -92,6 +105,10 @@ impl Cluster {
         client.compact(revision.cast_signed(), None).await.unwrap();
     }
 
+    fn client_url(&self, address: SocketAddrV4) -> String {
+        if self.tls.ca.is_some() { format!("https://{address}") } else { url(address) }
+    }
+
     fn spawn(&mut self, member: usize) {
         let (client, peer) = self.addresses[member];
         let peers = self.addresses.iter().enumerate();
@@ -99,8 +116,8 @@ impl Cluster {
         let arguments = [
             ("--name", format!("m{member}")),
             ("--data-dir", self.directory.path().join(format!("m{member}")).display().to_string()),
-            ("--listen-client-urls", url(client)),
-            ("--advertise-client-urls", url(client)),
+            ("--listen-client-urls", self.client_url(client)),
+            ("--advertise-client-urls", self.client_url(client)),
             ("--listen-peer-urls", url(peer)),
             ("--initial-advertise-peer-urls", url(peer)),
             ("--initial-cluster", peers.join(",")),
@@ -109,6 +126,10 @@ impl Cluster {
         ];
         let mut command = Command::new("etcd");
         command.args(arguments.iter().flat_map(|(flag, value)| [*flag, value.as_str()]));
+        if let (Some(ca), Some((certificate, key))) = (&self.tls.ca, &self.tls.client) {
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);
+            command.arg("--cert-file").arg(certificate).arg("--key-file").arg(key);
+        }
         let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.members[member] = Some(quiet.spawn().unwrap());
     }
@@ -120,6 +141,26 @@ impl Cluster {
         while let Err(error) = store.list("").await {
             assert!(Instant::now() < deadline, "etcd does not answer: {error}");
         }
+    }
+}
+
+/// An authority, and a certificate of it for servers and clients at `address`.
+fn certificates(directory: &Path, address: SocketAddrV4) -> EtcdTls {
+    let (ca_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer_certificate = ca.self_signed(&ca_key).unwrap();
+    let mut leaf = CertificateParams::new([address.ip().to_string()]).unwrap();
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let leaf = leaf.signed_by(&key, &Issuer::from_params(&ca, &ca_key)).unwrap();
+    let file = |name: &str, text: String| {
+        let path = directory.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    EtcdTls {
+        ca: Some(file("ca.pem", issuer_certificate.pem())),
+        client: Some((file("leaf.pem", leaf.pem()), file("leaf.key", key.serialize_pem()))),
     }
 }
 

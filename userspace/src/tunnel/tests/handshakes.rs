@@ -15,9 +15,9 @@ use crate::{
     tunnel::{DialError, Received, TunnelError, answer, dial, tls::RecordError},
 };
 
-/// The roots of two meshes with one name have one name, so what is wrong is the signature.
-const OTHER_MESH: &str = "BadSignature";
-const OTHER_MESH_ALERT: AlertDescription = AlertDescription::DecryptError;
+/// The roots of two meshes have names of their own, also where the meshes have one name.
+const OTHER_MESH: &str = "UnknownIssuer";
+const OTHER_MESH_ALERT: AlertDescription = AlertDescription::UnknownCA;
 
 /// `client` dials with our code and expects `expected`, a stock server answers as `service`. Returns the errors of
 /// both.

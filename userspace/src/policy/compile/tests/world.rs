@@ -9,8 +9,8 @@ use murmesh_common::{
 use proptest::prelude::*;
 
 use super::super::*;
-use crate::policy::Party;
 use crate::policy::tests::{ADDRESSES, NODES, PORTS, SERVICES, WORKLOADS, policy, service};
+use crate::policy::{Party, Service};
 
 const SETTINGS: Settings = Settings { netns_cookie: 7, cgroup: 0, mark: 1, outbound_port: 0, padding: 0 };
 /// Plenty.
@@ -152,7 +152,8 @@ impl World {
     pub fn decision(&self, call: &Call) -> Decision {
         let is_carried = call.destination.ip() == IpAddr::from([10, 1, 0, 2])
             && PORTS.contains(&call.destination.port())
-            && call.protocol == Protocol::Tcp;
+            && call.protocol == Protocol::Tcp
+            && self.policy.mode_at(&node(1), call.destination.port()) != crate::policy::Mode::Observe;
         let action =
             if is_carried { Done::Redirect(SocketAddr::from(([10, 1, 0, 1], 0)).into()) } else { Done::Pass };
         match self.verdict(call) {
@@ -290,12 +291,13 @@ pub fn of_unknown_source(decision: &Decision) -> bool {
 pub fn worlds() -> impl Strategy<Value = World> {
     let listener =
         || prop::option::of(prop::sample::select(vec!["nginx.service", "user-root"]).prop_map(name));
-    let named = prop::collection::vec((0..NODES.len(), 0..PORTS.len()), 0..=SERVICES.len());
+    let mode = prop::option::weighted(0.3, Just(crate::policy::Mode::Observe));
+    let named = prop::collection::vec((0..NODES.len(), 0..PORTS.len(), mode), 0..=SERVICES.len());
     let ports = || prop::sample::subsequence(PORTS.to_vec(), 0..=PORTS.len());
     (policy(), prop::collection::vec(listener(), NODES.len() * PORTS.len()), named, ports(), ports())
         .prop_map(|(mut policy, listeners, named, of_unit, of_user)| {
-            for (name, (node, port)) in SERVICES.iter().zip(named) {
-                policy.put_service(service(name, NODES[node], PORTS[port]));
+            for (name, (node, port, mode)) in SERVICES.iter().zip(named) {
+                policy.put_service(Service { mode, ..service(name, NODES[node], PORTS[port]) });
             }
             let listening = [("nginx.service", of_unit), ("user-root", of_user)];
             let listening =
