@@ -81,9 +81,9 @@ pub struct Storm {
     targets: Vec<Target>,
     #[command(flatten)]
     ports: Ports,
-    /// How many connections in all.
+    /// How many connections in all; without it, until a line comes on stdin.
     #[arg(long)]
-    connections: u64,
+    connections: Option<u64>,
     /// How many at a time.
     #[arg(long)]
     parallel: usize,
@@ -124,16 +124,23 @@ impl Storm {
     /// Prints the outcome as JSON.
     pub fn run(self) -> Result<()> {
         let (next, outcome) = (AtomicU64::new(0), Mutex::new(Outcome::default()));
-        let begun = Instant::now();
+        let (begun, end) = (Instant::now(), AtomicU64::new(self.connections.unwrap_or(u64::MAX)));
         thread::scope(|scope| {
+            if self.connections.is_none() {
+                scope.spawn(|| {
+                    // Whatever comes, and the end too, is the end.
+                    let _ = io::stdin().read_line(&mut String::new());
+                    end.store(0, Ordering::Relaxed);
+                });
+            }
             for _ in 0..self.parallel {
                 scope.spawn(|| {
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
-                        if number >= self.connections {
+                        self.wait_for_turn(begun, number);
+                        if number >= end.load(Ordering::Relaxed) {
                             return;
                         }
-                        self.wait_for_turn(begun, number);
                         let result = self.ask(number);
                         if let Ok(mut outcome) = outcome.lock() {
                             outcome.count(result);

@@ -24,10 +24,11 @@ const LLVM: &str = "/usr/lib/llvm-22";
 
 /// Programs that hosts of the lab are made of, and those that the demo and the tests run there, each with the
 /// Debian package that has it.
-const PROGRAMS: [(&str, &str); 11] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("bpftool", "bpftool"),
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
+    ("faketime", "faketime"),
     ("fortune", "fortune-mod"),
     ("ip", "iproute2"),
     ("mount", "mount"),

@@ -7,7 +7,7 @@ pub mod peer;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -76,6 +76,14 @@ impl<'a> Daemons<'a> {
         Ok(())
     }
 
+    /// Starts the agent of `host` by a command of its own.
+    pub fn start_agent_by(&mut self, host: &Host, command: &mut Command) -> Result<()> {
+        let agent = Process::spawn(command)?;
+        agent.wait_for_line(": ready", DEADLINE)?;
+        self.agents.insert(host.name().to_owned(), agent);
+        Ok(())
+    }
+
     /// The token of `host`, which is made when first asked for.
     pub fn token(&mut self, host: &Host) -> Result<String> {
         if let Some(token) = self.tokens.get(host.name()) {
@@ -84,6 +92,12 @@ impl<'a> Daemons<'a> {
         let token = self.lab.host("murmesh00")?.create_token()?;
         self.tokens.insert(host.name().to_owned(), token.clone());
         Ok(token)
+    }
+
+    /// Has `host` join with a new token when its agent starts next.
+    pub fn renew_token(&mut self, host: &Host) -> Result<()> {
+        self.tokens.remove(host.name());
+        self.token(host).map(drop)
     }
 
     /// The running agent of `host`.

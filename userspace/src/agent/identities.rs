@@ -1,20 +1,22 @@
 //! Gets certificates for the workloads and services of this host, and renews them at half their life.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use tokio::{
+    sync::watch,
     task::JoinSet,
     time::{MissedTickBehavior, interval},
 };
 use tracing::{debug, warn};
 
 use crate::{
-    control::{ControlError, Issuer, jitter},
-    identity::{Identity, SpiffeId, Subject},
+    catalog::Catalog,
+    control::{Control, ControlError, Issuer, jitter},
+    identity::{Fingerprint, Identity, SpiffeId, Subject, Trust},
     limited_log::LimitedLog,
     proxy::{Shared, Wanted},
 };
@@ -42,6 +44,12 @@ pub struct Keeper {
     shared: Arc<Shared>,
     requests: JoinSet<Issued>,
     requested: HashSet<Arc<SpiffeId>>,
+    /// The host's own, which has the roots.
+    host: watch::Receiver<Arc<Identity>>,
+    catalog: watch::Receiver<Arc<Catalog>>,
+    issuers: watch::Sender<BTreeSet<Fingerprint>>,
+    /// The roots that everything in use was looked at for.
+    trust: Arc<Trust>,
     planned: HashMap<Arc<SpiffeId>, Planned>,
 }
 
@@ -54,9 +62,12 @@ struct Planned {
 
 impl Keeper {
     /// Has nothing to do yet.
-    pub fn new(issuer: Issuer, shared: Arc<Shared>) -> Self {
+    pub fn new(control: &Control, shared: Arc<Shared>) -> Self {
         let (requests, requested, planned) = (JoinSet::new(), HashSet::new(), HashMap::new());
-        Self { issuer, shared, requests, requested, planned }
+        let (host, catalog) = (control.identity.clone(), control.catalog.clone());
+        let (issuer, issuers) = (control.issuer(), control.issuers.clone());
+        let trust = Arc::default();
+        Self { issuer, shared, requests, requested, host, catalog, issuers, trust, planned }
     }
 
     /// Puts into use what was kept on disk, to be renewed in time.
@@ -68,6 +79,8 @@ impl Keeper {
                 Err(error) => warn!(%id, "a certificate from disk is unusable: {error}"),
             }
         }
+        self.follow_signing();
+        self.tell_issuers();
     }
 
     /// Gets what is `wanted`.
@@ -78,10 +91,64 @@ impl Keeper {
             tokio::select! {
                 Some(id) = wanted.recv() => self.plan(id),
                 Some(issued) = self.requests.join_next() => self.take(issued?),
+                Ok(()) = self.host.changed() => self.follow_roots(),
+                Ok(()) = self.catalog.changed() => self.follow_signing(),
                 _ = ticks.tick() => {}
             }
             self.request();
         }
+    }
+
+    /// All trust the roots that the host trusts.
+    fn follow_roots(&mut self) {
+        let bundle = self.host.borrow_and_update().bundle.clone();
+        for identity in self.shared.identities.all().into_iter().filter(|held| held.bundle != bundle) {
+            let trusting = Identity {
+                id: identity.id.clone(),
+                chain: identity.chain.clone(),
+                key: identity.key.clone_key(),
+                bundle: bundle.clone(),
+                ..*identity
+            };
+            if let Err(error) = self.shared.identities.put(Arc::new(trusting)) {
+                warn!(id = %identity.id, "the new roots of the mesh cannot be used: {error}");
+            }
+        }
+        self.follow_signing();
+        self.tell_issuers();
+    }
+
+    /// What a root signed that does not sign any more is replaced soon, or let go if nobody uses it.
+    fn follow_signing(&mut self) {
+        let trust = self.catalog.borrow_and_update().trust.clone();
+        if trust.roots.is_empty() || trust == self.trust {
+            return;
+        }
+        self.trust = trust.clone();
+        let now = SystemTime::now();
+        for identity in self.shared.identities.all() {
+            let is_due = |planned: &Planned| planned.due <= identity.renew_soon(now, 1.0);
+            let id = Arc::new(identity.id.clone());
+            if identity.is_signed_by(&trust.signing) || self.planned.get(&id).is_some_and(is_due) {
+                continue;
+            }
+            if self.is_in_use(&id) {
+                // Asked again when it is due, it must still be in use.
+                self.shared.identities.current(&id);
+                self.planned.insert(id, Planned { due: identity.renew_soon(now, jitter()), failures: 0 });
+            } else {
+                self.planned.remove(&id);
+                self.shared.identities.remove(&id);
+            }
+        }
+        self.tell_issuers();
+    }
+
+    fn tell_issuers(&self) {
+        let held = self.shared.identities.all();
+        // One that is trusted no more is none of those that are.
+        let issuers = held.iter().map(|identity| identity.issuer().unwrap_or_default()).collect();
+        self.issuers.send_if_modified(|told| std::mem::replace(told, issuers) != *told);
     }
 
     /// What is planned already has failed not long ago, or is renewed in time. That of the host itself is renewed by
@@ -128,6 +195,7 @@ impl Keeper {
             None => {
                 self.planned.remove(&id);
                 self.shared.identities.remove(&id);
+                self.tell_issuers();
             }
         }
     }
@@ -141,15 +209,24 @@ impl Keeper {
 
     fn take(&mut self, (id, issued): Issued) {
         self.requested.remove(&id);
-        let renew_at = issued.as_ref().map(|identity| identity.renew_at(jitter())).ok();
+        let renew_at = issued.as_ref().map(|identity| self.renew_at(identity)).ok();
         let kept = issued.and_then(|identity| Ok(self.shared.identities.put(Arc::new(identity))?));
         match (kept, renew_at) {
             (Ok(()), Some(due)) => {
                 debug!(%id, "certificate issued");
                 self.planned.insert(id, Planned { due, failures: 0 });
+                self.tell_issuers();
             }
             (kept, _) => self.failed(id, kept.err()),
         }
+    }
+
+    /// A server that has not heard yet of another root signs with the one before.
+    fn renew_at(&self, identity: &Identity) -> SystemTime {
+        if self.trust.roots.is_empty() || identity.is_signed_by(&self.trust.signing) {
+            return identity.renew_at(jitter());
+        }
+        identity.renew_soon(SystemTime::now() + RETRY, jitter())
     }
 
     fn failed(&mut self, id: Arc<SpiffeId>, error: Option<ControlError>) {

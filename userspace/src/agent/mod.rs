@@ -185,7 +185,7 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
         shared.workloads.get_or_init(|| finder);
     }
     let mut interception = options.capture.attach(&first, shared.workloads.get())?;
-    let mut keeper = Keeper::new(control.issuer(), shared.clone());
+    let mut keeper = Keeper::new(&control, shared.clone());
     keeper.adopt(std::mem::take(&mut control.cached_identities));
     let mut running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
     if let Ok(running) = &mut running {

@@ -120,6 +120,7 @@ impl Publisher {
             let services = Arc::new(services);
             self.shared.services.store(services.clone());
             services.identities.iter().for_each(|id| self.shared.identities.want(id));
+            self.shared.set_removed(&known.removed);
             // Nothing is carried without routes, and nothing may be carried before its rules are here.
             self.shared.set_rules(Rules::new(known.clone(), services, node.clone()));
             let is_in_force = self.publish_routes(node, &serving, &known, routes);

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, sleep_until},
+};
 use tracing::warn;
 
 use crate::{
@@ -56,22 +59,26 @@ impl Memory {
     /// Does so for as long as it is run.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let mut certificates = self.shared.identities.changes();
-        let mut last = None;
+        let (mut last, mut due) = (None, None);
         loop {
-            let pause = self.pause(last.as_ref());
+            // News that keep coming put nothing off.
+            due = self.pause(last.as_ref()).map(|pause| {
+                let earliest = Instant::now() + pause;
+                due.map_or(earliest, |due: Instant| due.min(earliest))
+            });
             tokio::select! {
-                changed = self.catalog.changed() => changed?,
-                changed = certificates.changed() => changed?,
-                () = sleep(pause.unwrap_or_default()), if pause.is_some() => {
-                    last = match self.save().await {
-                        Ok(saved) => Some(saved),
+                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
+                    due = None;
+                    match self.save().await {
+                        Ok(saved) => last = Some(saved),
                         Err(error) => {
                             warn!("what this host knows is not kept on disk: {error}");
                             sleep(RETRY).await;
-                            last
                         }
-                    };
+                    }
                 }
+                changed = self.catalog.changed() => changed?,
+                changed = certificates.changed() => changed?,
             }
         }
     }
@@ -83,7 +90,9 @@ impl Memory {
             return None;
         }
         let Some(last) = last else { return Some(SOON) };
-        let between = if catalog.policy != last.catalog.policy || self.ends() != last.identities {
+        let holds =
+            |catalog: &Catalog| (catalog.policy.clone(), catalog.removed.clone(), catalog.trust.clone());
+        let between = if holds(&catalog) != holds(&last.catalog) || self.ends() != last.identities {
             SOON
         } else if tells_more(&last.catalog, &catalog) {
             LATER

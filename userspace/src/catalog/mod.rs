@@ -14,10 +14,10 @@ use std::time::SystemTime;
 pub use endpoints::Endpoint;
 pub use instance::Unavailable;
 pub use limits::MAX_REASON_BYTES;
-pub use wire::WireError;
+pub use wire::{WireError, removed_hosts};
 
 use crate::identity::token::ServerAddress;
-use crate::identity::{NodeName, ServiceName, WorkloadName};
+use crate::identity::{NodeName, Removed, ServiceName, Trust, WorkloadName};
 use crate::policy::{Mode, Policy, Service};
 
 /// All hosts of the mesh at one revision. Cheap to clone.
@@ -29,6 +29,10 @@ pub struct Catalog {
     pub hosts: BTreeMap<NodeName, Arc<Host>>,
     /// Who may reach what.
     pub policy: Arc<Policy>,
+    /// Hosts that were removed, and whose certificates are refused.
+    pub removed: Arc<Removed>,
+    /// The roots of the mesh.
+    pub trust: Arc<Trust>,
     /// Every server of the mesh, by name.
     pub servers: Arc<[Server]>,
 }

@@ -2,12 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use rustls_pki_types::CertificateDer;
 
 use super::limits::{MAX_ADDRESSES, MAX_FAILING, MAX_LISTENERS, MAX_REASON_BYTES, at_most};
 use super::{Catalog, Host, Listener, Report, Server};
 use crate::api::{time_from_unix, unix_seconds, v1};
 use crate::identity::token::ServerAddressError;
-use crate::identity::{NameError, ServiceName};
+use crate::identity::{NameError, NodeName, Removed, ServiceName, Trust, fingerprints};
 use crate::policy::{InvalidMessage, Policy};
 
 const MAX_VERSION_BYTES: usize = 64;
@@ -44,6 +47,9 @@ pub enum WireError {
     /// A part of the policy.
     #[error(transparent)]
     Policy(#[from] InvalidMessage),
+    /// The roots of the mesh.
+    #[error("the root that signs is not among those that are trusted")]
+    Trust,
     /// An event without content.
     #[error("a catalog event is empty; the server may be newer than this agent")]
     EmptyEvent,
@@ -61,9 +67,13 @@ impl Catalog {
                 let hosts = snapshot.hosts.into_iter().map(Host::try_from);
                 let hosts = hosts.map(|host| host.map(|host| (host.node.clone(), Arc::new(host))));
                 let hosts = hosts.collect::<Result<_, _>>()?;
+                let mut removed = Removed::default();
+                snapshot.removed_hosts.iter().try_for_each(|host| refuse(&mut removed, host))?;
+                let trust = snapshot.trust.map(trust).transpose()?;
                 let servers = servers(snapshot.servers.unwrap_or_default())?;
                 self.policy = Arc::new(Policy::try_from(snapshot.policy.unwrap_or_default())?);
-                (self.hosts, self.servers) = (hosts, servers);
+                (self.hosts, self.servers, self.removed) = (hosts, servers, Arc::new(removed));
+                self.trust = trust.unwrap_or_default().into();
             }
             Event::Host(host) => {
                 let host = Host::try_from(host)?;
@@ -72,6 +82,8 @@ impl Catalog {
             Event::HostRemoved(node) => {
                 self.hosts.remove(&node.parse()?);
             }
+            Event::Trust(message) => self.trust = trust(message)?.into(),
+            Event::HostRefused(host) => refuse(Arc::make_mut(&mut self.removed), &host)?,
             Event::Servers(list) => self.servers = servers(list)?,
             change => Arc::make_mut(&mut self.policy).apply(change)?,
         }
@@ -85,7 +97,14 @@ impl From<&Catalog> for v1::Snapshot {
         let hosts = catalog.hosts.values().map(|host| v1::Host::from(host.as_ref())).collect();
         let servers = catalog.servers.iter().map(v1::Server::from).collect();
         let servers = Some(v1::ServerList { servers });
-        Self { hosts, policy: Some((&*catalog.policy).into()), servers, ejections: vec![] }
+        let removed_hosts = removed_hosts(&catalog.removed);
+        let trust = v1::Trust {
+            roots: catalog.trust.roots.iter().map(|root| root.to_vec()).collect(),
+            signing: catalog.trust.signing.to_vec(),
+        };
+        let trust = Some(trust).filter(|trust| !trust.roots.is_empty());
+        let policy = Some((&*catalog.policy).into());
+        Self { hosts, policy, servers, removed_hosts, trust, ejections: vec![] }
     }
 }
 
@@ -216,6 +235,24 @@ impl TryFrom<v1::Listener> for Listener {
             workload: workload.map(|name| name.parse()).transpose()?,
         })
     }
+}
+
+/// Every host that was removed, as it travels.
+pub fn removed_hosts(removed: &Removed) -> Vec<v1::RemovedHost> {
+    let host =
+        |(node, at): (&NodeName, _)| v1::RemovedHost { node: node.to_string(), removed_at: unix_seconds(at) };
+    removed.iter().map(host).collect()
+}
+
+fn trust(message: v1::Trust) -> Result<Trust, WireError> {
+    let signing = message.signing.try_into().map_err(|_| WireError::Trust)?;
+    let roots: Vec<CertificateDer<'static>> = message.roots.into_iter().map(CertificateDer::from).collect();
+    if fingerprints(&roots).contains(&signing) { Ok(Trust { roots, signing }) } else { Err(WireError::Trust) }
+}
+
+fn refuse(removed: &mut Removed, host: &v1::RemovedHost) -> Result<(), NameError> {
+    removed.insert(host.node.parse()?, UNIX_EPOCH + Duration::from_secs(host.removed_at));
+    Ok(())
 }
 
 fn port(number: u32) -> Result<u16, WireError> {

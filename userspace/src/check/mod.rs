@@ -1,5 +1,6 @@
 //! `murmesh check`: what this host has and lacks, and whether interception works. Everything is probed.
 
+mod disk;
 mod host;
 mod kernel;
 mod running;
@@ -75,6 +76,8 @@ impl Finding {
 pub struct CheckOptions {
     /// Of the daemon on this host.
     pub run_dir: PathBuf,
+    /// Where an agent or a server keeps what must survive a restart.
+    pub data_dir: PathBuf,
     /// Where an agent would pin.
     pub bpf_dir: PathBuf,
     /// Where an agent would attach; the root of cgroup v2 if not given.
@@ -85,6 +88,7 @@ pub struct CheckOptions {
 pub async fn run(options: &CheckOptions) -> Vec<Finding> {
     let mut findings = kernel::check();
     findings.extend(host::check(options));
+    findings.extend(disk::check(&options.data_dir));
     findings.extend(running::check(options).await);
     findings
 }

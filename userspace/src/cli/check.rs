@@ -4,6 +4,7 @@
 use std::{
     fmt::Write,
     io::{self, IsTerminal},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -19,6 +20,9 @@ use crate::check::{self, CheckOptions, Finding, Verdict};
 /// Arguments of `murmesh check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
+    /// Directory of what the daemon keeps.
+    #[arg(long, default_value = "/var/lib/murmesh", value_name = "DIR")]
+    data_dir: PathBuf,
     #[command(flatten)]
     kernel: KernelOptions,
     #[command(flatten)]
@@ -32,6 +36,7 @@ pub struct CheckArgs {
 pub fn run(arguments: CheckArgs) -> anyhow::Result<ExitCode> {
     let options = CheckOptions {
         run_dir: arguments.read.run_directory.run_dir,
+        data_dir: arguments.data_dir,
         bpf_dir: arguments.kernel.bpf_dir,
         cgroup: arguments.kernel.cgroup,
     };

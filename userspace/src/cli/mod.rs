@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod ca;
 pub mod check;
 mod config;
 pub mod daemon;
@@ -69,12 +70,15 @@ pub enum Command {
     /// List, delete and try out rules, and set what holds where there is none.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
-    /// Take hosts out of service for a while (on the server's host).
-    #[command(subcommand)]
-    Host(host::HostCommand),
     /// Name services and set their mode (on the server's host).
     #[command(subcommand)]
     Service(service::ServiceCommand),
+    /// Show and replace the root of the mesh's certificates (on the server's host).
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
+    /// Drain hosts for a while, or take them out of the mesh (on the server's host).
+    #[command(subcommand)]
+    Host(host::HostCommand),
     /// Show what became of this host's connections: refused, in clear, failed; with -f also those that go well.
     Observe(observe::ObserveArgs),
     /// Tell who a process of this host is, or who is at an address, and which rules speak of it.

@@ -44,3 +44,36 @@ pub fn jitter() -> f64 {
         Err(_) => 0.0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::identity::Identity;
+    use crate::identity::fixture;
+
+    const AGENTS: u32 = 1000;
+
+    /// How many of `AGENTS` come in the busiest of the slices of time that `when` spreads them over.
+    fn busiest(slice: Duration, when: impl Fn(f64) -> SystemTime) -> u32 {
+        let first = when(-1.0);
+        let mut slices = HashMap::<u128, u32>::new();
+        for _ in 0..AGENTS {
+            let after = when(jitter()).duration_since(first).unwrap_or_default();
+            *slices.entry(after.as_millis() / slice.as_millis()).or_default() += 1;
+        }
+        slices.into_values().max().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_thousand_agents_that_joined_at_once_do_not_renew_at_once() {
+        let identity = fixture::host(&fixture::authority(), "here");
+        // Over 720 seconds 1.4 come in a second on average.
+        assert!(busiest(Duration::from_secs(1), |jitter| identity.renew_at(jitter)) <= 12);
+        let now = SystemTime::now();
+        // When another root signs: over 30 seconds, 33 in a second.
+        assert!(busiest(Duration::from_secs(1), |jitter| Identity::renew_soon(&identity, now, jitter)) <= 75);
+    }
+}

@@ -101,6 +101,20 @@ impl Cache {
             .map_err(|error| ControlError::File { path: self.path.clone(), reason: error.to_string() })
     }
 
+    /// Removes the file in `directory`, if there is one.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn forget(directory: &Path) -> Result<(), ControlError> {
+        let path = directory.join(CACHE_FILE);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ControlError::File { path, reason: error.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn open(&self, sealed: &[u8], host: &Identity) -> Result<Cached, String> {
         let opened = self.sealer.open(&self.name, sealed).map_err(|error| error.to_string())?;
         let stored = Stored::decode(opened.as_slice()).map_err(|error| error.to_string())?;

@@ -10,12 +10,14 @@ use tonic::{Code, Status};
 use tracing::{info, warn};
 
 use super::backoff::{Backoff, jitter};
+use super::cache::Cache;
 use super::connection::{DialError, dial};
 use super::membership::{Membership, load_key};
 use super::{ControlError, ControlOptions, ServerStatus};
 use crate::api::v1;
+use crate::catalog::Catalog;
 use crate::identity::token::ServerAddress;
-use crate::identity::{HostKey, Identity, JoinToken, tls};
+use crate::identity::{HostKey, Identity, JoinToken, NodeName, Trust, tls};
 use crate::seal::Sealer;
 
 /// How long a join goes on when no server can be reached.
@@ -31,7 +33,10 @@ pub async fn membership(
 ) -> Result<Membership, ControlError> {
     if let Some(membership) = Membership::load(&options.data_dir, sealer)? {
         let (trust_domain, node) = membership.name()?;
-        if options.join.is_some() {
+        if let Some(token) = &options.join {
+            if token.trust_domain == trust_domain && !membership.is_of(token) {
+                return join_again(membership, token, options, sealer, shutdown).await;
+            }
             info!(%node, %trust_domain, "already a member: --join is ignored");
         }
         if node != options.node {
@@ -41,71 +46,115 @@ pub async fn membership(
     }
     let token = options.join.as_ref().ok_or_else(|| ControlError::NotJoined(options.data_dir.clone()))?;
     let key = load_key(&options.data_dir, sealer)?;
-    let answer = shutdown.run_until_cancelled(join(token, options, &key)).await;
+    let answer = shutdown.run_until_cancelled(join(token, &options.node, options.mark, &key)).await;
     let answer = answer.ok_or(ControlError::Stopped)??;
-    let membership = Membership::create(&options.data_dir, key, answer)?;
+    let membership = Membership::create(&options.data_dir, key, answer, token)?;
     info!(node = %options.node, trust_domain = %token.trust_domain, "joined the mesh");
     Ok(membership)
+}
+
+/// A member with a token that it has not used: it was removed, or was away while the roots of the mesh were replaced.
+/// It keeps its name and its key. Certificates from before may not be accepted any more. If the token does not help it
+/// stays what it was.
+async fn join_again(
+    membership: Membership,
+    token: &JoinToken,
+    options: &ControlOptions,
+    sealer: &Sealer,
+    shutdown: &CancellationToken,
+) -> Result<Membership, ControlError> {
+    let (_, node) = membership.name()?;
+    let key = load_key(&options.data_dir, sealer)?;
+    let tried = shutdown.run_until_cancelled(try_join(token, &node, options.mark, &key)).await;
+    match tried.ok_or(ControlError::Stopped)? {
+        Ok(answer) => {
+            Cache::forget(&options.data_dir)?;
+            let membership = Membership::create(&options.data_dir, key, answer, token)?;
+            info!(%node, trust_domain = %token.trust_domain, "joined the mesh again");
+            Ok(membership)
+        }
+        Err(error) => {
+            warn!(%node, %error, "the new token of --join did not help, going on as before");
+            Ok(membership)
+        }
+    }
 }
 
 /// Tries every server of the token in turn until one answers, or refuses for good.
 async fn join(
     token: &JoinToken,
-    options: &ControlOptions,
+    node: &NodeName,
+    mark: Option<u32>,
     key: &HostKey,
 ) -> Result<v1::CertificateResponse, ControlError> {
     let started = tokio::time::Instant::now();
     let mut backoff = Backoff::new();
     loop {
-        let mut failure = None;
-        for server in &token.servers {
-            match join_at(server, token, options, key).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) if !may_retry(&error) => return Err(error),
-                Err(error) => failure = Some(error),
+        match try_join(token, node, mark, key).await {
+            Err(error) if may_retry(&error) && started.elapsed() <= JOIN_PATIENCE => {
+                warn!(%error, "joining failed, trying again");
             }
-        }
-        if let Some(error) = failure {
-            if started.elapsed() > JOIN_PATIENCE {
-                return Err(error);
-            }
-            warn!(%error, "joining failed, trying again");
+            answered => return answered,
         }
         backoff.pause().await;
     }
 }
 
+/// Each server of the token once.
+async fn try_join(
+    token: &JoinToken,
+    node: &NodeName,
+    mark: Option<u32>,
+    key: &HostKey,
+) -> Result<v1::CertificateResponse, ControlError> {
+    let mut failure = ControlError::Stopped;
+    for server in &token.servers {
+        match join_at(server, token, node, mark, key).await {
+            Err(error) if may_retry(&error) => failure = error,
+            answered => return answered,
+        }
+    }
+    Err(failure)
+}
+
 async fn join_at(
     server: &ServerAddress,
     token: &JoinToken,
-    options: &ControlOptions,
+    node: &NodeName,
+    mark: Option<u32>,
     key: &HostKey,
 ) -> Result<v1::CertificateResponse, ControlError> {
     let tls = tls::join_client(&token.trust_domain, token.ca_fingerprint)?;
-    let mut client = dial(server, tls, options.mark).await?;
+    let mut client = dial(server, tls, mark).await?;
     let request = v1::JoinRequest {
         token_secret: token.secret.to_vec(),
-        node: options.node.to_string(),
+        node: node.to_string(),
         certificate_request: key.certificate_request()?,
     };
     finish(server, client.join(timed(request)).await)
 }
 
-/// Replaces the certificate at half its life, and at once when it has expired, for as long as it is run.
-/// With it comes the current list of servers, which is also saved whenever a server tells of another one.
+/// Replaces the certificate at half its life, and at once when it has expired, for as long as it is run. With it comes
+/// the current list of servers, which is also saved whenever a server tells of another one. Takes over the roots that
+/// the catalog has, and has a new certificate signed when another root signs.
 pub async fn keep_renewed(
     mut membership: Membership,
     mark: Option<u32>,
     identity: watch::Sender<Arc<Identity>>,
     status: watch::Sender<ServerStatus>,
+    mut catalog: watch::Receiver<Arc<Catalog>>,
 ) {
     let mut backoff = Backoff::new();
     let mut told = status.subscribe();
     loop {
         let due = identity.borrow().renew_at(jitter());
-        tokio::select! {
-            () = sleep_until(due) => {}
-            () = learn_servers(&mut membership, &mut told) => {}
+        let is_due = tokio::select! {
+            () = sleep_until(due) => true,
+            () = follow_news(&mut membership, &identity, &mut catalog, &mut told) => false,
+        };
+        if !is_due {
+            let soon = identity.borrow().renew_soon(SystemTime::now(), jitter());
+            sleep_until(soon).await;
         }
         match renew(&mut membership, mark).await {
             Ok(renewed) => {
@@ -120,8 +169,14 @@ pub async fn keep_renewed(
     }
 }
 
-/// Saves each list of servers that the session is told, for as long as there is a session.
-async fn learn_servers(membership: &mut Membership, told: &mut watch::Receiver<ServerStatus>) {
+/// Saves each list of servers that the session is told, for as long as there is a session, and takes over other roots,
+/// until one signs that did not sign the certificate in use.
+async fn follow_news(
+    membership: &mut Membership,
+    identity: &watch::Sender<Arc<Identity>>,
+    catalog: &mut watch::Receiver<Arc<Catalog>>,
+    told: &mut watch::Receiver<ServerStatus>,
+) {
     loop {
         let servers = told.borrow_and_update().servers.clone();
         match membership.learn_servers(servers) {
@@ -129,9 +184,33 @@ async fn learn_servers(membership: &mut Membership, told: &mut watch::Receiver<S
             Ok(true) => info!(servers = ?membership.servers(), "the servers of the mesh have changed"),
             Err(error) => warn!(%error, "the list of servers could not be saved"),
         }
-        if told.changed().await.is_err() {
+        let trust = catalog.borrow_and_update().trust.clone();
+        if !trust.roots.is_empty() {
+            follow_roots(membership, identity, &trust);
+            if !identity.borrow().is_signed_by(&trust.signing) {
+                return;
+            }
+        }
+        let changed = tokio::select! {
+            changed = told.changed() => changed,
+            changed = catalog.changed() => changed,
+        };
+        if changed.is_err() {
             return std::future::pending().await;
         }
+    }
+}
+
+fn follow_roots(membership: &mut Membership, identity: &watch::Sender<Arc<Identity>>, trust: &Trust) {
+    if membership.bundle() == trust.roots {
+        return;
+    }
+    match membership.trust(trust.roots.clone()) {
+        Ok(trusting) => {
+            info!(roots = trust.roots.len(), "the roots of the mesh have changed");
+            identity.send_replace(trusting);
+        }
+        Err(error) => warn!(%error, "the new roots of the mesh cannot be used"),
     }
 }
 

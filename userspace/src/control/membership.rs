@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use data_encoding::BASE64;
+use data_encoding::{BASE64, HEXLOWER};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use super::ControlError;
 use crate::api::v1;
 use crate::identity::key::write_private;
 use crate::identity::token::ServerAddress;
-use crate::identity::{HostKey, Identity, IdentityError, NodeName, TrustDomain};
+use crate::identity::{HostKey, Identity, IdentityError, JoinToken, NodeName, TrustDomain};
 use crate::seal::{KeySource, Sealer};
 
 const KEY_FILE: &str = "host.key";
@@ -25,6 +25,8 @@ pub struct Membership {
     directory: PathBuf,
     key: HostKey,
     certificates: Certificates,
+    /// See [`Stored::token`].
+    token: String,
 }
 
 struct Certificates {
@@ -40,6 +42,9 @@ struct Stored {
     chain: Vec<String>,
     bundle: Vec<String>,
     servers: Vec<String>,
+    /// SHA-256 of the secret of the token that the host joined with, in hexadecimal.
+    #[serde(default)]
+    token: String,
 }
 
 /// The key of `directory`, which survives a join whose answer was lost.
@@ -73,7 +78,8 @@ impl Membership {
         };
         let stored: Stored = serde_json::from_str(&text).map_err(|error| failed(error.to_string()))?;
         let certificates = stored.decode().ok_or_else(|| failed("it is damaged".to_owned()))?;
-        Ok(Some(Self { directory: directory.to_owned(), key: load_key(directory, sealer)?, certificates }))
+        let (directory, key) = (directory.to_owned(), load_key(directory, sealer)?);
+        Ok(Some(Self { directory, key, certificates, token: stored.token }))
     }
 
     /// Makes a membership of a server's answer and saves it.
@@ -81,9 +87,11 @@ impl Membership {
         directory: &Path,
         key: HostKey,
         answer: v1::CertificateResponse,
+        token: &JoinToken,
     ) -> Result<Self, ControlError> {
         let certificates = Certificates::from_answer(answer)?;
-        let membership = Self { directory: directory.to_owned(), key, certificates };
+        let (directory, token) = (directory.to_owned(), token_hash(token));
+        let membership = Self { directory, key, certificates, token };
         membership.identity()?;
         membership.save()?;
         Ok(membership)
@@ -97,6 +105,17 @@ impl Membership {
             return Err(IdentityError::Certificate("the server renewed another identity").into());
         }
         self.certificates = certificates;
+        self.save()?;
+        Ok(Arc::new(identity))
+    }
+
+    /// Trusts other roots from now on, and saves that.
+    pub(super) fn trust(
+        &mut self,
+        bundle: Vec<CertificateDer<'static>>,
+    ) -> Result<Arc<Identity>, ControlError> {
+        let identity = Identity::new(&self.key, self.certificates.chain.clone(), bundle.clone())?;
+        self.certificates.bundle = bundle;
         self.save()?;
         Ok(Arc::new(identity))
     }
@@ -117,6 +136,11 @@ impl Membership {
     pub fn name(&self) -> Result<(TrustDomain, NodeName), ControlError> {
         let identity = self.identity()?;
         Ok((identity.id.trust_domain.clone(), identity.node()?.clone()))
+    }
+
+    /// Whether this is what `token` gave.
+    pub(super) fn is_of(&self, token: &JoinToken) -> bool {
+        self.token == token_hash(token)
     }
 
     /// The servers of the mesh.
@@ -146,10 +170,15 @@ impl Membership {
     fn save(&self) -> Result<(), ControlError> {
         let path = self.directory.join(MEMBERSHIP_FILE);
         let failed = |error: String| ControlError::File { path: path.clone(), reason: error };
-        let text = serde_json::to_string_pretty(&Stored::encode(&self.certificates))
+        let text = serde_json::to_string_pretty(&Stored::encode(&self.certificates, &self.token))
             .map_err(|error| failed(error.to_string()))?;
         write_private(&path, text.as_bytes()).map_err(|error| failed(error.to_string()))
     }
+}
+
+/// Nobody can join with it.
+fn token_hash(token: &JoinToken) -> String {
+    HEXLOWER.encode(&JoinToken::secret_hash(&token.secret))
 }
 
 impl Certificates {
@@ -169,12 +198,13 @@ impl Certificates {
 }
 
 impl Stored {
-    fn encode(certificates: &Certificates) -> Self {
+    fn encode(certificates: &Certificates, token: &str) -> Self {
         let encode = |list: &[CertificateDer<'_>]| list.iter().map(|der| BASE64.encode(der)).collect();
         Self {
             chain: encode(&certificates.chain),
             bundle: encode(&certificates.bundle),
             servers: certificates.servers.iter().map(ToString::to_string).collect(),
+            token: token.to_owned(),
         }
     }
 

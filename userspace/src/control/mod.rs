@@ -4,12 +4,14 @@
 
 mod backoff;
 mod cache;
+mod confirm;
 mod connection;
 mod enrolment;
 mod issuer;
 mod membership;
 mod session;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,7 +32,7 @@ pub use membership::Membership;
 use crate::api::v1;
 use crate::catalog::{Catalog, Report, WireError};
 use crate::identity::token::ServerAddress;
-use crate::identity::{Identity, IdentityError, JoinToken, NodeName};
+use crate::identity::{Fingerprint, Identity, IdentityError, JoinToken, NodeName};
 use crate::seal::{KeySource, SealError};
 
 /// How long a clean stop waits for the server to acknowledge that nothing is served any more.
@@ -43,7 +45,7 @@ pub struct ControlOptions {
     pub data_dir: PathBuf,
     /// The key that secrets in `data_dir` are sealed with.
     pub seal: KeySource,
-    /// Used only when `data_dir` holds no membership yet.
+    /// Used when `data_dir` holds no membership yet, and when it holds one that another token gave.
     pub join: Option<JoinToken>,
     /// The name to join as; a membership in `data_dir` keeps its own.
     pub node: NodeName,
@@ -125,6 +127,8 @@ pub struct Control {
     pub plaintext: watch::Sender<Option<v1::PlaintextReport>>,
     /// Whether a server answers.
     pub status: watch::Receiver<ServerStatus>,
+    /// Roots that signed what workloads and services of this host use.
+    pub issuers: watch::Sender<BTreeSet<Fingerprint>>,
     /// Where it is kept what the mesh is known to be.
     pub cache: Arc<Cache>,
     /// Certificates of workloads and services that were kept there.
@@ -152,7 +156,10 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let (status_sender, status) = watch::channel(ServerStatus { servers, ..ServerStatus::default() });
     let (acknowledged_sender, acknowledged) = watch::channel(None);
 
-    let renewal = enrolment::keep_renewed(membership, options.mark, identity_sender, status_sender.clone());
+    let (issuers, issuers_receiver) = watch::channel(BTreeSet::new());
+    let trust = catalog.clone();
+    let renewal =
+        enrolment::keep_renewed(membership, options.mark, identity_sender, status_sender.clone(), trust);
     let session = session::Session {
         mark: options.mark,
         identity: identity.clone(),
@@ -161,6 +168,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
         plaintext: plaintext_receiver,
         acknowledged: acknowledged_sender,
         status: status_sender,
+        issuers: issuers_receiver,
     };
     let mut tasks = JoinSet::new();
     let stop = shutdown.clone();
@@ -172,6 +180,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
         report,
         plaintext,
         status,
+        issuers,
         cache: Arc::new(cache),
         cached_identities,
         acknowledged,

@@ -1,5 +1,6 @@
 //! Connected to one server after another: take the catalog, give the report.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,6 +11,7 @@ use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use super::backoff::{Backoff, random_index};
+use super::confirm::confirm;
 use super::connection::dial;
 use super::enrolment::refused;
 use super::{ControlError, ServerStatus};
@@ -17,7 +19,7 @@ use crate::api::v1::mesh_client::MeshClient;
 use crate::api::{unix_seconds, v1};
 use crate::catalog::{Catalog, Report};
 use crate::identity::token::ServerAddress;
-use crate::identity::{Identity, tls};
+use crate::identity::{Fingerprint, Identity, tls};
 
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a report is repeated while another host has an address of this one: it may let go.
@@ -32,6 +34,8 @@ pub struct Session {
     pub plaintext: watch::Receiver<Option<v1::PlaintextReport>>,
     pub acknowledged: watch::Sender<Option<Report>>,
     pub status: watch::Sender<ServerStatus>,
+    /// Roots that signed what workloads and services use.
+    pub issuers: watch::Receiver<BTreeSet<Fingerprint>>,
 }
 
 impl Session {
@@ -67,9 +71,11 @@ impl Session {
             let watching = client.watch(v1::WatchRequest {}).await;
             let events = watching.map_err(|status| refused(server, &status))?.into_inner();
             info!(%server, "connected to the server");
+            let confirming = confirm(server, client.clone(), identity.clone(), &mut self.issuers);
             tokio::select! {
                 ended = follow(server, events, &self.catalog, &self.status, backoff) => return ended,
                 ended = report_plaintext(server, client.clone(), &mut self.plaintext) => return ended,
+                ended = confirming => return ended,
                 ended = report(server, client, &mut self.report, &self.acknowledged, &self.status) => return ended,
                 changed = self.identity.changed() => if changed.is_err() { return Ok(()) },
             }

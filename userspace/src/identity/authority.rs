@@ -11,7 +11,7 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 
-use super::{HostKey, IdentityError, SpiffeId, TrustDomain};
+use super::{HostKey, IdentityError, NodeName, SpiffeId, TrustDomain};
 
 /// How long a certificate lives unless the server is told otherwise.
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
@@ -25,6 +25,17 @@ pub struct Authority {
     root: CertificateDer<'static>,
     key_pem: String,
     issuer: Issuer<'static, KeyPair>,
+}
+
+/// What a certificate says beside whose it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Issue<'a> {
+    /// The host that gets it, if it is to be told from others that have one in the same name.
+    pub holder: Option<&'a NodeName>,
+    /// From when its life counts.
+    pub made: SystemTime,
+    /// How long it lives.
+    pub lifetime: Duration,
 }
 
 /// A certificate request whose signature by its own key was verified.
@@ -86,12 +97,29 @@ impl Authority {
         id: &SpiffeId,
         lifetime: Duration,
     ) -> Result<CertificateDer<'static>, IdentityError> {
+        let issue = Issue { holder: None, made: SystemTime::now(), lifetime };
+        self.sign_as(request, id, &issue)
+    }
+
+    /// Signs a certificate for the request's key and for `id`, as `issue` says.
+    ///
+    /// # Errors
+    /// When `id` is of another trust domain or signing fails.
+    pub fn sign_as(
+        &self,
+        request: &VerifiedRequest,
+        id: &SpiffeId,
+        issue: &Issue<'_>,
+    ) -> Result<CertificateDer<'static>, IdentityError> {
         if id.trust_domain != self.trust_domain {
             return Err(IdentityError::Certificate("the identity is of another trust domain"));
         }
         let mut parameters = CertificateParams::default();
-        set_validity(&mut parameters, lifetime);
+        set_validity(&mut parameters, issue.made, issue.lifetime);
         parameters.distinguished_name = DistinguishedName::new();
+        if let Some(holder) = issue.holder {
+            parameters.distinguished_name.push(DnType::CommonName, holder.as_str());
+        }
         parameters.subject_alt_names = vec![uri(&id.to_string())?];
         parameters.is_ca = IsCa::ExplicitNoCa;
         parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -133,7 +161,7 @@ impl Authority {
 /// Those of a root, and of a certificate by another root for the same name and key.
 fn root_parameters(trust_domain: &TrustDomain, key_name: &str) -> Result<CertificateParams, IdentityError> {
     let mut parameters = CertificateParams::default();
-    set_validity(&mut parameters, ROOT_LIFETIME);
+    set_validity(&mut parameters, SystemTime::now(), ROOT_LIFETIME);
     let name = format!("Murmesh root of {trust_domain} {key_name}");
     parameters.distinguished_name = DistinguishedName::new();
     parameters.distinguished_name.push(DnType::CommonName, name);
@@ -149,10 +177,9 @@ fn key_name(public_key: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(&super::token::sha256(public_key)[..4])
 }
 
-fn set_validity(parameters: &mut CertificateParams, lifetime: Duration) {
-    let now = SystemTime::now();
-    parameters.not_before = (now - BACKDATE).into();
-    parameters.not_after = (now + lifetime).into();
+fn set_validity(parameters: &mut CertificateParams, made: SystemTime, lifetime: Duration) {
+    parameters.not_before = (made - BACKDATE).into();
+    parameters.not_after = (made + lifetime).into();
 }
 
 fn uri(text: &str) -> Result<SanType, IdentityError> {

@@ -7,9 +7,11 @@ pub mod authority;
 pub(crate) mod fixture;
 pub mod key;
 mod name;
+mod removed;
 pub mod spiffe;
 pub mod tls;
 pub mod token;
+mod trust;
 mod verify;
 
 use std::sync::Arc;
@@ -23,8 +25,10 @@ pub use authority::Authority;
 pub use key::HostKey;
 pub(crate) use name::excerpt;
 pub use name::{NameError, NodeName, ServiceName, TrustDomain, WorkloadName};
+pub use removed::Removed;
 pub use spiffe::{SpiffeId, Subject};
 pub use token::JoinToken;
+pub use trust::{Fingerprint, Trust, fingerprints, issuer};
 
 /// Why an identity cannot be used, made or verified.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +66,9 @@ pub enum IdentityError {
         reason: String,
     },
 }
+
+/// Half of the longest time over which hosts spread the renewals that a new root asks for.
+const LONGEST_SPREAD: Duration = Duration::from_secs(15);
 
 /// One identity with everything needed to prove it and to verify others.
 #[derive(Debug)]
@@ -119,6 +126,27 @@ impl Identity {
         made + lifetime.mul_f64(0.5 + 0.1 * jitter.clamp(-1.0, 1.0))
     }
 
+    /// When it should be replaced because another root signs now: within a twentieth of its life, spread by `jitter`
+    /// (−1.0 to 1.0), so that all hosts of the mesh do not renew together; at once if nobody accepts it any more.
+    pub fn renew_soon(&self, now: SystemTime, jitter: f64) -> SystemTime {
+        let made = self.not_before + authority::BACKDATE;
+        if self.issuer().is_none() {
+            return now;
+        }
+        let lifetime = self.not_after.duration_since(made).unwrap_or_default();
+        now + (lifetime / 40).min(LONGEST_SPREAD).mul_f64(1.0 + jitter.clamp(-1.0, 1.0))
+    }
+
+    /// Whether the root with this fingerprint signed it.
+    pub fn is_signed_by(&self, root: &Fingerprint) -> bool {
+        self.issuer() == Some(*root)
+    }
+
+    /// Which of the roots that it trusts signed it.
+    pub fn issuer(&self) -> Option<Fingerprint> {
+        issuer(self.chain.first()?, &self.bundle).ok().flatten()
+    }
+
     /// Whether it can no longer be used at `now`.
     pub fn is_expired(&self, now: SystemTime) -> bool {
         now >= self.not_after
@@ -130,8 +158,23 @@ impl Identity {
 pub struct PeerIdentity {
     /// Who it is. Shared by all that happens on one connection.
     pub id: Arc<SpiffeId>,
+    /// The host that got the certificate of a service, which several may have.
+    service_host: Option<NodeName>,
+    /// When its certificate was made.
+    pub made: SystemTime,
     /// Until when its certificate is valid: nothing may be accepted from it later.
     pub not_after: SystemTime,
+}
+
+impl PeerIdentity {
+    /// The host that holds the key; `None` for a server, and where nobody said it of a service.
+    pub fn host(&self) -> Option<&NodeName> {
+        match &self.id.subject {
+            Subject::Host(node) | Subject::Workload(node, _) => Some(node),
+            Subject::Service(_) => self.service_host.as_ref(),
+            Subject::Server(_) => None,
+        }
+    }
 }
 
 /// Reads the identity from a chain that TLS **has already verified**.
@@ -141,7 +184,11 @@ pub struct PeerIdentity {
 pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, IdentityError> {
     let certificate = parse_certificate(chain.first().ok_or(IdentityError::NoCertificate)?)?;
     let id = Arc::new(spiffe_id(&certificate)?);
-    Ok(PeerIdentity { id, not_after: unix_time(certificate.validity().not_after) })
+    let made = unix_time(certificate.validity().not_before) + authority::BACKDATE;
+    let not_after = unix_time(certificate.validity().not_after);
+    let is_service = matches!(id.subject, Subject::Service(_));
+    let service_host = if is_service { common_name(&certificate) } else { None };
+    Ok(PeerIdentity { id, service_host, made, not_after })
 }
 
 fn parse_certificate<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {
@@ -164,6 +211,11 @@ fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, IdentityErro
         (Some(uri), None) => Ok(uri.parse()?),
         _ => Err(IdentityError::Certificate("it does not have exactly one URI name")),
     }
+}
+
+/// Of a service's certificate, the host that it was made for.
+fn common_name(certificate: &X509Certificate<'_>) -> Option<NodeName> {
+    certificate.subject().iter_common_name().next()?.as_str().ok()?.parse().ok()
 }
 
 fn unix_time(time: x509_parser::time::ASN1Time) -> SystemTime {

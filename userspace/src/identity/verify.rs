@@ -69,7 +69,8 @@ impl ServerVerifier {
                     .ok_or(CertificateError::UnknownIssuer)?;
                 let mut roots = RootCertStore::empty();
                 roots.add(root.clone().into_owned())?;
-                verify_server_cert_signed_by_trust_anchor(&leaf, &roots, &[], now, algorithms)
+                // It may have signed the root that signs now, and not the leaf itself.
+                verify_server_cert_signed_by_trust_anchor(&leaf, &roots, others, now, algorithms)
             }
         }
     }

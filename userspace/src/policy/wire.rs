@@ -62,7 +62,12 @@ impl Policy {
             Event::Service(service) => self.put_service(service.try_into()?),
             Event::ServiceRemoved(name) => self.remove_service(&name.parse()?),
             Event::Drained(drained) => self.drained = Arc::new(nodes(&drained.hosts)?),
-            Event::Snapshot(_) | Event::Host(_) | Event::HostRemoved(_) | Event::Servers(_) => {}
+            Event::Snapshot(_)
+            | Event::Host(_)
+            | Event::HostRemoved(_)
+            | Event::HostRefused(_)
+            | Event::Servers(_)
+            | Event::Trust(_) => {}
         }
         Ok(())
     }

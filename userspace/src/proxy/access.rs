@@ -172,7 +172,7 @@ impl AccessRecord {
     /// Takes note of how the relay ended.
     pub fn relayed(&mut self, totals: Totals, result: &Result<(), RelayError>) {
         self.totals = totals;
-        if let Err(RelayError::Forbidden(Forbidden(rule))) = result {
+        if let Err(RelayError::Forbidden(Forbidden::Rules(rule))) = result {
             self.verdict = Verdict { action: Action::Deny, rule: *rule, dry_run: None };
         }
         self.result = Some(result.as_ref().copied().map_err(ToString::to_string));

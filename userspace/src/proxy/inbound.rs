@@ -84,6 +84,9 @@ async fn handshake(worker: &Worker, connection: TcpStream) -> io::Result<Accepte
         Ok((worker.handshakes.acquire().await, identity.acceptor.clone()))
     };
     let tunnel = answer(connection, choose).await?;
+    if worker.shared.refuses(tunnel.peer()) {
+        return Err(io::Error::other(format!("the host of {} was removed from the mesh", tunnel.peer().id)));
+    }
     Ok(Accepted {
         tunnel,
         presented: presented.unwrap_or_else(|| worker.shared.identities.host().id.clone()),
@@ -117,6 +120,10 @@ async fn streams(
             info!(%from, peer = %tunnel.peer().id, "tunnel closed: the certificate of its opener has expired");
             return Ok(());
         }
+        if worker.shared.refuses(tunnel.peer()) {
+            info!(%from, peer = %tunnel.peer().id, "tunnel closed: the host of its opener was removed from the mesh");
+            return Ok(());
+        }
         stream(worker, tunnel, presented, from, open).await?;
         if !tunnel.is_idle() {
             return Ok(());
@@ -146,7 +153,9 @@ async fn stream(
             let place = worker.live.enter(found);
             dial(worker, &open).await.map(|service| (service, place))
         }
-        Ok(Judged { verdict, .. }) => Err((RefusalReason::Denied, Forbidden(verdict.rule).to_string())),
+        Ok(Judged { verdict, .. }) => {
+            Err((RefusalReason::Denied, Forbidden::Rules(verdict.rule).to_string()))
+        }
         Err(reason) => Err((reason, "not allowed".to_owned())),
     };
     let (mut service, place) = match dialled {

@@ -7,7 +7,7 @@ use std::{
     future::poll_fn,
     rc::Rc,
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use slab::Slab;
@@ -16,6 +16,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{
     Shared,
     relay::RelayError,
+    removals::Removals,
     rules::{Found, Rules},
 };
 use crate::{
@@ -30,12 +31,19 @@ const NEWS_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct Live(RefCell<Slab<Entry>>);
 
-/// What forbids a stream: a rule, or the default.
+/// What forbids a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forbidden(pub Option<RuleId>);
+pub enum Forbidden {
+    /// A rule, or the default.
+    Rules(Option<RuleId>),
+    /// One of its two hosts was removed from the mesh.
+    Removed,
+}
 
 struct Entry {
     found: Rc<Found>,
+    /// A host that is removed later is one that the stream was opened with.
+    since: Instant,
     forbidden: Cell<Option<Forbidden>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -49,7 +57,8 @@ pub struct Place<'a> {
 impl Live {
     /// Takes note of a stream that has just been judged, and allowed: nothing may be waited for in between.
     pub fn enter(&self, found: Rc<Found>) -> Place<'_> {
-        let entry = Entry { found, forbidden: Cell::new(None), waker: RefCell::new(None) };
+        let (forbidden, waker) = (Cell::new(None), RefCell::new(None));
+        let entry = Entry { found, since: Instant::now(), forbidden, waker };
         Place { live: self, key: self.0.borrow_mut().insert(entry) }
     }
 
@@ -57,18 +66,22 @@ impl Live {
     /// ends stay who they were.
     pub async fn follow(&self, shared: &Shared, mut changed: watch::Receiver<()>) {
         while changed.changed().await.is_ok() {
-            self.review(&shared.rules.load());
+            self.review(&shared.rules.load(), &shared.removals.load());
         }
     }
 
-    fn review(&self, rules: &Rules) {
+    fn review(&self, rules: &Rules, removals: &Removals) {
         let (entries, mut verdicts) = (self.0.borrow(), HashMap::new());
         for (_, entry) in entries.iter().filter(|(_, entry)| entry.forbidden.get().is_none()) {
             let verdict = verdicts.entry(&*entry.found).or_insert_with_key(|found| rules.judge(found));
-            if verdict.action == Action::Allow {
+            let forbidden = if removals.cut(&entry.found, entry.since) {
+                Forbidden::Removed
+            } else if verdict.action == Action::Allow {
                 continue;
-            }
-            entry.forbidden.set(Some(Forbidden(verdict.rule)));
+            } else {
+                Forbidden::Rules(verdict.rule)
+            };
+            entry.forbidden.set(Some(forbidden));
             if let Some(waker) = entry.waker.take() {
                 waker.wake();
             }
@@ -110,9 +123,10 @@ impl Drop for Place<'_> {
 
 impl fmt::Display for Forbidden {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(rule) => write!(formatter, "rule {rule} forbids it"),
-            None => formatter.write_str("no rule allows it"),
+        match self {
+            Self::Rules(Some(rule)) => write!(formatter, "rule {rule} forbids it"),
+            Self::Rules(None) => formatter.write_str("no rule allows it"),
+            Self::Removed => formatter.write_str("one of its hosts was removed from the mesh"),
         }
     }
 }
@@ -122,6 +136,7 @@ mod tests {
     use super::*;
     use crate::{
         catalog::Catalog,
+        identity::{NodeName, Removed},
         policy::{Defaults, Policy},
         proxy::LocalServices,
     };
@@ -134,6 +149,31 @@ mod tests {
     }
 
     #[test]
+    fn streams_of_a_removed_host_are_cut_and_later_ones_are_not() {
+        let open = rules(Action::Allow);
+        let between = |caller: &str, node: &str| {
+            let caller = format!("spiffe://mesh.test/host/{caller}/user-root").parse().expect("an identity");
+            let (node, service): (NodeName, _) = (node.parse().expect("a name"), ([10, 0, 0, 1], 80).into());
+            Rc::new(open.find(&caller, &node, service).expect("a caller"))
+        };
+        let live = Live::default();
+        let (to, other) = (live.enter(between("here", "gone")), live.enter(between("there", "here")));
+        let before = live.enter(between("gone", "here"));
+        let mut removed = Removed::default();
+        removed.insert("gone".parse().expect("a name"), std::time::SystemTime::now());
+        let removals = Removals::default().followed_by(removed.into());
+        let after = live.enter(between("gone", "here"));
+        live.review(&open, &removals);
+        let mut context = Context::from_waker(Waker::noop());
+        for cut in [before, to] {
+            assert_eq!(cut.poll_forbidden(&mut context), Poll::Ready(Forbidden::Removed));
+        }
+        for goes_on in [after, other] {
+            assert!(goes_on.poll_forbidden(&mut context).is_pending());
+        }
+    }
+
+    #[test]
     fn new_rules_cut_what_they_forbid_and_wake_it() {
         let caller = "spiffe://mesh.test/host/there/user-root".parse().expect("an identity");
         let (here, service) = ("here".parse().expect("a name"), "10.0.0.1:80".parse().expect("an address"));
@@ -141,11 +181,11 @@ mod tests {
         let live = Live::default();
         let (place, gone) = (live.enter(found.clone()), live.enter(found));
         let mut context = Context::from_waker(Waker::noop());
-        live.review(&rules(Action::Allow));
+        live.review(&rules(Action::Allow), &Removals::default());
         assert!(place.poll_forbidden(&mut context).is_pending());
         drop(gone);
-        live.review(&rules(Action::Deny));
-        assert_eq!(place.poll_forbidden(&mut context), Poll::Ready(Forbidden(None)));
+        live.review(&rules(Action::Deny), &Removals::default());
+        assert_eq!(place.poll_forbidden(&mut context), Poll::Ready(Forbidden::Rules(None)));
         assert_eq!(live.0.borrow().len(), 1);
     }
 }

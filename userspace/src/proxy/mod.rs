@@ -18,6 +18,7 @@ mod origin;
 mod outbound;
 mod pool;
 pub mod relay;
+mod removals;
 mod routes;
 mod rules;
 mod services;
@@ -39,10 +40,11 @@ pub use services::{FormerlyNamed, LocalServices};
 pub use worker::{BoundWorkers, Listen, Workers};
 
 use crate::{
-    identity::{Identity, IdentityError, NodeName},
+    identity::{Identity, IdentityError, NodeName, PeerIdentity, Removed},
     observe::Observer,
     workload::Finder,
 };
+use removals::Removals;
 use traffic::Traffic;
 
 /// What all workers read.
@@ -53,7 +55,9 @@ pub struct Shared {
     pub services: ArcSwap<LocalServices>,
     /// Who may reach what.
     pub rules: ArcSwap<Rules>,
-    /// Says that there are new rules.
+    /// Whose certificates are refused.
+    pub removals: ArcSwap<Removals>,
+    /// Says that there are new rules, or that hosts were removed.
     rules_changed: watch::Sender<()>,
     /// Who this host's processes are, once they are followed; a sidecar does not tell them apart.
     pub workloads: OnceLock<Arc<Finder>>,
@@ -82,6 +86,7 @@ impl Shared {
             routes: ArcSwap::default(),
             services: ArcSwap::default(),
             rules: ArcSwap::default(),
+            removals: ArcSwap::default(),
             rules_changed: watch::Sender::default(),
             workloads: OnceLock::new(),
             identities,
@@ -91,6 +96,20 @@ impl Shared {
             mark,
         };
         Ok((shared, wanted))
+    }
+
+    /// From now on certificates that these hosts had are refused, and streams with them are cut.
+    pub fn set_removed(&self, removed: &Arc<Removed>) {
+        let before = self.removals.load();
+        if before.hosts != *removed {
+            self.removals.store(Arc::new(before.followed_by(removed.clone())));
+            self.rules_changed.send_replace(());
+        }
+    }
+
+    /// Whether a certificate is not accepted any more although it is valid.
+    pub fn refuses(&self, peer: &PeerIdentity) -> bool {
+        self.removals.load().hosts.refuses(peer)
     }
 
     /// From now on streams are judged by `rules`, those that are open too.

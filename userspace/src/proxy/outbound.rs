@@ -65,7 +65,7 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
         verdict,
     );
     if verdict.action == Action::Deny {
-        return access.failed(format!("refused: {}", Forbidden(verdict.rule)));
+        return access.failed(format!("refused: {}", Forbidden::Rules(verdict.rule)));
     }
     let mut stream = Stream { caller, client, destination, route };
     let mut carried = carry(&worker, &mut application, &stream).await;

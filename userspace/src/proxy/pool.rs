@@ -111,6 +111,9 @@ impl Pool {
         self.shared.traffic.add(Counter::TunnelHandshakes, 1);
         // Streams that need no handshake have no room for one in their tasks.
         let tunnel = Box::pin(dial(address, config, Some(port), self.shared.mark)).await?;
+        if self.shared.refuses(tunnel.peer()) {
+            return Err(DialError::Removed(tunnel.peer().id.clone()));
+        }
         Ok(Lease { tunnel, recycled: false, generation })
     }
 
@@ -154,7 +157,10 @@ impl Pool {
         let idle = &mut all.get_mut(ends)?.idle;
         while let Some(candidate) = idle.pop_back() {
             self.shared.traffic.subtract(Counter::TunnelsIdle, 1);
-            if candidate.generation == generation && is_usable(&candidate.tunnel) {
+            if candidate.generation == generation
+                && is_usable(&candidate.tunnel)
+                && !self.shared.refuses(candidate.tunnel.peer())
+            {
                 return Some(candidate);
             }
         }

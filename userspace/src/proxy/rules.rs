@@ -21,6 +21,13 @@ pub struct Found {
     destination: Destination,
 }
 
+impl Found {
+    /// The hosts at its ends.
+    pub fn hosts(&self) -> [&NodeName; 2] {
+        [&self.source.node, &self.destination.node]
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Source {
     node: NodeName,

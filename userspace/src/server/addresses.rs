@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tracing::warn;
 
+use super::records::HOSTS;
 use super::registry::RegistryError;
 use crate::identity::NodeName;
 use crate::store::{Change, Condition, Store, Transaction};
@@ -42,23 +43,25 @@ impl Claims {
         let (mut claims, mut seen) = (Self::default(), BTreeSet::new());
         for address in wanted.iter().filter(|address| seen.insert(**address)) {
             let key = format!("{ADDRESSES}{address}");
-            match owner(store, &key).await? {
-                Some(owner) if owner != *node => {
+            let condition = match owner(store, &key).await? {
+                Some((owner, _)) if owner == *node => None,
+                Some((owner, _)) if is_member(store, &owner).await? => {
                     claims.contested.insert(*address, owner);
                     continue;
                 }
-                Some(_) => {}
-                None => {
-                    claims.transaction.conditions.push(Condition::Absent(key.clone()));
-                    claims.transaction.changes.push(Change::Put(key, node.as_str().into()));
-                }
+                Some((_, revision)) => Some(Condition::Unchanged(key.clone(), revision)),
+                None => Some(Condition::Absent(key.clone())),
+            };
+            if let Some(condition) = condition {
+                claims.transaction.conditions.push(condition);
+                claims.transaction.changes.push(Change::Put(key, node.as_str().into()));
             }
             claims.owned.push(*address);
         }
         let kept: BTreeSet<_> = claims.owned.iter().map(ToString::to_string).collect();
         for address in before.iter().filter(|address| !kept.contains(*address)) {
             let key = format!("{ADDRESSES}{address}");
-            if owner(store, &key).await?.as_ref() == Some(node) {
+            if owner(store, &key).await?.is_some_and(|(owner, _)| owner == *node) {
                 claims.transaction.changes.push(Change::Delete(key));
             }
         }
@@ -66,10 +69,16 @@ impl Claims {
     }
 }
 
-async fn owner(store: &dyn Store, key: &str) -> Result<Option<NodeName>, RegistryError> {
+/// With the revision at which it became the owner.
+async fn owner(store: &dyn Store, key: &str) -> Result<Option<(NodeName, u64)>, RegistryError> {
     let Some(entry) = store.get(key).await? else { return Ok(None) };
-    let owner = String::from_utf8(entry.value).ok().and_then(|name| name.parse().ok());
-    owner.map(Some).ok_or_else(|| RegistryError::Damaged(key.to_owned()))
+    let owner: Option<NodeName> = String::from_utf8(entry.value).ok().and_then(|name| name.parse().ok());
+    owner.map(|owner| Some((owner, entry.revision))).ok_or_else(|| RegistryError::Damaged(key.to_owned()))
+}
+
+/// What a host claimed that was removed is free.
+async fn is_member(store: &dyn Store, node: &NodeName) -> Result<bool, RegistryError> {
+    Ok(store.get(&format!("{HOSTS}{node}")).await?.is_some())
 }
 
 /// Which contests the log has told of. Reports are repeated while something is contested; the log is not.

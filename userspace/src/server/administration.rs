@@ -7,6 +7,7 @@ use tracing::{error, info};
 
 use super::policy::{PolicyChangeError, PolicyRecords};
 use super::registry::RegistryError;
+use super::rotation::{Rotation, RotationError};
 use crate::api::v1;
 use crate::api::v1::administration_server::Administration;
 use crate::local::caller;
@@ -15,6 +16,7 @@ use crate::policy::Defaults;
 /// Serves the `Administration` interface.
 pub struct AdministrationService {
     pub policy: Arc<PolicyRecords>,
+    pub rotation: Rotation,
 }
 
 #[tonic::async_trait]
@@ -110,6 +112,41 @@ impl Administration for AdministrationService {
         info!(%caller, node, drained, "host drained, or taken back");
         Ok(Response::new(all))
     }
+
+    async fn remove_host(
+        &self,
+        request: Request<v1::RemoveHostRequest>,
+    ) -> Result<Response<v1::RemovedHost>, Status> {
+        let caller = caller(&request);
+        let removed = self.policy.remove_host(&request.get_ref().node).await.map_err(refusal)?;
+        info!(%caller, node = removed.node, "host removed from the mesh");
+        Ok(Response::new(removed))
+    }
+
+    async fn roots(&self, _request: Request<v1::RootsRequest>) -> Result<Response<v1::RootsStatus>, Status> {
+        Ok(Response::new(self.rotation.status().await.map_err(rotation_refusal)?))
+    }
+
+    async fn rotate_roots(
+        &self,
+        request: Request<v1::RotateRootsRequest>,
+    ) -> Result<Response<v1::RootsStatus>, Status> {
+        let (caller, step) = (caller(&request), request.get_ref().step());
+        let status = self.rotation.step(step).await.map_err(rotation_refusal)?;
+        info!(%caller, step = step.as_str_name(), phase = status.phase, "replacement of the root");
+        Ok(Response::new(status))
+    }
+}
+
+fn rotation_refusal(error: RotationError) -> Status {
+    let message = error.to_string();
+    match error {
+        RotationError::Order(_) | RotationError::Waiting(_) => Status::failed_precondition(message),
+        RotationError::Registry(_) | RotationError::Behind => {
+            error!(error = message, "the root could not be replaced");
+            Status::unavailable(message)
+        }
+    }
 }
 
 fn refusal(error: PolicyChangeError) -> Status {
@@ -122,9 +159,10 @@ fn refusal(error: PolicyChangeError) -> Status {
         | Refused::Incomplete(_)
         | Refused::NothingToGoBackFrom
         | Refused::ConfirmTime => Status::invalid_argument(message),
-        Refused::UnknownRule(_) | Refused::UnknownService(_) | Refused::UnknownHost(_) => {
-            Status::not_found(message)
-        }
+        Refused::UnknownRule(_)
+        | Refused::UnknownService(_)
+        | Refused::UnknownHost(_)
+        | Refused::NoSuchHost(_) => Status::not_found(message),
         Refused::TooMany { .. } | Refused::NoNumber => Status::resource_exhausted(message),
         Refused::PortTaken { .. }
         | Refused::InUse { .. }

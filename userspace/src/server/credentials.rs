@@ -7,14 +7,29 @@ use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
 use tracing::{error, info};
 
-use super::roots::Roots;
-use crate::identity::authority::VerifiedRequest;
-use crate::identity::{HostKey, Identity, IdentityError, SpiffeId, Subject, TrustDomain, tls};
+use super::registry::RegistryError;
+use super::roots::{RootRecords, Roots};
+use crate::api::v1;
+use crate::identity::authority::{Issue, VerifiedRequest};
+use crate::identity::{HostKey, Identity, IdentityError, NodeName, SpiffeId, Subject, TrustDomain, tls};
 
 /// A shortest pause between two renewals, for absurdly short lifetimes and for failures.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// The resolution of times in certificates.
+const RESOLUTION: Duration = Duration::from_secs(1);
+
+/// The host that gets a certificate.
+pub struct Holder {
+    /// Its name.
+    pub node: NodeName,
+    /// When it was removed before it joined again: certificates that were made until then are refused, and the clocks
+    /// of servers differ.
+    pub removed_at: Option<SystemTime>,
+}
 
 /// What the server signs with and what it proves itself with.
 pub struct Credentials {
@@ -59,9 +74,19 @@ impl Credentials {
         &self,
         request: &VerifiedRequest,
         subject: Subject,
+        holder: &Holder,
     ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
         let id = SpiffeId { trust_domain: self.id.trust_domain.clone(), subject };
-        Ok(vec![self.roots.load().authority.sign(request, &id, self.lifetime)?])
+        let now = SystemTime::now();
+        let issue = Issue {
+            // The others say it by their name.
+            holder: Some(&holder.node).filter(|_| matches!(id.subject, Subject::Service(_))),
+            made: holder.removed_at.map_or(now, |at| now.max(at + RESOLUTION)),
+            lifetime: self.lifetime,
+        };
+        let roots = self.roots.load();
+        let leaf = roots.authority.sign_as(request, &id, &issue)?;
+        Ok([leaf].into_iter().chain(roots.intermediates()).collect())
     }
 
     /// Replaces the server's own certificate at half its life, for as long as it is run.
@@ -78,6 +103,35 @@ impl Credentials {
                 Err(error) => error!(%error, "the server's certificate could not be renewed"),
             }
         }
+    }
+
+    /// Goes over to the roots that the store has, whenever there are others, for as long as it is run.
+    pub async fn follow_roots(self: Arc<Self>, records: RootRecords, mut trust: watch::Receiver<v1::Trust>) {
+        loop {
+            let wanted = trust.borrow_and_update().clone();
+            if self.roots.load().trust() != wanted && !wanted.roots.is_empty() {
+                match self.take_roots(&records).await {
+                    Ok(()) => info!(roots = wanted.roots.len(), "the roots of the mesh have changed"),
+                    Err(error) => {
+                        error!(%error, "the new roots of the mesh cannot be used");
+                        tokio::time::sleep(RENEWAL_PAUSE).await;
+                        continue;
+                    }
+                }
+            }
+            if trust.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn take_roots(&self, records: &RootRecords) -> Result<(), RegistryError> {
+        let roots = records.load(None).await?;
+        let current = certify(&roots, &self.key, &self.id, self.lifetime)?;
+        // Who has a new certificate must be accepted.
+        self.current.store(Arc::new(current));
+        self.roots.store(Arc::new(roots));
+        Ok(())
     }
 
     /// The mesh.
@@ -101,7 +155,7 @@ impl Credentials {
     }
 }
 
-/// The chain is leaf and root: a joining host knows the root by its fingerprint only.
+/// The chain has the roots at its end: a joining host knows one by its fingerprint only.
 fn certify(
     roots: &Roots,
     key: &HostKey,
@@ -110,7 +164,8 @@ fn certify(
 ) -> Result<Current, IdentityError> {
     let request = VerifiedRequest::parse(&key.certificate_request()?)?;
     let leaf = roots.authority.sign(&request, id, lifetime)?;
-    let identity = Identity::new(key, vec![leaf, roots.authority.root().clone()], roots.bundle.clone())?;
+    let chain = [leaf].into_iter().chain(roots.intermediates()).chain(roots.bundle.iter().cloned());
+    let identity = Identity::new(key, chain.collect(), roots.bundle.clone())?;
     let (renew_at, not_after) = (identity.renew_at(0.0), identity.not_after);
     let certified = CertifiedKey::from_der(identity.chain, identity.key, &tls::provider())?;
     let certificate = Arc::new(SingleCertAndKey::from(certified));

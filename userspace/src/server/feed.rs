@@ -10,8 +10,9 @@ use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::records::{CHANGES, DEFAULTS, DRAINED, HOSTS, PLAINTEXT, RULES, SERVERS, SERVICES};
-use super::registry::Registry;
+use super::records::{CHANGES, DEFAULTS, DRAINED, HOSTS, PLAINTEXT, REMOVED, RULES, SERVERS, SERVICES};
+use super::registry::{Registry, RegistryError};
+use super::roots::AUTHORITY;
 use super::servers::Departed;
 use super::view::{DamagedRecord, View};
 use crate::api::v1::catalog_event::Event;
@@ -54,6 +55,7 @@ pub struct Feed {
     events: broadcast::Sender<v1::CatalogEvent>,
     /// The revision up to which watchers have been told.
     told: watch::Sender<u64>,
+    trust: watch::Sender<v1::Trust>,
     /// Changes with the hosts that are connected to this server.
     connections: watch::Sender<()>,
     leader: watch::Sender<Option<String>>,
@@ -79,7 +81,9 @@ impl Feed {
         let (view, events) = (Mutex::default(), broadcast::Sender::new(BACKLOG));
         let (told, departures) = (watch::Sender::new(0), AsyncMutex::new(departures));
         let (connections, leader) = (watch::Sender::new(()), watch::Sender::new(None));
-        let feed = Self { store, registry, view, events, told, connections, leader, departed, departures };
+        let trust = watch::Sender::default();
+        let feed =
+            Self { store, registry, view, events, told, trust, connections, leader, departed, departures };
         feed.reload().await?;
         feed.wait_for_hosts();
         Ok(feed)
@@ -129,7 +133,9 @@ impl Feed {
             Departed::Host(node) => self.registry.seen(node).await,
             Departed::Server(name) => self.registry.server_seen(name).await,
         };
-        if let Err(error) = recorded {
+        if let Err(error) = recorded
+            && !matches!(error, RegistryError::NotJoined(_))
+        {
             warn!(?departed, %error, "could not record when it was last seen");
         }
     }
@@ -165,6 +171,11 @@ impl Feed {
     /// The catalog now.
     pub fn snapshot(&self) -> v1::Snapshot {
         self.view().snapshot()
+    }
+
+    /// The roots of the mesh, now and whenever they change.
+    pub fn trust(&self) -> watch::Receiver<v1::Trust> {
+        self.trust.subscribe()
     }
 
     /// The revision of the catalog now.
@@ -220,7 +231,8 @@ impl Feed {
         // The lists are of one revision each. Watching begins at the first: what is in a later one already is only
         // said again.
         let (revision, mut entries) = self.store.list(HOSTS).await?;
-        for prefix in [RULES, SERVICES, DEFAULTS, DRAINED, SERVERS, ANNOUNCED, PLAINTEXT] {
+        for prefix in [RULES, SERVICES, DEFAULTS, DRAINED, REMOVED, AUTHORITY, SERVERS, ANNOUNCED, PLAINTEXT]
+        {
             entries.extend(self.store.list(prefix).await?.1);
         }
         let mut fresh = View { revision, ..View::default() };
@@ -232,6 +244,7 @@ impl Feed {
         }
         *view = fresh;
         self.publish(snapshot(&view));
+        self.trust.send_replace(view.trust.clone());
         self.tell_leader(&view);
         self.told.send_replace(revision);
         Ok(())
@@ -250,6 +263,9 @@ impl Feed {
                 }
                 Change::Delete(key) => view.remove(key),
             };
+            if let Some(Event::Trust(trust)) = &event {
+                self.trust.send_replace(trust.clone());
+            }
             if let Some(event) = event {
                 self.publish(v1::CatalogEvent { revision, event: Some(event) });
             }

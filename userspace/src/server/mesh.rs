@@ -9,16 +9,19 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
-use super::credentials::Credentials;
+use super::credentials::{Credentials, Holder};
 use super::feed::Feed;
 use super::listener::Peer;
 use super::plaintext;
 use super::registry::{Registry, RegistryError};
+use super::roots::RootRecords;
+use super::rotation;
 use crate::api::v1;
+use crate::api::v1::catalog_event::Event;
 use crate::api::v1::mesh_server::Mesh;
 use crate::catalog::Report;
 use crate::identity::authority::VerifiedRequest;
-use crate::identity::{IdentityError, NameError, NodeName, SpiffeId, Subject};
+use crate::identity::{Fingerprint, IdentityError, NameError, NodeName, SpiffeId, Subject};
 use crate::limited_log::LimitedLog;
 use crate::store::StoreError;
 
@@ -30,6 +33,7 @@ static IDENTITY_REFUSED: LimitedLog = LimitedLog::new();
 pub struct MeshService {
     pub registry: Arc<Registry>,
     pub credentials: Arc<Credentials>,
+    pub records: RootRecords,
     pub feed: Arc<Feed>,
     pub shutdown: CancellationToken,
 }
@@ -52,7 +56,7 @@ impl Mesh for MeshService {
                 return Err(refusal(&error));
             }
         }
-        self.certificate(&request, Subject::Host(node))
+        self.certificate(&request, Subject::Host(node.clone()), node)
     }
 
     async fn renew(
@@ -65,19 +69,27 @@ impl Mesh for MeshService {
             warn!(%node, %error, "renewal refused");
             refusal(&error)
         })?;
-        self.certificate(&request, Subject::Host(node))
+        self.certificate(&request, Subject::Host(node.clone()), node)
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let node = caller(&request)?;
-        let events = stream::unfold(self.feed.subscribe(node), async |mut subscription| {
-            Some((Ok(subscription.next().await), subscription))
+        let node = self.caller(&request)?;
+        let subscription = self.feed.subscribe(node.clone());
+        let events = stream::unfold(Some(subscription), move |subscription| {
+            let node = node.clone();
+            async move {
+                let mut subscription = subscription?;
+                let event = subscription.next().await;
+                // A host that is removed is told so, and nothing after it.
+                let is_last = event.event == Some(Event::HostRemoved(node.to_string()));
+                Some((Ok(event), Some(subscription).filter(|_| !is_last)))
+            }
         });
         Ok(Response::new(Box::pin(events.take_until(self.shutdown.clone().cancelled_owned()))))
     }
 
     async fn report(&self, request: Request<v1::HostReport>) -> Result<Response<v1::ReportResponse>, Status> {
-        let node = caller(&request)?;
+        let node = self.caller(&request)?;
         let report = Report::try_from(request.into_inner());
         let report = report.and_then(|report| report.check().map(|()| report)).map_err(|error| {
             if let Some(withheld) = REPORT_REFUSED.permit() {
@@ -96,7 +108,7 @@ impl Mesh for MeshService {
         &self,
         request: Request<v1::PlaintextReport>,
     ) -> Result<Response<v1::PlaintextResponse>, Status> {
-        let node = caller(&request)?;
+        let node = self.caller(&request)?;
         let report = request.into_inner();
         plaintext::check(&report).map_err(|error| {
             if let Some(withheld) = REPORT_REFUSED.permit() {
@@ -112,7 +124,7 @@ impl Mesh for MeshService {
         &self,
         request: Request<v1::SignWorkloadRequest>,
     ) -> Result<Response<v1::CertificateResponse>, Status> {
-        let node = caller(&request)?;
+        let node = self.caller(&request)?;
         let v1::SignWorkloadRequest { spiffe_id, certificate_request } = request.into_inner();
         let asked: SpiffeId =
             spiffe_id.parse().map_err(|error: NameError| Status::invalid_argument(error.to_string()))?;
@@ -125,7 +137,19 @@ impl Mesh for MeshService {
                  name it (`murmesh service set`)"
             )));
         }
-        self.certificate(&verified(&certificate_request)?, asked.subject)
+        self.certificate(&verified(&certificate_request)?, asked.subject, node)
+    }
+
+    async fn confirm(
+        &self,
+        request: Request<v1::ConfirmRequest>,
+    ) -> Result<Response<v1::ConfirmResponse>, Status> {
+        let node = self.caller(&request)?;
+        let v1::ConfirmRequest { roots, issuers } = request.into_inner();
+        let (roots, issuers) = (held(roots)?, held(issuers)?);
+        let confirmed = rotation::confirm(&self.records, &node, &roots, &issuers).await;
+        confirmed.map_err(|error| refusal(&error))?;
+        Ok(Response::new(v1::ConfirmResponse {}))
     }
 }
 
@@ -146,6 +170,22 @@ impl MeshService {
             }
     }
 
+    /// The host that calls, by its certificate.
+    fn caller<T>(&self, request: &Request<T>) -> Result<NodeName, Status> {
+        let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.as_ref());
+        let identity =
+            identity.ok_or_else(|| Status::unauthenticated("this call needs a client certificate"))?;
+        let Subject::Host(node) = &identity.id.subject else {
+            return Err(Status::unauthenticated("this call needs the certificate of a host"));
+        };
+        if self.feed.read(|view| view.removed.refuses(identity)) {
+            return Err(Status::unauthenticated(format!(
+                "host {node} was removed from the mesh; join again with a new token (--join), made by `murmesh token create`"
+            )));
+        }
+        Ok(node.clone())
+    }
+
     /// As [`Self::may_have`], after what other servers have changed.
     async fn may_have_now(&self, node: &NodeName, asked: &SpiffeId) -> Result<bool, Status> {
         if !matches!(asked.subject, Subject::Service(_)) {
@@ -162,8 +202,10 @@ impl MeshService {
         &self,
         request: &VerifiedRequest,
         subject: Subject,
+        node: NodeName,
     ) -> Result<Response<v1::CertificateResponse>, Status> {
-        let chain = self.credentials.certify(request, subject);
+        let removed_at = self.feed.read(|view| view.removed.at(&node));
+        let chain = self.credentials.certify(request, subject, &Holder { node, removed_at });
         let chain = chain.map_err(|error| Status::internal(error.to_string()))?;
         let der = |certificate: &CertificateDer<'_>| certificate.to_vec();
         Ok(Response::new(v1::CertificateResponse {
@@ -175,14 +217,14 @@ impl MeshService {
     }
 }
 
-/// The host that calls, by its certificate.
-fn caller<T>(request: &Request<T>) -> Result<NodeName, Status> {
-    let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.as_ref());
-    let identity = identity.ok_or_else(|| Status::unauthenticated("this call needs a client certificate"))?;
-    match &identity.id.subject {
-        Subject::Host(node) => Ok(node.clone()),
-        _ => Err(Status::unauthenticated("this call needs the certificate of a host")),
+/// Fingerprints; a mesh has two roots at most, and what a host uses is signed by them or by one that is none of them.
+fn held(list: Vec<Vec<u8>>) -> Result<Vec<Fingerprint>, Status> {
+    const LIMIT: usize = 4;
+    let invalid = || Status::invalid_argument("these are not fingerprints of a few roots");
+    if list.len() > LIMIT {
+        return Err(invalid());
     }
+    list.into_iter().map(|root| root.try_into().map_err(|_| invalid())).collect()
 }
 
 fn named(node: &str) -> Result<NodeName, Status> {

@@ -14,7 +14,9 @@ mod policy;
 mod presence;
 mod records;
 mod registry;
+mod removal;
 mod roots;
+mod rotation;
 mod sealing;
 mod servers;
 mod services;
@@ -60,6 +62,7 @@ use policy::PolicyRecords;
 use presence::Presence;
 use registry::{Registry, RegistryError};
 use roots::RootRecords;
+use rotation::Rotation;
 use transfer::TransferError;
 
 /// Where agents find a server unless told otherwise.
@@ -172,6 +175,7 @@ pub struct Server {
     credentials: Arc<Credentials>,
     store: Arc<dyn Store>,
     registry: Arc<Registry>,
+    records: RootRecords,
     feed: Arc<Feed>,
     name: NodeName,
     administration: AdministrationService,
@@ -199,8 +203,8 @@ impl Server {
         transfer::ensure_finished(&*store).await?;
         let registry = Arc::new(Registry::new(store.clone()));
         let sealer = Arc::new(sealing::open(&*store, &options.seal).await?);
-        let roots = RootRecords { store: store.clone(), sealer };
-        let roots = roots.load(options.trust_domain.as_ref()).await?;
+        let records = RootRecords { store: store.clone(), sealer };
+        let roots = records.load(options.trust_domain.as_ref()).await?;
         let found = roots.authority.trust_domain().clone();
         let asked = options.trust_domain.unwrap_or_else(|| found.clone());
         if asked != found {
@@ -219,9 +223,21 @@ impl Server {
             trust_domain: credentials.trust_domain().clone(),
             max_rules: options.max_rules,
         });
-        let administration = AdministrationService { policy };
+        let lifetime = options.certificate_lifetime;
+        let rotation = Rotation { records: records.clone(), feed: feed.clone(), lifetime };
+        let administration = AdministrationService { policy, rotation };
         let socket = LocalSocket::bind(&options.run_dir, SERVER_SOCKET)?;
-        Ok(Self { listeners, socket, credentials, store, registry, feed, name: options.node, administration })
+        Ok(Self {
+            listeners,
+            socket,
+            credentials,
+            store,
+            registry,
+            records,
+            feed,
+            name: options.node,
+            administration,
+        })
     }
 
     /// The addresses that it listens on.
@@ -241,6 +257,7 @@ impl Server {
             tasks.spawn(listener::accept(listener, self.credentials.clone(), sender.clone()));
         }
         tasks.spawn(self.credentials.clone().keep_renewed());
+        tasks.spawn(self.credentials.clone().follow_roots(self.records.clone(), self.feed.trust()));
         let (name, store, registry) = (self.name.to_string(), self.store, self.registry.clone());
         let presence = Presence { store: store.clone(), feed: self.feed.clone(), name: name.clone() };
         tasks.spawn(presence.keep());
@@ -253,6 +270,7 @@ impl Server {
         let mesh = MeshService {
             registry: self.registry.clone(),
             credentials: self.credentials.clone(),
+            records: self.records,
             feed: self.feed.clone(),
             shutdown: shutdown.clone(),
         };

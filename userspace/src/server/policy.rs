@@ -58,6 +58,9 @@ pub enum PolicyChangeError {
     /// No such host.
     #[error("no host is called {0}; it must have joined before it can serve under a name")]
     UnknownHost(NodeName),
+    /// No such host either.
+    #[error("no host is called {0}; `murmesh members` shows those that there are")]
+    NoSuchHost(NodeName),
     /// Not enough for a new service.
     #[error("service {0} is new: say where it is, with --host and --port")]
     Incomplete(ServiceName),

@@ -14,6 +14,10 @@ pub const RULES: &str = "rules/";
 pub const SERVICES: &str = "services/";
 /// Prefix of what hosts have seen of connections in clear, by node: `v1::PlaintextReport`.
 pub const PLAINTEXT: &str = "plaintext/";
+/// Prefix of hosts that were removed, by node: `v1::RemovedHost`.
+pub const REMOVED: &str = "removed/";
+/// Prefix of the keys of hosts, by node.
+pub const NODES: &str = "nodes/";
 /// What holds where no rule speaks: `v1::Defaults`.
 pub const DEFAULTS: &str = "settings/policy";
 /// Hosts that take no new connections: `v1::Drained`.

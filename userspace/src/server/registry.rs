@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::addresses::{Claims, ToldContests};
 use super::plaintext;
-use super::records::{HOSTS, RUNNING, SERVERS, decode, put, read};
+use super::records::{HOSTS, NODES, RUNNING, SERVERS, decode, put, read};
 use crate::api::{unix_seconds, v1};
 use crate::catalog::Report;
 use crate::identity::token::sha256;
@@ -22,7 +22,6 @@ use crate::seal::SealError;
 use crate::store::{Change, Condition, Entry, Outcome, Store, StoreError, Transaction};
 
 const TOKENS: &str = "tokens/";
-const NODES: &str = "nodes/";
 /// How long an expired token is remembered, so that the answer to it can say more than "unknown".
 const TOKEN_MEMORY: Duration = Duration::from_secs(24 * 3600);
 /// What was seen so short a time ago need not be seen again; every server tells of the same departures.

@@ -1,16 +1,18 @@
 //! What a server knows of the mesh now, as its store and its watchers tell.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prost::Message;
 use tracing::error;
 
-use super::records::{DEFAULTS, DRAINED, HOSTS, PLAINTEXT, RULES, SERVICES};
+use super::records::{DEFAULTS, DRAINED, HOSTS, PLAINTEXT, REMOVED, RULES, SERVICES};
+use super::roots::{self, AUTHORITY};
 use super::servers::{Changed, Departed, Servers};
 use crate::api::v1::catalog_event::Event;
 use crate::api::{unix_seconds, v1};
-use crate::identity::TrustDomain;
+use crate::catalog::removed_hosts;
+use crate::identity::{NameError, Removed, TrustDomain};
 use crate::policy::{Names, Policy, RuleId};
 
 /// A record of the policy that is not understood. It is not left out: that could open what it closes.
@@ -28,6 +30,10 @@ pub struct View {
     pub policy: Policy,
     /// What hosts have seen of connections in clear. Of no concern to watchers.
     pub plaintext: BTreeMap<String, v1::PlaintextReport>,
+    /// Hosts that were removed.
+    pub removed: Removed,
+    /// The roots of the mesh.
+    pub trust: v1::Trust,
     /// Watch streams of each host to this server; two for a moment when one replaces another.
     pub connections: HashMap<String, usize>,
     /// Until when hosts without any may come back before they are lost.
@@ -44,6 +50,8 @@ impl View {
         v1::Snapshot {
             hosts: self.hosts.values().cloned().collect(),
             policy: Some((&self.policy).into()),
+            removed_hosts: removed_hosts(&self.removed),
+            trust: Some(self.trust.clone()).filter(|trust| !trust.roots.is_empty()),
             servers: Some(self.servers.list()),
             ejections: vec![],
         }
@@ -75,6 +83,16 @@ impl View {
             }
             return Ok(None);
         }
+        if key == AUTHORITY {
+            self.trust =
+                roots::trust(value).map_err(|reason| DamagedRecord { key: key.to_owned(), reason })?;
+            return Ok(Some(Event::Trust(self.trust.clone())));
+        }
+        if key.starts_with(REMOVED) {
+            let refused =
+                self.put_removed(value).map_err(|reason| DamagedRecord { key: key.to_owned(), reason })?;
+            return Ok(Some(Event::HostRefused(refused)));
+        }
         if let Some(changed) = self.servers.put(key, value) {
             return Ok(self.told_of(changed));
         }
@@ -101,6 +119,11 @@ impl View {
         if let Some(node) = key.strip_prefix(HOSTS) {
             return self.hosts.remove(node).map(|host| Event::HostRemoved(host.node));
         }
+        if let Some(node) = key.strip_prefix(REMOVED) {
+            // Its certificates have ended long ago: watchers need not be told.
+            self.removed.forget(&node.parse().ok()?);
+            return None;
+        }
         if let Some(changed) = self.servers.remove(key) {
             self.note_departure(key, &changed);
             return self.told_of(changed);
@@ -113,6 +136,13 @@ impl View {
         let name = key.strip_prefix(SERVICES)?.parse().ok()?;
         self.policy.remove_service(&name);
         Some(Event::ServiceRemoved(name.to_string()))
+    }
+
+    fn put_removed(&mut self, value: &[u8]) -> Result<v1::RemovedHost, String> {
+        let host: v1::RemovedHost = decoded(value)?;
+        let node = host.node.parse().map_err(|error: NameError| error.to_string())?;
+        self.removed.insert(node, UNIX_EPOCH + Duration::from_secs(host.removed_at));
+        Ok(host)
     }
 
     /// Whether any server has a watch stream of this host.

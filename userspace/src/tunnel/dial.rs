@@ -33,6 +33,9 @@ pub enum DialError {
     /// The workload that wants one has no certificate.
     #[error("no certificate for {0}, or it has ended: is a server reachable?")]
     NoCertificate(Arc<SpiffeId>),
+    /// What answers has a certificate from before its host was removed from the mesh.
+    #[error("the host of {0} was removed from the mesh")]
+    Removed(Arc<SpiffeId>),
     /// This host's own identity, or the verified one of the peer, is unusable.
     #[error("no TLS session with the agent at {0}: {1}")]
     Identity(SocketAddr, IdentityError),

@@ -12,7 +12,7 @@ use super::classes::Numbers;
 use super::{Full, Tables, View};
 use crate::identity::{NodeName, WorkloadName};
 use crate::policy::{
-    Action, Component, DestinationClass, DestinationPattern, IdentityPattern, Policy, SourceClass,
+    Action, Component, DestinationClass, DestinationPattern, IdentityPattern, Mode, Policy, SourceClass,
 };
 
 /// Ports that could be refused.
@@ -89,6 +89,8 @@ struct Denying<'a> {
     /// that such a rule has. Whatever rule refuses a workload that goes by several names refuses one with the name
     /// that it has of these, too.
     destinations: HashMap<Vec<DestinationClass>, Vec<u16>>,
+    /// Those of the ports that are only observed: no rule is enforced there.
+    observed: BTreeSet<u16>,
 }
 
 impl<'a> Denying<'a> {
@@ -111,10 +113,13 @@ impl<'a> Denying<'a> {
         }
         let named = policy.services().values().filter(|service| service.hosts.contains(here));
         if denied.is_empty() && policy.defaults.mesh == Action::Allow {
-            return Self { policy, sources: BTreeSet::new(), destinations: HashMap::new() };
+            let (sources, destinations, observed) = Default::default();
+            return Self { policy, sources, destinations, observed };
         }
         let ports = policy.rules().values().filter_map(|rule| about(&rule.destination)?.1);
         let ports: BTreeSet<_> = named.map(|service| service.port).chain(ports).chain([0]).collect();
+        let is_observed = |port: &u16| policy.mode_at(here, *port) == Mode::Observe;
+        let observed = ports.iter().copied().filter(is_observed).collect();
         let mut destinations = HashMap::<_, Vec<u16>>::new();
         for port in ports {
             let on = |port: Option<u16>| workloads.get(&port).into_iter().flatten().copied();
@@ -126,7 +131,8 @@ impl<'a> Denying<'a> {
             };
             destinations.entry(listeners.into_iter().map(class).collect()).or_default().push(port);
         }
-        Self { policy, sources: denied.into_iter().map(|(source, _)| source).collect(), destinations }
+        let sources = denied.into_iter().map(|(source, _)| source).collect();
+        Self { policy, sources, destinations, observed }
     }
 
     /// What could be refused to each of `nodes`; those to which nothing could are left out.
@@ -171,6 +177,8 @@ impl<'a> Denying<'a> {
         for (destinations, ports) in &self.destinations {
             if is_denied(destinations) { &mut denied } else { &mut allowed }.extend(ports);
         }
+        denied.retain(|port| !self.observed.contains(port));
+        allowed.extend(&self.observed);
         // 0 stands for all others.
         let others = denied.remove(&0);
         allowed.remove(&0);

@@ -7,6 +7,8 @@ mod identities;
 mod join;
 mod lifecycle;
 mod policy;
+mod removal;
+mod rotation;
 mod sealing;
 mod strict;
 
