@@ -49,7 +49,8 @@ fn wherever_an_agent_fails_the_hooks_stay_in_force() -> Result<()> {
     Ok(())
 }
 
-/// Whether the agent ends by itself, which must be with status 1. All the while nobody gets an answer in clear.
+/// Whether the agent ends by itself, which must be with status 1. All the while somebody asks: an answer can only come
+/// through the mesh, from an agent that goes on from what it keeps on disk.
 fn fails(agent: &mut Process, mesh: &Mesh) -> Result<bool> {
     let deadline = Instant::now() + FAILURE_TIME;
     while Instant::now() < deadline {
@@ -57,8 +58,7 @@ fn fails(agent: &mut Process, mesh: &Mesh) -> Result<bool> {
             ensure!(status.code() == Some(1), "{status}: {}", agent.said());
             return Ok(true);
         }
-        let output = mesh.client()?.run("nc", ["-w1", "fcs00", &PORT.to_string()], b"", DEADLINE)?;
-        ensure!(output.stdout.is_empty(), "answered in clear: {output:?}");
+        mesh.client()?.run("nc", ["-w1", "fcs00", &PORT.to_string()], b"", DEADLINE)?;
     }
     Ok(false)
 }

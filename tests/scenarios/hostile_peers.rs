@@ -17,7 +17,9 @@ use crate::support::peer::{
     Target, ask_to_be, forged, handshake_error, hold, impersonate, refusal, say_after_handshake, say_at_once,
     stolen,
 };
-use crate::support::{DEADLINE, Daemons, greet, greeting, skipped, text, wait_for_endpoint, wait_until};
+use crate::support::{
+    DEADLINE, Daemons, greet, greeting, json, skipped, text, wait_for_endpoint, wait_until,
+};
 
 const PORT: u16 = 8181;
 
@@ -287,6 +289,10 @@ fn an_agent_that_was_started_without_its_server_carries_nothing_that_its_rules_m
     ensure!(ask()?.is_none(), "what is allowed is refused");
     server.murmesh(["deny", "fcc00", "fcs00"])?;
     wait_until("the rule is here", || Ok(ask()? == Some(RefusalReason::Denied)))?;
+    wait_until("and remembered", || {
+        let status = json(service, "status")?;
+        Ok(status["saved_revision"] == status["catalog_revision"])
+    })?;
 
     daemons.kill_server()?;
     daemons.kill_agent(service)?;

@@ -7,9 +7,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use murmesh_common::{
-    Arrival, ConnectionRecord, Counter, DenialKey, Destination, Endpoint, HandshakeKey, ListenerEvent, NetworkKey,
-    PlaintextClient, PlaintextCount, PolicyState, Sender, Settings, SocketAddress, SourceClass, UserKey, Verdict,
-    VerdictEvent, VerdictKey, WorkloadEntry,
+    Arrival, ConnectionRecord, Counter, DenialKey, Destination, Endpoint, HandshakeKey, ListenerEvent,
+    NetworkKey, PlaintextClient, PlaintextCount, PolicyState, Sender, Settings, SocketAddress, SourceClass,
+    UserKey, Verdict, VerdictEvent, VerdictKey, WorkloadEntry,
 };
 
 /// Overridden by the agent before loading.

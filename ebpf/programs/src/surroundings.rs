@@ -2,8 +2,8 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use murmesh_common::{
-    Arrival, DenialKey, Group, NetworkKey, PolicyState, Protocol, RuleNumber, Sender, SocketAddress, Surroundings,
-    VerdictEvent, VerdictKind,
+    Arrival, DenialKey, Group, NetworkKey, PolicyState, Protocol, RuleNumber, Sender, SocketAddress,
+    Surroundings, VerdictEvent, VerdictKind,
 };
 
 use crate::{

@@ -176,8 +176,9 @@ impl KernelHalf {
         if !POLICY_MAPS.iter().all(|name| earlier.map(name).exists()) {
             return Ok(());
         }
-        let theirs = PolicyMaps::new(|name| open_pinned(earlier, name))?;
-        PolicyMaps::new(|name| open_pinned(&self.pins, name))?.update(theirs.present())
+        // One set after the other: together they take more descriptors than anything that comes later.
+        let theirs = PolicyMaps::new(|name| open_pinned(earlier, name))?.present().clone();
+        PolicyMaps::new(|name| open_pinned(&self.pins, name))?.update(&theirs)
     }
 
     fn pin_maps(&self) -> Result<(), BpfError> {

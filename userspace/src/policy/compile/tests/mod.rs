@@ -212,6 +212,27 @@ fn a_new_rule_about_other_ports_leaves_the_groups_as_they_are() {
 }
 
 #[test]
+fn what_is_only_observed_is_refused_to_nobody_in_clear() {
+    let mut policy = Policy::default();
+    policy.defaults.mesh = Action::Deny;
+    let observed = service("fortune", NODES[0], PORTS[1]);
+    policy
+        .put_service(crate::policy::Service { mode: Some(crate::policy::Mode::Observe), ..observed.clone() });
+    let listeners = vec![None; NODES.len() * PORTS.len()];
+    let mut world = World { policy, listeners, listening: HashMap::new() };
+    let admissions = |world: &World| {
+        let (tables, _) = world.compile(&mut Compiler::new(ROOM, &Tables::default()));
+        PORTS.map(|port| admitted(&tables, "10.1.0.2", port))
+    };
+    assert_eq!(admissions(&world), [Admission::Denied, Admission::Admitted]);
+    world.policy.defaults.mode = crate::policy::Mode::Observe;
+    world
+        .policy
+        .put_service(crate::policy::Service { mode: Some(crate::policy::Mode::Permissive), ..observed });
+    assert_eq!(admissions(&world), [Admission::Admitted, Admission::Denied]);
+}
+
+#[test]
 fn a_strict_port_lets_in_what_is_excepted_and_an_exempt_one_everybody() {
     let mut policy = Policy::default();
     for (name, port) in [("fortune", 8181), ("login", 22)] {
