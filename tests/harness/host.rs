@@ -185,6 +185,11 @@ impl Host {
         self.directory.join("data")
     }
 
+    /// `--checks-dir` of its agent; it is there when a test has made it.
+    pub fn checks_directory(&self) -> PathBuf {
+        self.directory.join("checks")
+    }
+
     /// `--run-dir` of its daemons.
     pub fn run_directory(&self) -> PathBuf {
         self.directory.join("run")

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{HashMap, Map, MapData};
-use murmesh_common::{Endpoint, SocketAddress};
+use murmesh_common::{Destination, Endpoint, SocketAddress};
 use nix::sys::signal::Signal;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use serde_json::Value;
@@ -148,11 +148,7 @@ impl Mesh {
             }
         }
         for host in self.joined_hosts() {
-            let mut wanted = destinations.iter().filter(|wanted| !host.addresses().contains(&wanted.ip()));
-            let listed = services(host)?;
-            if let Some(missing) = wanted.find(|wanted| !listed.contains(wanted)) {
-                bail!("{missing} is redirected, and not among the services on {}: {listed:?}", host.name());
-            }
+            wait_listed(host, destinations)?;
         }
         Ok(())
     }
@@ -191,6 +187,19 @@ pub fn services(host: &Host) -> Result<Vec<SocketAddr>> {
     endpoints.map(|endpoint| Ok(endpoint.as_str().context("an endpoint is a string")?.parse()?)).collect()
 }
 
+/// The addresses of a named service are redirected before anybody listens there.
+fn wait_listed(host: &Host, destinations: &[SocketAddr]) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let mut wanted = destinations.iter().filter(|wanted| !host.addresses().contains(&wanted.ip()));
+        let listed = services(host)?;
+        let Some(missing) = wanted.find(|wanted| !listed.contains(wanted)) else { return Ok(()) };
+        if Instant::now() >= deadline {
+            bail!("{missing} is redirected, and not among the services on {}: {listed:?}", host.name());
+        }
+    }
+}
+
 /// A number of `murmesh status` on `host`, by its JSON pointer (RFC 6901).
 pub fn status(host: &Host, pointer: &str) -> Result<u64> {
     // A red status is still a status.
@@ -207,12 +216,31 @@ pub fn status(host: &Host, pointer: &str) -> Result<u64> {
 ///
 /// The map is the truth about what is redirected: `murmesh services` has the catalog a moment earlier.
 pub fn wait_for_endpoint(host: &Host, destination: SocketAddr, wanted: bool) -> Result<()> {
+    let still = if wanted { "not" } else { "still" };
+    wait_in_map(host, destination, &format!("{still} carried"), |endpoint| endpoint.is_some() == wanted)
+}
+
+/// Waits until the kernel of `host` knows that somebody serves `destination`, an address of a named service, or that
+/// nobody does.
+pub fn wait_for_availability(host: &Host, destination: SocketAddr, wanted: bool) -> Result<()> {
+    let still = if wanted { "not" } else { "still" };
+    wait_in_map(host, destination, &format!("{still} available"), |endpoint| {
+        endpoint
+            .is_some_and(|endpoint| (endpoint.destination.flags & Destination::UNAVAILABLE == 0) == wanted)
+    })
+}
+
+fn wait_in_map(
+    host: &Host,
+    destination: SocketAddr,
+    not_yet: &str,
+    wanted: impl Fn(Option<Endpoint>) -> bool,
+) -> Result<()> {
     let map = endpoint_map(host.bpf_directory()).with_context(|| format!("on {}", host.name()))?;
     let deadline = Instant::now() + DEADLINE;
-    while map.get(&destination.into(), 0).is_ok() != wanted {
+    while !wanted(map.get(&destination.into(), 0).ok()) {
         if Instant::now() >= deadline {
-            let still = if wanted { "not" } else { "still" };
-            bail!("{destination} is {still} carried by {} after {DEADLINE:?}", host.name());
+            bail!("{destination} is {not_yet} on {} after {DEADLINE:?}", host.name());
         }
         thread::sleep(MAP_INTERVAL);
     }

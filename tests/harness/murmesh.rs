@@ -50,11 +50,13 @@ impl Host {
     }
 
     /// Runs `murmesh` here with these arguments and returns what it prints, or an error when it fails.
-    pub fn murmesh<const N: usize>(&self, arguments: [&str; N]) -> Result<String> {
-        let output = self.run("murmesh", arguments, b"", COMMAND_DEADLINE)?;
+    pub fn murmesh<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Result<String> {
+        let arguments: Vec<_> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
+        let output = self.run("murmesh", &arguments, b"", COMMAND_DEADLINE)?;
         if !output.status.success() {
             let reason = String::from_utf8_lossy(&output.stderr);
-            bail!("murmesh {} on {}: {}: {}", arguments.join(" "), self.name(), output.status, reason.trim());
+            let arguments = arguments.join(OsStr::new(" "));
+            bail!("murmesh {} on {}: {}: {}", arguments.display(), self.name(), output.status, reason.trim());
         }
         String::from_utf8(output.stdout).context("murmesh printed something that is not text")
     }
@@ -94,6 +96,7 @@ impl Host {
     pub fn agent_command(&self, token: &str) -> Result<Command> {
         let mut agent = self.daemon_command("agent")?;
         agent.args(["--join", token, "--node", self.name()]);
+        agent.arg("--checks-dir").arg(self.checks_directory());
         agent.arg("--bpf-dir").arg(self.bpf_directory()).arg("--cgroup").arg(self.cgroup());
         Ok(agent)
     }

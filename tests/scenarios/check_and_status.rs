@@ -99,6 +99,7 @@ fn what_the_reading_commands_print_as_json_has_the_documented_shape() -> Result<
         let expected = literal!([{
             "host": "fcs00", "address": "0.0.0.0", "port": 8181, "ipv6_only": false, "reachable": true,
             "endpoints": ["10.99.0.20:8181"],
+            "service": null, "state": "healthy", "reason": null,
         }]);
         ensure!(services == expected, "{services}");
         let members = json(host, "members")?;

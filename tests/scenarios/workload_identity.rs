@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use murmesh::identity::Subject;
 use murmesh::tunnel::frame::{Open, RefusalReason};
-use murmesh_lab::{DEADLINE, Lab, Mesh, Process, Topology};
+use murmesh_lab::{DEADLINE, Lab, Mesh, Process, Topology, wait_for_availability};
 
 use crate::support::peer::{Target, refusal, stolen};
 use crate::support::{Daemons, ask, greet, greeting, skipped, wait_for_endpoint, wait_until};
@@ -73,14 +73,14 @@ fn another_user_who_listens_at_the_port_of_a_service_does_not_go_by_its_name() -
     wait_until("the service is reached by its name", answered)?;
 
     drop(web);
-    mesh.wait_not_carried((service.ipv4(), PORT).into())?;
+    wait_for_availability(mesh.client()?, (service.ipv4(), PORT).into(), false)?;
     let listen = format!("tcp-l:{PORT},bind=0,fork,reuseaddr");
     let command = ["--reuid=65534", "--clear-groups", "socat", &listen, "exec:echo mine"];
-    let _mallory = mesh.serve(service, PORT, "setpriv", command)?;
-    let denied = ["connect", &format!("{}:{PORT}", service.ipv4()), "--fails=EPERM"];
-    mesh.client()?.probe(denied)?.succeed(DEADLINE)?;
-    let listed = server.murmesh(["service", "list"])?;
-    ensure!(listed.contains("web: user-nobody listens on 0.0.0.0:8580 of fcs00"), "{listed}");
+    let _mallory = service.spawn("setpriv", command)?;
+    let complaint = "web: user-nobody listens on 0.0.0.0:8580 of fcs00";
+    wait_until("the other is listed", || Ok(server.murmesh(["service", "list"])?.contains(complaint)))?;
+    let refused = ["connect", &format!("{}:{PORT}", service.ipv4()), "--fails=ECONNREFUSED"];
+    mesh.client()?.probe(refused)?.succeed(DEADLINE)?;
     let listed = server.murmesh(["service", "list", "-o", "json"])?;
     ensure!(listed.contains(r#""workload": "user-nobody""#), "{listed}");
 

@@ -5,6 +5,7 @@
 mod bytes;
 mod script;
 mod socket;
+mod steady;
 mod storm;
 
 use anyhow::Result;
@@ -21,6 +22,10 @@ enum Command {
     ServePorts(storm::ServePorts),
     /// Opens many connections at once to those ports, and counts right and wrong answers.
     Storm(storm::Storm),
+    /// Listens on a port, and tells each client a name as soon as it connects.
+    Name(steady::Name),
+    /// Connects there at a steady rate until stdin ends, and counts names and failures.
+    Steady(steady::Steady),
 }
 
 fn main() -> Result<()> {
@@ -29,5 +34,7 @@ fn main() -> Result<()> {
         Command::Listen(listen) => listen.run(),
         Command::ServePorts(serve) => serve.run(),
         Command::Storm(storm) => storm.run(),
+        Command::Name(name) => name.run(),
+        Command::Steady(steady) => steady.run(),
     }
 }

@@ -24,6 +24,9 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// doubles the time between them, from 200 ms where the round trip is short: five are lost after six seconds.
 const MAX_UNANSWERED: u8 = 5;
 
+/// The same where there is somewhere else to go.
+const FEW_UNANSWERED: u8 = 2;
+
 /// `TCP_CLOSE` of linux/net/tcp_states.h, which is in no header for programs.
 const STATE_CLOSED: u8 = 7;
 
@@ -88,11 +91,11 @@ pub fn tune_tunnel(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))
 }
 
-/// Whether the other end has acknowledged everything.
+/// Whether the other end has acknowledged everything. `impatient` does not wait long for that.
 ///
 /// # Errors
 /// The connection is broken, or the other end answers no more.
-pub fn check(stream: &TcpStream) -> io::Result<bool> {
+pub fn check(stream: &TcpStream, impatient: bool) -> io::Result<bool> {
     if let Some(error) = stream.take_error()? {
         return Err(error);
     }
@@ -100,7 +103,8 @@ pub fn check(stream: &TcpStream) -> io::Result<bool> {
     if info.tcpi_state == STATE_CLOSED {
         return Err(io::ErrorKind::ConnectionReset.into());
     }
-    if info.tcpi_retransmits >= MAX_UNANSWERED || info.tcpi_probes >= MAX_UNANSWERED {
+    let most = if impatient { FEW_UNANSWERED } else { MAX_UNANSWERED };
+    if info.tcpi_retransmits >= most || info.tcpi_probes >= MAX_UNANSWERED {
         return Err(io::ErrorKind::TimedOut.into());
     }
     let mut unacknowledged = 0;

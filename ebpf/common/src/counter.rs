@@ -29,9 +29,11 @@ pub enum Counter {
     PlaintextRefused = 11,
     /// Connections in clear that programs of this host made to hosts of the mesh: to what is exempt, or is no endpoint.
     PlaintextToMesh = 12,
+    /// Connections to named services refused because no instance serves them.
+    RefusedUnavailable = 13,
 }
 
 impl Counter {
     /// Entries of the `COUNTERS` array.
-    pub const COUNT: usize = 13;
+    pub const COUNT: usize = 14;
 }

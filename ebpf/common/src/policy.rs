@@ -47,7 +47,7 @@ const _: () = assert!(size_of::<VerdictKey>() == 8);
 pub struct Destination {
     /// Destinations of which the same rules speak, as a number.
     pub class: u32,
-    /// Bits: [`Destination::BY_SOURCE`], [`Destination::OWN`].
+    /// Bits: [`Destination::BY_SOURCE`], [`Destination::OWN`], [`Destination::UNAVAILABLE`].
     pub flags: u32,
     /// For the sources that have none of their own in `VERDICTS`.
     pub verdict: Verdict,
@@ -60,6 +60,8 @@ impl Destination {
     pub const BY_SOURCE: u32 = 1;
     /// A service of this host, or one whose mode is to observe: never redirected.
     pub const OWN: u32 = 2;
+    /// A named service that nobody serves now: who may connect is refused as where nobody listens.
+    pub const UNAVAILABLE: u32 = 4;
 
     /// A destination that anybody may connect to.
     pub const OPEN: Self = Self { class: 0, flags: 0, verdict: Verdict { denied: 0, rule: 0, dry_run: 0 } };

@@ -45,6 +45,11 @@ pub fn intercept(call: &SocketCall<'_>, destination: SocketAddress) -> Outcome {
             count(Counter::RefusedWithoutAgent);
             Outcome::Redirect(NOBODY)
         }
+        Action::RefuseUnavailable => {
+            count(Counter::RefusedUnavailable);
+            forget_earlier_redirect(&asked);
+            Outcome::Redirect(NOBODY)
+        }
         Action::Redirect(source) => redirect(&asked, source),
     }
 }

@@ -1,6 +1,7 @@
 //! What the scenarios about daemons share: starting them one by one, and looking at what they did.
 
 pub mod cluster;
+pub mod instances;
 pub mod kernel;
 pub mod peer;
 

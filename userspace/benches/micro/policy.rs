@@ -50,6 +50,7 @@ impl World {
             Reachable {
                 address: SocketAddr::new(ip.into(), port),
                 source: Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))),
+                available: true,
                 destination: Some(policy.destination(&name(&format!("host-{host}")), None, port)),
             }
         };

@@ -10,7 +10,7 @@ use divan::{Bencher, black_box};
 use murmesh::{
     catalog::{Catalog, Host, Listener, Report},
     discovery::ExemptPorts,
-    proxy::{Here, Routes},
+    proxy::{Here, Routes, instances::Loads},
 };
 
 /// Endpoints in the mesh.
@@ -71,10 +71,10 @@ fn host(number: u32) -> Host {
         addresses: vec![address(number)],
         tunnel_port: 9191,
         listeners: (0..LISTENERS as u16).map(listener).collect(),
-        version: String::new(),
+        ..Report::default()
     };
     let node = format!("host-{number}").parse().expect("a name");
-    Host { node, report, last_seen: None, connected: true }
+    Host { node, report, last_seen: None, connected: true, lost: false }
 }
 
 /// The address of a host.
@@ -87,7 +87,7 @@ fn routes(catalog: &Catalog) -> Routes {
     let (node, trust_domain) = ("here".parse().expect("a name"), "mesh.test".parse().expect("a name"));
     let exempt = ExemptPorts::default();
     let here = Here { node: &node, trust_domain: &trust_domain, addresses: &own, exempt: &exempt };
-    Routes::new(catalog, &here, |_| own.first().copied())
+    Routes::new(catalog, &here, &mut Loads::default(), |_| own.first().copied())
 }
 
 /// Every endpoint once, or as many strangers on the same hosts, never two of one host in a row.

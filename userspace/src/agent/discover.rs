@@ -14,6 +14,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use super::health::Failing;
 use crate::{
     catalog::{Listener, Report},
     discovery::{DiscoveryError, ExemptPorts, Listeners, ListeningSocket, host_addresses, listening_sockets},
@@ -52,6 +53,8 @@ pub struct Discovery {
     pub tunnel_port: u16,
     /// Who they may be that listen, where the kernel half tells them apart.
     pub owners: Option<Owners>,
+    /// Named services whose check fails, for the report.
+    pub failing: watch::Receiver<Failing>,
 }
 
 /// Tells who listens.
@@ -117,11 +120,16 @@ impl Discovery {
         let (mut listeners, mut is_told) = (Listeners::default(), false);
         let mut ticks = interval(DUMP_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // What has happened before this agent, such as the end of the one before, says nothing of what is served.
+        if let Err(error) = dump(&mut listeners) {
+            warn!("cannot tell what this host serves: {error}");
+        }
         loop {
             let looked = tokio::select! {
                 _ = ticks.tick() => dump(&mut listeners),
                 Some(changes) = next(&mut events) => take(&mut listeners, &changes),
                 () = workloads_change(&mut self.owners) => Ok(()),
+                Ok(()) = self.failing.changed() => Ok(()),
             };
             if let Some(owners) = &mut self.owners {
                 owners.find(listeners.sockets()).await;
@@ -135,7 +143,7 @@ impl Discovery {
     }
 
     fn publish(
-        &self,
+        &mut self,
         listeners: &Listeners,
         served: &watch::Sender<Served>,
         report: &watch::Sender<Option<Report>>,
@@ -143,8 +151,9 @@ impl Discovery {
     ) -> Result<(), DiscoveryError> {
         let listeners = listeners.public(&self.exempt, |socket| self.owners.as_ref()?.of(socket));
         let now = Served { addresses: host_addresses()?, listeners };
-        let first = report.borrow().is_none();
-        if *served.borrow() == now && !first {
+        let failing = self.failing.borrow_and_update().clone();
+        let is_same = report.borrow().as_ref().is_some_and(|report| report.failing == failing);
+        if *served.borrow() == now && is_same {
             return Ok(());
         }
         log_changes(&served.borrow(), &now);
@@ -153,6 +162,7 @@ impl Discovery {
             tunnel_port: self.tunnel_port,
             listeners: now.listeners.iter().cloned().collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            failing,
         };
         *is_told = match sent.truncate() {
             Ok(()) => false,

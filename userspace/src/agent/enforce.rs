@@ -134,8 +134,12 @@ impl Enforcement {
 
     fn compile(&mut self, known: &Known<'_>) -> Tables {
         let workloads = self.workloads.borrow_and_update().clone();
-        let canaries =
-            CANARIES.map(|address| Reachable { address, source: Some(address.ip()), destination: None });
+        let canaries = CANARIES.map(|address| Reachable {
+            address,
+            source: Some(address.ip()),
+            available: true,
+            destination: None,
+        });
         let endpoints = canaries.into_iter().chain(elsewhere(known)).chain(here(known)).collect();
         let listening = listening(known.serving);
         let (cgroups, users) = known_sources(&workloads, known.policy, &listening);
@@ -193,7 +197,8 @@ fn elsewhere(known: &Known<'_>) -> impl Iterator<Item = Reachable> {
     known.routes.iter().map(|(address, route)| {
         let (node, workload) = (&route.peer.node, route.peer.workload.clone());
         let destination = Some(known.policy.destination(node, workload, address.port()));
-        Reachable { address, source: Some(route.source), destination }
+        let available = route.is_available();
+        Reachable { address, source: Some(route.source), available, destination }
     })
 }
 
@@ -213,7 +218,7 @@ fn here(known: &Known<'_>) -> Vec<Reachable> {
     let reachable = |(address, listener): (SocketAddr, Option<&Listener>)| {
         let workload = listener.and_then(|listener| listener.workload.clone());
         let destination = known.policy.destination(known.node, workload, address.port());
-        Reachable { address, source: None, destination: Some(destination) }
+        Reachable { address, source: None, available: true, destination: Some(destination) }
     };
     services.into_iter().map(reachable).collect()
 }

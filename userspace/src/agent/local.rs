@@ -179,7 +179,15 @@ impl v1::local_server::Local for AgentLocal {
     }
 
     async fn members(&self, _request: Request<v1::MembersRequest>) -> Result<Response<v1::Snapshot>, Status> {
-        Ok(Response::new(v1::Snapshot::from(&**self.catalog.borrow())))
+        let routes = self.shared.routes.load();
+        let ejections = routes.ejections().map(|ejection| v1::Ejection {
+            service: ejection.service.to_string(),
+            node: ejection.node.to_string(),
+            reason: ejection.reason,
+            remaining_ms: u64::try_from(ejection.remaining.as_millis()).unwrap_or(u64::MAX),
+        });
+        let ejections = ejections.collect();
+        Ok(Response::new(v1::Snapshot { ejections, ..v1::Snapshot::from(&**self.catalog.borrow()) }))
     }
 
     async fn status(

@@ -4,6 +4,7 @@
 pub mod canary;
 mod discover;
 mod enforce;
+mod health;
 mod identities;
 mod interception;
 mod local;
@@ -39,12 +40,13 @@ use crate::{
     discovery::ExemptPorts,
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
-    proxy::{BoundWorkers, Listen, Origin, Shared, Workers},
+    proxy::{BoundWorkers, Listen, Origin, Shared, Workers, instances::Loads},
     seal::KeySource,
     workload::{self, Finder, Naming},
 };
 use discover::{Discovery, Owners, Served};
 use enforce::{Enforcement, Problems};
+use health::Health;
 use identities::Keeper;
 use protection::FirstProtection;
 use publish::Publisher;
@@ -67,6 +69,8 @@ pub struct AgentOptions {
     pub tunnel_port: u16,
     /// Ports that are never meshed.
     pub exempt: ExemptPorts,
+    /// Where the programs for checks of services are.
+    pub checks_dir: PathBuf,
     /// How long streams may go on after a stop.
     pub drain_timeout: Duration,
     /// How connections of this host's applications get here.
@@ -253,6 +257,7 @@ fn start(
             .map(|(interception, finder)| enforcement(interception, finder, &problems))
             .transpose()?,
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
+        loads: Loads::default(),
     };
     let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
     let verdicts = interception.as_mut().map(|interception| interception.verdict_events()).transpose()?;
@@ -261,11 +266,20 @@ fn start(
         local::AgentLocal::new(options, control, shared, interception.as_deref(), problems, memory.saved());
 
     let mut tasks = JoinSet::new();
+    let failing = Arc::new(watch::Sender::default());
+    let health = Health {
+        node: NodeName::clone(&shared.node),
+        mark: options.capture.mark(),
+        directory: options.checks_dir.clone(),
+        failing: failing.clone(),
+    };
+    tasks.spawn(health.run(control.catalog.clone(), served.clone()));
     tasks.spawn(memory.run());
     let discovery = Discovery {
         exempt: options.exempt.clone(),
         tunnel_port: options.tunnel_port,
         owners: finder.map(Owners::new),
+        failing: failing.subscribe(),
     };
     let discovery = tokio::spawn(discovery.run(events, served_sender, control.report.clone()));
     tasks.spawn(publisher.run(control.identity.clone(), control.catalog.clone(), served));

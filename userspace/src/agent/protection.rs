@@ -14,7 +14,7 @@ use crate::{
     discovery::ExemptPorts,
     identity::{Identity, IdentityError, token::ServerAddress},
     policy::compile::Room,
-    proxy::{Here, Routes},
+    proxy::{Here, Routes, instances::Loads},
     workload::Workloads,
 };
 
@@ -57,7 +57,8 @@ impl FirstProtection<'_> {
             addresses: &serving.addresses,
             exempt: self.exempt,
         };
-        let routes = Routes::new(self.catalog, &here, |destination| source_for(self.mark, destination));
+        let source = |destination| source_for(self.mark, destination);
+        let routes = Routes::new(self.catalog, &here, &mut Loads::default(), source);
         let known = Known {
             policy: &self.catalog.policy,
             node,

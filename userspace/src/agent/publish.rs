@@ -25,7 +25,7 @@ use crate::{
     discovery::ExemptPorts,
     identity::{Identity, NodeName, SpiffeId, token::ServerAddress},
     policy::Service,
-    proxy::{FormerlyNamed, Here, LocalServices, Routes, Rules, Shared},
+    proxy::{FormerlyNamed, Here, LocalServices, Routes, Rules, Shared, instances::Loads},
     socket,
 };
 
@@ -84,6 +84,8 @@ pub struct Publisher {
     pub enforcement: Option<Enforcement>,
     /// A sidecar's destination, and where workers read it.
     pub upstream: Option<(Upstream, Arc<ArcSwapOption<SocketAddr>>)>,
+    /// What connections have told of instances.
+    pub loads: Loads,
 }
 
 impl Publisher {
@@ -110,7 +112,9 @@ impl Publisher {
                 addresses: &serving.addresses,
                 exempt: &self.exempt,
             };
-            let routes = Routes::new(&known, &here, |destination| source_for(self.shared.mark, destination));
+            let mark = self.shared.mark;
+            let source = |destination| source_for(mark, destination);
+            let routes = Routes::new(&known, &here, &mut self.loads, source);
             let mut services = local_services(&known, &serving, &own.id);
             services.formerly_named = formerly_named(&self.shared.services.load(), &services);
             let services = Arc::new(services);

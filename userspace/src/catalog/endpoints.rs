@@ -75,9 +75,9 @@ mod tests {
                     workload: None,
                 })
                 .collect(),
-            version: String::new(),
+            ..Report::default()
         };
-        Arc::new(Host { node: name.parse().unwrap(), report, last_seen: None, connected: true })
+        Arc::new(Host { node: name.parse().unwrap(), report, last_seen: None, connected: true, lost: false })
     }
 
     fn catalog(hosts: impl IntoIterator<Item = Arc<Host>>) -> Catalog {

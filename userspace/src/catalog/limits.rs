@@ -12,6 +12,12 @@ pub const MAX_LISTENERS: usize = 16_384;
 /// by itself.
 pub const MAX_ENDPOINTS: usize = 4096;
 
+/// Failing services in a report: as many as a mesh has named ones.
+pub(super) const MAX_FAILING: usize = 4096;
+
+/// Bytes that a report has to say why a service fails.
+pub const MAX_REASON_BYTES: usize = 200;
+
 impl Report {
     /// Cuts off what is beyond the limits, from the end.
     ///

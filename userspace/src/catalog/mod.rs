@@ -2,6 +2,7 @@
 //! what.
 
 mod endpoints;
+mod instance;
 mod limits;
 mod wire;
 
@@ -11,10 +12,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use endpoints::Endpoint;
+pub use instance::Unavailable;
+pub use limits::MAX_REASON_BYTES;
 pub use wire::{WireError, removed_hosts};
 
 use crate::identity::token::ServerAddress;
-use crate::identity::{NodeName, Removed, Trust, WorkloadName};
+use crate::identity::{NodeName, Removed, ServiceName, Trust, WorkloadName};
 use crate::policy::{Mode, Policy, Service};
 
 /// All hosts of the mesh at one revision. Cheap to clone.
@@ -62,6 +65,8 @@ pub struct Host {
     pub last_seen: Option<SystemTime>,
     /// Whether its agent is connected to a server now.
     pub connected: bool,
+    /// It is not connected, and that is not just so for a moment: its services are taken for dead.
+    pub lost: bool,
 }
 
 /// What a host says about itself.
@@ -76,6 +81,8 @@ pub struct Report {
     pub listeners: Vec<Listener>,
     /// Version of its agent.
     pub version: String,
+    /// Named services of the host whose check fails, and how.
+    pub failing: BTreeMap<ServiceName, String>,
 }
 
 /// One listening TCP socket.

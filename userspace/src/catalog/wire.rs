@@ -6,11 +6,11 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use rustls_pki_types::CertificateDer;
 
-use super::limits::{MAX_ADDRESSES, MAX_LISTENERS, at_most};
+use super::limits::{MAX_ADDRESSES, MAX_FAILING, MAX_LISTENERS, MAX_REASON_BYTES, at_most};
 use super::{Catalog, Host, Listener, Report, Server};
 use crate::api::{time_from_unix, unix_seconds, v1};
 use crate::identity::token::ServerAddressError;
-use crate::identity::{NameError, NodeName, Removed, Trust, fingerprints};
+use crate::identity::{NameError, NodeName, Removed, ServiceName, Trust, fingerprints};
 use crate::policy::{InvalidMessage, Policy};
 
 const MAX_VERSION_BYTES: usize = 64;
@@ -103,7 +103,8 @@ impl From<&Catalog> for v1::Snapshot {
             signing: catalog.trust.signing.to_vec(),
         };
         let trust = Some(trust).filter(|trust| !trust.roots.is_empty());
-        Self { hosts, policy: Some((&*catalog.policy).into()), servers, removed_hosts, trust }
+        let policy = Some((&*catalog.policy).into());
+        Self { hosts, policy, servers, removed_hosts, trust, ejections: vec![] }
     }
 }
 
@@ -160,6 +161,7 @@ impl From<&Host> for v1::Host {
             report: Some((&host.report).into()),
             last_seen: host.last_seen.map_or(0, unix_seconds),
             connected: host.connected,
+            lost: host.lost,
         }
     }
 }
@@ -173,6 +175,7 @@ impl TryFrom<v1::Host> for Host {
             report: host.report.map(Report::try_from).transpose()?.unwrap_or_default(),
             last_seen: time_from_unix(host.last_seen),
             connected: host.connected,
+            lost: host.lost,
         })
     }
 }
@@ -185,11 +188,16 @@ impl From<&Report> for v1::HostReport {
             ipv6_only: listener.ipv6_only,
             workload: listener.workload.as_ref().map(ToString::to_string).unwrap_or_default(),
         };
+        let failing = |(service, reason): (&ServiceName, &String)| v1::Failing {
+            service: service.to_string(),
+            reason: reason.clone(),
+        };
         Self {
             addresses: report.addresses.iter().map(ToString::to_string).collect(),
             tunnel_port: report.tunnel_port.into(),
             listeners: report.listeners.iter().map(listener).collect(),
             version: report.version.clone(),
+            failing: report.failing.iter().map(failing).collect(),
         }
     }
 }
@@ -200,12 +208,14 @@ impl TryFrom<v1::HostReport> for Report {
     fn try_from(report: v1::HostReport) -> Result<Self, WireError> {
         at_most("addresses", report.addresses.len(), MAX_ADDRESSES)?;
         at_most("listeners", report.listeners.len(), MAX_LISTENERS)?;
+        at_most("failing services", report.failing.len(), MAX_FAILING)?;
         at_most("bytes in the version", report.version.len(), MAX_VERSION_BYTES)?;
         Ok(Self {
             addresses: report.addresses.iter().map(|text| dialable(text)).collect::<Result<_, _>>()?,
             tunnel_port: port(report.tunnel_port)?,
             listeners: report.listeners.into_iter().map(Listener::try_from).collect::<Result<_, _>>()?,
             version: report.version,
+            failing: report.failing.into_iter().map(failing).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -255,6 +265,11 @@ fn canonical(text: &str) -> Result<IpAddr, WireError> {
     Ok(address.to_canonical())
 }
 
+fn failing(message: v1::Failing) -> Result<(ServiceName, String), WireError> {
+    at_most("bytes in a reason", message.reason.len(), MAX_REASON_BYTES)?;
+    Ok((message.service.parse()?, message.reason))
+}
+
 fn dialable(text: &str) -> Result<IpAddr, WireError> {
     let address = canonical(text)?;
     let link_local = match address {
@@ -284,6 +299,7 @@ mod tests {
             tunnel_port: 9191,
             listeners: listeners.iter().map(listener).collect(),
             version: "1".to_owned(),
+            failing: vec![],
         }
     }
 
@@ -334,6 +350,7 @@ mod tests {
         fn a_report_survives_the_wire(
             addresses in prop::collection::vec(any::<IpAddr>(), 0..5),
             listeners in prop::collection::vec((any::<SocketAddr>(), any::<bool>(), "|[a-z]{1,3}\\.service"), 0..5),
+            failing in prop::collection::vec(("[a-z]{1,3}", ".{0,60}"), 0..3),
         ) {
             let sent = v1::HostReport {
                 addresses: addresses.iter().map(ToString::to_string).collect(),
@@ -345,6 +362,10 @@ mod tests {
                     workload: workload.clone(),
                 }).collect(),
                 version: "1".to_owned(),
+                failing: failing.iter().map(|(service, reason)| v1::Failing {
+                    service: service.clone(),
+                    reason: reason.clone(),
+                }).collect(),
             };
             if let Ok(report) = Report::try_from(sent) {
                 prop_assert_eq!(Report::try_from(v1::HostReport::from(&report)).unwrap(), report);

@@ -95,6 +95,10 @@ pub struct MemberOptions {
     /// Port whose listeners are left alone; may be given several times. Those of SSH (22) and of Murmesh always are.
     #[arg(long, value_name = "PORT")]
     exempt: Vec<u16>,
+    /// Directory of the programs that checks of services run (`murmesh service set … --check command:NAME`). Only root
+    /// may be allowed to write there.
+    #[arg(long, default_value = "/etc/murmesh/checks", value_name = "DIR")]
+    checks_dir: PathBuf,
     /// How long connections may go on after a stop before they are reset.
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration, value_name = "DURATION")]
     drain_timeout: Duration,
@@ -117,6 +121,7 @@ impl MemberOptions {
             join: self.join,
             tunnel_port: self.tunnel_port,
             exempt,
+            checks_dir: self.checks_dir,
             drain_timeout: self.drain_timeout,
             capture,
         })

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::output::{self, Format, relative, rfc3339};
 use super::{ReadOptions, RunDirectory, daemon};
+use crate::api::v1::Snapshot;
 use crate::catalog::{Catalog, Host, Server};
 use crate::cli::status::local_error;
 use crate::local::{ANY_SOCKET, connect};
@@ -62,11 +63,20 @@ pub(super) fn fetch(read: &ReadOptions) -> anyhow::Result<Catalog> {
     daemon::block_on(catalog(&read.run_directory, ANY_SOCKET))
 }
 
+/// The same as it came.
+pub(super) fn snapshot(read: &ReadOptions) -> anyhow::Result<Snapshot> {
+    daemon::block_on(ask(&read.run_directory, ANY_SOCKET))
+}
+
 /// The catalog of the first daemon that has one of `sockets`.
 pub(super) async fn catalog(directory: &RunDirectory, sockets: &[&str]) -> anyhow::Result<Catalog> {
+    Ok(Catalog::try_from(ask(directory, sockets).await?)?)
+}
+
+async fn ask(directory: &RunDirectory, sockets: &[&str]) -> anyhow::Result<Snapshot> {
     let mut daemon = connect(&directory.run_dir, sockets, "murmesh daemon").await?;
     let answer = daemon.members(crate::api::v1::MembersRequest {}).await.map_err(local_error)?;
-    Ok(Catalog::try_from(answer.into_inner())?)
+    Ok(answer.into_inner())
 }
 
 impl Member {

@@ -61,7 +61,7 @@ pub enum Command {
     Status(status::StatusArgs),
     /// List the hosts and the servers of the mesh.
     Members(members::MembersArgs),
-    /// List every listener of every host, and whether the mesh carries connections to it.
+    /// List every listener of every host and every instance of a named service, with its state and why.
     Services(services::ServicesArgs),
     /// Let a source connect to a destination (on the server's host).
     Allow(rule::RuleArgs),
@@ -76,7 +76,7 @@ pub enum Command {
     /// Show and replace the root of the mesh's certificates (on the server's host).
     #[command(subcommand)]
     Ca(ca::CaCommand),
-    /// Take hosts out of the mesh (on the server's host).
+    /// Drain hosts for a while, or take them out of the mesh (on the server's host).
     #[command(subcommand)]
     Host(host::HostCommand),
     /// Show what became of this host's connections: refused, in clear, failed; with -f also those that go well.

@@ -1,8 +1,10 @@
 //! `murmesh service`. JSON of `list`: a list of `{name, hosts, port, mode, exceptions, existing, unconfirmed, workload,
-//! strangers}`, where `mode` is null for the default of the mesh, `unconfirmed` null or `{mode, until}`, and `workload`
-//! null for whoever listens; `strangers` are `{host, address, workload}`.
+//! strangers, balance, check, drained}`, where `mode` is null for the default of the mesh, `unconfirmed` null or
+//! `{mode, until}`, `workload` null for whoever listens, and `check` if there is none; `strangers` are
+//! `{host, address, workload}`, and `drained` lists hosts.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -15,7 +17,7 @@ use crate::catalog::{Catalog, Listener};
 use crate::cli::status::local_error;
 use crate::identity::{NameError, NodeName, ServiceName, WorkloadName};
 use crate::local::{SERVER_SOCKET, connect_to_server};
-use crate::policy::{Mode, Network, Service};
+use crate::policy::{Balance, Mode, Network, Probe, Service};
 
 /// The commands on named services.
 #[derive(Debug, Subcommand)]
@@ -26,6 +28,10 @@ pub enum ServiceCommand {
     Confirm(ConfirmArgs),
     /// Take a service's name away. What listens goes on as an unnamed service.
     Remove(RemoveArgs),
+    /// Stop new connections to the instance on a host; those that are open go on until they end.
+    Drain(DrainArgs),
+    /// Let connections go to the instance on a host again.
+    Undrain(DrainArgs),
     /// List the named services.
     List(ListArgs),
 }
@@ -53,8 +59,63 @@ pub struct SetArgs {
     /// new service: the workload that listens now].
     #[arg(long, value_parser = served_by, value_name = "WORKLOAD")]
     workload: Option<ServedBy>,
+    /// Which healthy instance a connection gets: pinned (the one that it dials, another only while that is not
+    /// healthy), round-robin, or least-connections (of the client's agent).
+    #[arg(long, value_name = "HOW")]
+    balance: Option<Balance>,
+    #[command(flatten)]
+    check: CheckArgs,
     #[command(flatten)]
     going_strict: GoingStrict,
+}
+
+/// How hosts find out whether the service is well.
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// tcp, http:/PATH (a status of 200 to 399 is well), command:NAME (a program in the directory of checks of each
+    /// host, which exits with 0), or none: then it is enough that somebody listens.
+    #[arg(long = "check", value_parser = probe, value_name = "CHECK")]
+    probe: Option<String>,
+    /// From one check to the next [default of a new one: 5s].
+    #[arg(long = "check-interval", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    interval: Option<Duration>,
+    /// After which a check has failed [default of a new one: 2s].
+    #[arg(long = "check-timeout", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    timeout: Option<Duration>,
+    /// Checks that fail in a row until the instance gets no new connections [default of a new one: 2].
+    #[arg(long = "check-failures", value_name = "NUMBER")]
+    failures: Option<u32>,
+    /// Checks that succeed in a row until it gets them again [default of a new one: 2].
+    #[arg(long = "check-successes", value_name = "NUMBER")]
+    successes: Option<u32>,
+}
+
+impl CheckArgs {
+    /// `None` if nothing is given, which leaves it as it is.
+    fn wanted(self) -> Option<v1::Check> {
+        let milliseconds = |duration: Option<Duration>| {
+            duration.map_or(0, |duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+        };
+        let check = v1::Check {
+            probe: self.probe.unwrap_or_default(),
+            interval_ms: milliseconds(self.interval),
+            timeout_ms: milliseconds(self.timeout),
+            failures: self.failures.unwrap_or_default(),
+            successes: self.successes.unwrap_or_default(),
+        };
+        (check != v1::Check::default()).then_some(check)
+    }
+}
+
+/// Arguments of `murmesh service drain` and `undrain`.
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    #[command(flatten)]
+    run_directory: RunDirectory,
+    /// The name of the service.
+    name: ServiceName,
+    /// The host of the instance.
+    host: NodeName,
 }
 
 /// Arguments of `murmesh service confirm`.
@@ -100,6 +161,9 @@ struct Listed {
     unconfirmed: Option<ListedUnconfirmed>,
     workload: Option<String>,
     strangers: Vec<Stranger>,
+    balance: String,
+    check: Option<String>,
+    drained: Vec<String>,
 }
 
 /// A listener on the port of a service that does not go by its name, because it is another workload than the service has.
@@ -119,6 +183,8 @@ pub fn run(command: ServiceCommand) -> anyhow::Result<ExitCode> {
         ServiceCommand::Set(arguments) => set(arguments),
         ServiceCommand::Confirm(arguments) => confirm(&arguments),
         ServiceCommand::Remove(arguments) => remove(&arguments),
+        ServiceCommand::Drain(arguments) => drain(&arguments, true),
+        ServiceCommand::Undrain(arguments) => drain(&arguments, false),
         ServiceCommand::List(arguments) => list(&arguments),
     }
 }
@@ -134,6 +200,8 @@ fn set(arguments: SetArgs) -> anyhow::Result<ExitCode> {
         confirm_seconds: arguments.going_strict.confirm_seconds(),
         force: arguments.going_strict.force,
         workload: arguments.workload.map(|ServedBy(workload)| text(workload.as_ref())),
+        balance: arguments.balance.map(|balance| v1::Balance::from(balance).into()),
+        check: arguments.check.wanted(),
     };
     daemon::block_on(async {
         let mut server = connect_to_server(&arguments.run_directory.run_dir).await?;
@@ -180,6 +248,17 @@ fn remove(arguments: &RemoveArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+fn drain(arguments: &DrainArgs, drained: bool) -> anyhow::Result<ExitCode> {
+    daemon::block_on(async {
+        let mut server = connect_to_server(&arguments.run_directory.run_dir).await?;
+        let (name, node) = (arguments.name.to_string(), arguments.host.to_string());
+        let request = v1::DrainServiceRequest { name, node, drained };
+        let service = server.drain_service(request).await.map_err(local_error)?.into_inner();
+        output::print(&format!("service {}\n", Service::try_from(service)?))?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
 fn list(arguments: &ListArgs) -> anyhow::Result<ExitCode> {
     let catalog = members::fetch(&arguments.read)?;
     let services = catalog.policy.services().values();
@@ -189,7 +268,7 @@ fn list(arguments: &ListArgs) -> anyhow::Result<ExitCode> {
         }
         Format::Table => {
             let rows: Vec<_> = services.clone().map(|service| row(service)).collect();
-            let header = ["SERVICE", "HOSTS", "PORT", "MODE", "SERVED BY", "EXCEPT"];
+            let header = ["SERVICE", "HOSTS", "PORT", "MODE", "SERVED BY", "EXCEPT", "BALANCE", "CHECK"];
             output::print(&output::table(header, &rows))?;
             let complaints = services.flat_map(|service| complaints(service, &catalog));
             output::print(&complaints.collect::<String>())?;
@@ -243,6 +322,14 @@ fn mode(text: &str) -> Result<v1::Mode, String> {
     }
 }
 
+/// "none" is no check any more.
+fn probe(text: &str) -> Result<String, String> {
+    match text {
+        "none" => Ok(text.to_owned()),
+        text => text.parse().map(|probe: Probe| probe.to_string()).map_err(|error| error.to_string()),
+    }
+}
+
 /// `None` leaves them as they are.
 fn exceptions(texts: Vec<String>) -> anyhow::Result<Option<v1::Exceptions>> {
     match texts.as_slice() {
@@ -256,7 +343,7 @@ fn exceptions(texts: Vec<String>) -> anyhow::Result<Option<v1::Exceptions>> {
     }
 }
 
-fn row(service: &Service) -> [String; 6] {
+fn row(service: &Service) -> [String; 8] {
     let joined = |texts: Vec<String>| texts.join(" ");
     [
         service.name.to_string(),
@@ -265,6 +352,8 @@ fn row(service: &Service) -> [String; 6] {
         service.mode.map_or("default".to_owned(), |mode| mode.to_string()) + &way_back(service.unconfirmed),
         service.workload.as_ref().map_or("any".to_owned(), ToString::to_string),
         joined(service.exceptions.iter().map(ToString::to_string).collect()),
+        service.balance.to_string(),
+        service.check.as_ref().map_or("-".to_owned(), |check| check.probe.to_string()),
     ]
 }
 
@@ -279,12 +368,15 @@ fn listed(service: &Service, catalog: &Catalog) -> Listed {
         unconfirmed: service.unconfirmed.map(Into::into),
         workload: service.workload.as_ref().map(ToString::to_string),
         strangers: strangers(service, catalog),
+        balance: service.balance.to_string(),
+        check: service.check.as_ref().map(|check| check.probe.to_string()),
+        drained: service.drained.iter().map(ToString::to_string).collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, sync::Arc};
+    use std::sync::Arc;
 
     use super::*;
     use crate::catalog::{Host, Listener, Report};
@@ -307,17 +399,11 @@ mod tests {
             |port| Listener { address: ([0, 0, 0, 0], port).into(), ipv6_only: false, workload: None };
         let report = Report { listeners: vec![listener(80)], ..Report::default() };
         let node: NodeName = "fcs00".parse().unwrap();
-        let host = Host { node: node.clone(), report, last_seen: None, connected: true };
+        let host = Host { node: node.clone(), report, last_seen: None, connected: true, lost: false };
         let mut catalog = Catalog { hosts: [(node.clone(), host.into())].into(), ..Catalog::default() };
         let service = |port, mode| Service {
-            name: "web".parse().unwrap(),
-            hosts: [node.clone()].into(),
-            port,
             mode: Some(mode),
-            exceptions: BTreeSet::new(),
-            workload: None,
-            existing: crate::policy::Existing::default(),
-            unconfirmed: None,
+            ..Service::new("web".parse().unwrap(), [node.clone()], port)
         };
         let mut warned = |service: Service| {
             Arc::make_mut(&mut catalog.policy).put_service(service.clone());

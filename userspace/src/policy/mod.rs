@@ -15,6 +15,8 @@
 //! comes before `allow`. Where no rule speaks the default decides. Rules about the mesh say nothing about addresses
 //! outside of it, and the other way round.
 
+mod balance;
+mod check;
 pub mod compile;
 mod index;
 mod network;
@@ -28,10 +30,12 @@ mod unconfirmed;
 mod verdict;
 mod wire;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
+pub use balance::{Balance, BalanceError};
+pub use check::{Check, CheckError, Probe};
 pub use index::{DestinationClass, SourceClass};
 pub use network::{Network, Protocol};
 pub use parse::{Names, PatternError};
@@ -67,6 +71,8 @@ pub struct Policy {
     pub defaults: Defaults,
     rules: BTreeMap<RuleId, Arc<Rule>>,
     services: BTreeMap<ServiceName, Arc<Service>>,
+    /// Hosts that take no new connections through the mesh.
+    pub drained: Arc<BTreeSet<NodeName>>,
     prepared: OnceLock<Arc<Prepared>>,
 }
 
@@ -243,7 +249,10 @@ impl Policy {
 
 impl PartialEq for Policy {
     fn eq(&self, other: &Self) -> bool {
-        self.defaults == other.defaults && self.rules == other.rules && self.services == other.services
+        self.defaults == other.defaults
+            && self.rules == other.rules
+            && self.services == other.services
+            && self.drained == other.drained
     }
 }
 

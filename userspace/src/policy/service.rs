@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Existing, Network, Unconfirmed};
+use super::{Balance, Check, Existing, Network, Unconfirmed};
 use crate::identity::{NodeName, ServiceName, WorkloadName};
 
 /// What happens to connections that come to a service outside of the mesh.
@@ -38,9 +38,32 @@ pub struct Service {
     pub unconfirmed: Option<Unconfirmed>,
     /// Who must be listening to go by the name; `None` for whoever does.
     pub workload: Option<WorkloadName>,
+    /// Which healthy instance a connection gets.
+    pub balance: Balance,
+    /// How its hosts find out whether it is well; `None` if it is enough that somebody listens.
+    pub check: Option<Check>,
+    /// Hosts whose instance takes no new connections.
+    pub drained: BTreeSet<NodeName>,
 }
 
 impl Service {
+    /// One that has nothing special about it.
+    pub fn new(name: ServiceName, hosts: impl IntoIterator<Item = NodeName>, port: u16) -> Self {
+        Self {
+            name,
+            hosts: hosts.into_iter().collect(),
+            port,
+            mode: None,
+            exceptions: BTreeSet::new(),
+            workload: None,
+            existing: Existing::default(),
+            unconfirmed: None,
+            balance: Balance::default(),
+            check: None,
+            drained: BTreeSet::new(),
+        }
+    }
+
     /// Whether `workload`, listening on its port of one of its hosts, goes by its name.
     pub fn is_served_by(&self, workload: Option<&WorkloadName>) -> bool {
         self.workload.is_none() || self.workload.as_ref() == workload
@@ -82,10 +105,20 @@ impl fmt::Display for Service {
         if self.existing == Existing::Reset {
             formatter.write_str(", resets what is there in clear when it becomes strict")?;
         }
-        match &self.unconfirmed {
-            Some(unconfirmed) => write!(formatter, ", {unconfirmed}"),
-            None => Ok(()),
+        if let Some(unconfirmed) = &self.unconfirmed {
+            write!(formatter, ", {unconfirmed}")?;
         }
+        if self.balance != Balance::Pinned {
+            write!(formatter, ", {}", self.balance)?;
+        }
+        if let Some(check) = &self.check {
+            write!(formatter, ", check {}", check.probe)?;
+        }
+        if !self.drained.is_empty() {
+            let drained = list(self.drained.iter().map(ToString::to_string).collect());
+            write!(formatter, ", drained: {drained}")?;
+        }
+        Ok(())
     }
 }
 

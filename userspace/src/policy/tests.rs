@@ -1,6 +1,5 @@
 //! Verdicts against a slow reference that reads the rules as they are written.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use proptest::prelude::*;
@@ -210,16 +209,7 @@ fn decisive(rules: &[&str]) -> Option<u32> {
 }
 
 pub(super) fn service(name: &str, node: &str, port: u16) -> Service {
-    Service {
-        name: name.parse().unwrap(),
-        hosts: BTreeSet::from([node.parse().unwrap()]),
-        port,
-        mode: None,
-        exceptions: BTreeSet::new(),
-        existing: Existing::Keep,
-        unconfirmed: None,
-        workload: None,
-    }
+    Service::new(name.parse().unwrap(), [node.parse().unwrap()], port)
 }
 
 #[test]

@@ -1,11 +1,16 @@
 //! Between the policy's types and what travels in the API and lies in the store. Everything is validated here.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::{
-    Action, Defaults, Existing, Mode, Network, PatternError, Policy, Rule, RuleId, Service, Unconfirmed,
+    Action, Balance, Check, CheckError, Defaults, Existing, Mode, Network, PatternError, Policy, Rule,
+    RuleId, Service, Unconfirmed,
 };
 use crate::api::v1::catalog_event::Event;
 use crate::api::{time_from_unix, unix_seconds, v1};
-use crate::identity::NameError;
+use crate::identity::{NameError, NodeName};
 
 /// What was wrong with a message of the policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +39,12 @@ pub enum InvalidMessage {
     /// Not a port number.
     #[error("{0} is not a port number")]
     Port(u32),
+    /// Not a way to balance.
+    #[error("{0} is no way to balance that this version knows; the server may be newer")]
+    Balance(i32),
+    /// Not a check.
+    #[error(transparent)]
+    Check(#[from] CheckError),
 }
 
 impl Policy {
@@ -50,6 +61,7 @@ impl Policy {
             }
             Event::Service(service) => self.put_service(service.try_into()?),
             Event::ServiceRemoved(name) => self.remove_service(&name.parse()?),
+            Event::Drained(drained) => self.drained = Arc::new(nodes(&drained.hosts)?),
             Event::Snapshot(_)
             | Event::Host(_)
             | Event::HostRemoved(_)
@@ -67,6 +79,7 @@ impl From<&Policy> for v1::Policy {
             defaults: Some(policy.defaults.into()),
             rules: policy.rules().values().map(|rule| rule.as_ref().into()).collect(),
             services: policy.services().values().map(|service| service.as_ref().into()).collect(),
+            drained: Some(v1::Drained { hosts: policy.drained.iter().map(ToString::to_string).collect() }),
         }
     }
 }
@@ -79,7 +92,8 @@ impl TryFrom<v1::Policy> for Policy {
         let defaults = message.defaults.map(Event::Defaults).into_iter();
         let rules = message.rules.into_iter().map(Event::Rule);
         let services = message.services.into_iter().map(Event::Service);
-        defaults.chain(rules).chain(services).try_for_each(|event| policy.apply(event))?;
+        let drained = message.drained.map(Event::Drained);
+        defaults.chain(rules).chain(services).chain(drained).try_for_each(|event| policy.apply(event))?;
         Ok(policy)
     }
 }
@@ -144,6 +158,9 @@ impl From<&Service> for v1::Service {
             port: service.port.into(),
             mode: service.mode.map_or(v1::Mode::Unspecified, v1::Mode::from).into(),
             exceptions: service.exceptions.iter().map(Network::to_string).collect(),
+            balance: v1::Balance::from(service.balance).into(),
+            check: service.check.as_ref().map(Into::into),
+            drained: service.drained.iter().map(ToString::to_string).collect(),
             existing: v1::Existing::from(service.existing).into(),
             unconfirmed: service.unconfirmed.map(Into::into),
             workload: service.workload.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -158,10 +175,13 @@ impl TryFrom<v1::Service> for Service {
         let port = u16::try_from(message.port).ok().filter(|port| *port != 0);
         Ok(Self {
             name: message.name.parse()?,
-            hosts: message.hosts.iter().map(|node| node.parse()).collect::<Result<_, _>>()?,
+            hosts: nodes(&message.hosts)?,
             port: port.ok_or(InvalidMessage::Port(message.port))?,
             mode: mode(message.mode)?,
             exceptions: message.exceptions.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+            balance: balance(message.balance)?.unwrap_or_default(),
+            check: message.check.filter(|check| !check.probe.is_empty()).map(Check::try_from).transpose()?,
+            drained: nodes(&message.drained)?,
             existing: existing(message.existing)?,
             unconfirmed: message.unconfirmed.map(Unconfirmed::try_from).transpose()?,
             workload: match message.workload.as_str() {
@@ -169,6 +189,49 @@ impl TryFrom<v1::Service> for Service {
                 workload => Some(workload.parse()?),
             },
         })
+    }
+}
+
+impl From<&Check> for v1::Check {
+    fn from(check: &Check) -> Self {
+        let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            probe: check.probe.to_string(),
+            interval_ms: milliseconds(check.interval),
+            timeout_ms: milliseconds(check.timeout),
+            failures: check.failures,
+            successes: check.successes,
+        }
+    }
+}
+
+impl TryFrom<v1::Check> for Check {
+    type Error = CheckError;
+
+    /// What is 0 has the default.
+    fn try_from(message: v1::Check) -> Result<Self, CheckError> {
+        let default = Self::from(message.probe.parse::<super::Probe>()?);
+        let given = |milliseconds| (milliseconds > 0).then(|| Duration::from_millis(milliseconds));
+        let number = |number: u32| (number > 0).then_some(number);
+        let interval = given(message.interval_ms).unwrap_or(default.interval);
+        Self {
+            interval,
+            timeout: given(message.timeout_ms).unwrap_or(default.timeout.min(interval)),
+            failures: number(message.failures).unwrap_or(default.failures),
+            successes: number(message.successes).unwrap_or(default.successes),
+            probe: default.probe,
+        }
+        .bounded()
+    }
+}
+
+impl From<Balance> for v1::Balance {
+    fn from(balance: Balance) -> Self {
+        match balance {
+            Balance::Pinned => Self::Pinned,
+            Balance::RoundRobin => Self::RoundRobin,
+            Balance::LeastConnections => Self::LeastConnections,
+        }
     }
 }
 
@@ -225,6 +288,20 @@ fn action(number: i32) -> Result<Option<Action>, InvalidMessage> {
     }
 }
 
+fn nodes(names: &[String]) -> Result<BTreeSet<NodeName>, NameError> {
+    names.iter().map(|node| node.parse()).collect()
+}
+
+fn balance(number: i32) -> Result<Option<Balance>, InvalidMessage> {
+    match v1::Balance::try_from(number) {
+        Ok(v1::Balance::Unspecified) => Ok(None),
+        Ok(v1::Balance::Pinned) => Ok(Some(Balance::Pinned)),
+        Ok(v1::Balance::RoundRobin) => Ok(Some(Balance::RoundRobin)),
+        Ok(v1::Balance::LeastConnections) => Ok(Some(Balance::LeastConnections)),
+        Err(_) => Err(InvalidMessage::Balance(number)),
+    }
+}
+
 fn existing(number: i32) -> Result<Existing, InvalidMessage> {
     match v1::Existing::try_from(number) {
         Ok(v1::Existing::Unspecified | v1::Existing::Keep) => Ok(Existing::Keep),
@@ -264,6 +341,15 @@ mod tests {
             port: 80,
             mode: v1::Mode::Strict.into(),
             exceptions: vec!["192.0.2.0/24".to_owned()],
+            balance: v1::Balance::RoundRobin.into(),
+            check: Some(v1::Check {
+                probe: "http:/health".to_owned(),
+                interval_ms: 1000,
+                timeout_ms: 500,
+                failures: 3,
+                successes: 1,
+            }),
+            drained: vec!["b".to_owned()],
             existing: v1::Existing::Reset.into(),
             unconfirmed: Some(v1::Unconfirmed { mode: v1::Mode::Observe.into(), until: 7 }),
             workload: "web.service".to_owned(),
@@ -282,6 +368,7 @@ mod tests {
             }),
             rules: vec![rule()],
             services: vec![service()],
+            drained: Some(v1::Drained { hosts: vec!["a".to_owned()] }),
         };
         assert_eq!(v1::Policy::from(&Policy::try_from(sent.clone()).unwrap()), sent);
         let empty = Policy::try_from(v1::Policy::default()).unwrap();
@@ -312,6 +399,11 @@ mod tests {
             v1::Service { port: 0, ..service() },
             v1::Service { port: 65_616, ..service() },
             v1::Service { mode: 9, ..service() },
+            v1::Service { balance: 9, ..service() },
+            v1::Service {
+                check: Some(v1::Check { probe: "ping".to_owned(), ..v1::Check::default() }),
+                ..service()
+            },
             v1::Service { name: "*".to_owned(), ..service() },
             v1::Service { workload: "*".to_owned(), ..service() },
         ] {

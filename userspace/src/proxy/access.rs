@@ -71,6 +71,8 @@ pub struct AccessRecord {
     parties: Parties,
     caller: Option<Caller>,
     verdict: Verdict,
+    /// Of a service that has several, if it is not the one that was dialled.
+    instance: Option<SocketAddr>,
     /// What the caller was called at the beginning, if anybody followed then.
     process_name: Option<Box<str>>,
     opened: Instant,
@@ -104,6 +106,7 @@ impl AccessRecord {
             parties,
             caller,
             verdict,
+            instance: None,
             process_name,
             opened,
             totals,
@@ -161,6 +164,11 @@ impl AccessRecord {
         }
     }
 
+    /// Takes note of who got it.
+    pub fn reached(&mut self, instance: Option<SocketAddr>) {
+        self.instance = instance.filter(|instance| *instance != self.destination);
+    }
+
     /// Takes note of how the relay ended.
     pub fn relayed(&mut self, totals: Totals, result: &Result<(), RelayError>) {
         self.totals = totals;
@@ -192,7 +200,8 @@ impl Drop for AccessRecord {
         }
         let Totals { sent, received } = self.totals;
         let duration_us = self.opened.elapsed().as_micros();
-        self.log(Some(Close { sent, received, duration_us, reason: &reason }));
+        let instance = self.instance;
+        self.log(Some(Close { sent, received, duration_us, reason: &reason, instance }));
         self.tell_end(&reason);
     }
 }

@@ -89,6 +89,8 @@ pub struct Close<'a> {
     pub duration_us: u128,
     /// "ended", or what went wrong.
     pub reason: &'a str,
+    /// The instance that got it, if it is not the one that was dialled.
+    pub instance: Option<SocketAddr>,
 }
 
 /// Lets lines be written, where the log's filter has them. Call it once, after the log has been
@@ -147,7 +149,10 @@ impl Line<'_> {
         if let Some(rule) = verdict.dry_run {
             write!(into, " dry_run={rule}")?;
         }
-        if let Some(Close { sent, received, duration_us, reason }) = close {
+        if let Some(Close { sent, received, duration_us, reason, instance }) = close {
+            if let Some(instance) = instance {
+                write!(into, " instance={instance}")?;
+            }
             write!(into, " sent={sent} received={received} duration_us={duration_us} reason={reason:?}")?;
         }
         into.write_char('\n')
@@ -173,7 +178,10 @@ impl Line<'_> {
         if let Some(rule) = verdict.dry_run {
             write!(into, ",\"dry_run\":{rule}")?;
         }
-        if let Some(Close { sent, received, duration_us, reason }) = close {
+        if let Some(Close { sent, received, duration_us, reason, instance }) = close {
+            if let Some(instance) = instance {
+                write!(into, ",\"instance\":\"{instance}\"")?;
+            }
             // The one text that may need escaping.
             let reason = serde_json::Value::from(*reason);
             write!(into, ",\"sent\":{sent},\"received\":{received},\"duration_us\":{duration_us}")?;
@@ -212,7 +220,8 @@ mod tests {
         text
     }
 
-    const CLOSE: Close<'_> = Close { sent: 1, received: 2, duration_us: 3, reason: "said \"no\"\n" };
+    const CLOSE: Close<'_> =
+        Close { sent: 1, received: 2, duration_us: 3, reason: "said \"no\"\n", instance: None };
 
     #[test]
     fn a_line_of_text_has_a_time_and_every_field_and_ends_once() {

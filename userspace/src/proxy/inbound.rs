@@ -22,6 +22,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
+    discovery::{ListeningSocket, listening_sockets},
     identity::{SpiffeId, tls},
     limited_log::LimitedLog,
     policy::{Action, Verdict},
@@ -165,7 +166,11 @@ async fn stream(
         }
     };
     tunnel.accept()?;
-    let (totals, result) = relay(&mut service, tunnel, &worker.watchdog, &place).await;
+    // Where there may be another instance, the caller goes there instead.
+    let is_named = worker.shared.services.load().named.contains_key(&destination.port());
+    let is_gone = || is_gone(destination);
+    let is_gone: Option<&dyn Fn() -> bool> = if is_named { Some(&is_gone) } else { None };
+    let (totals, result) = relay(&mut service, tunnel, &worker.watchdog, &place, None, is_gone).await;
     if result.is_ok() {
         let _ = socket::end_on_close(&service);
     }
@@ -227,6 +232,16 @@ fn refusal(error: &io::Error) -> RefusalReason {
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => RefusalReason::Unreachable,
         _ => RefusalReason::Internal,
     }
+}
+
+/// Whether nobody listens at `destination` any more. A process that dies closes its listener, which usually is the older
+/// one, before its connections.
+fn is_gone(destination: SocketAddr) -> bool {
+    let is_there = |socket: &ListeningSocket| {
+        socket.address.port() == destination.port()
+            && (socket.address.ip().is_unspecified() || socket.address.ip() == destination.ip())
+    };
+    listening_sockets().is_ok_and(|sockets| !sockets.iter().any(is_there))
 }
 
 /// Answers REFUSED and waits for the opener's direction to end, so that the tunnel can carry the next stream.

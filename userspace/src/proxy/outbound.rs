@@ -12,11 +12,11 @@ use tracing::warn;
 
 use super::{
     access::{AccessRecord, Direction, Parties},
+    carry::{Carried, CarryError, Stream, carry},
     judge::{Connection, Judged},
-    live::{Forbidden, Place},
+    live::Forbidden,
     origin::Original,
-    pool::{Ends, Lease},
-    relay::{self, RelayError, relay},
+    relay::{RelayError, Totals},
     routes::Route,
     worker::Worker,
 };
@@ -26,10 +26,7 @@ use crate::{
     limited_log::LimitedLog,
     policy::Action,
     socket,
-    tunnel::{
-        DialError, TunnelError,
-        frame::{Frame, Open, RefusalReason},
-    },
+    tunnel::{DialError, frame::RefusalReason},
 };
 
 /// How long a service may go by different names on its own host and on this one.
@@ -55,7 +52,7 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
     let Some(route) = route(&worker, destination) else { return };
     let client =
         original.client.unwrap_or_else(|| SocketAddr::new(source(&route, worker.shared.mark), peer.port()));
-    let Some((caller, Judged { verdict, found })) = judge(&worker, &route, &original).await else { return };
+    let Some((caller, Judged { verdict, .. })) = judge(&worker, &route, &original).await else { return };
     let parties = Parties { local: Some(caller.clone()), peer: route.peer.id.clone() };
     let shared = worker.shared.clone();
     let mut access = AccessRecord::open(
@@ -70,21 +67,22 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
     if verdict.action == Action::Deny {
         return access.failed(format!("refused: {}", Forbidden::Rules(verdict.rule)));
     }
-    let ends = Ends { caller, peer: route.peer };
-    let place = worker.live.enter(found);
-    let open = Open { destination, client };
-    let mut carried = carry(&worker, &mut application, &ends, open, &place).await;
+    let mut stream = Stream { caller, client, destination, route };
+    let mut carried = carry(&worker, &mut application, &stream).await;
     if is_renamed(&carried) {
         // Streams to services that keep their names have no room for this in their tasks.
-        carried = Box::pin(carry_renamed(&worker, &mut application, ends, open, &place)).await;
+        carried = Box::pin(carry_renamed(&worker, &mut application, &mut stream)).await;
     }
-    match carried {
-        Ok((totals, result)) => {
-            if result.is_ok() {
-                let _ = socket::end_on_close(&application);
-            }
+    access.reached(carried.instance);
+    match carried.result {
+        Ok(()) => {
+            let _ = socket::end_on_close(&application);
             drop(application);
-            access.relayed(totals, &place.explained(result).await);
+            access.relayed(carried.totals, &Ok(()));
+        }
+        Err(CarryError::Relay(error)) => {
+            drop(application);
+            access.relayed(carried.totals, &Err(error));
         }
         Err(error) => access.failed(error.to_string()),
     }
@@ -135,14 +133,12 @@ fn source(route: &Route, mark: Option<u32>) -> IpAddr {
     route.source
 }
 
-type Relayed = (relay::Totals, Result<(), RelayError>);
-
 /// Whether the service answered by another name than it was called by, before anything was carried.
-fn is_renamed(carried: &Result<Relayed, DialError>) -> bool {
-    match carried {
-        Err(DialError::AnotherService(_)) => true,
-        Ok((totals, Err(RelayError::Refused(RefusalReason::AnotherService)))) => {
-            *totals == relay::Totals::default()
+fn is_renamed(carried: &Carried) -> bool {
+    match carried.result {
+        Err(CarryError::Dial(DialError::AnotherService(_))) => true,
+        Err(CarryError::Relay(RelayError::Refused(RefusalReason::AnotherService))) => {
+            carried.totals == Totals::default()
         }
         _ => false,
     }
@@ -150,75 +146,18 @@ fn is_renamed(carried: &Result<Relayed, DialError>) -> bool {
 
 /// The news that a service has got, or lost, a name reach its own host and this one at different times: tries again
 /// until they agree.
-async fn carry_renamed(
-    worker: &Worker,
-    application: &mut TcpStream,
-    mut ends: Ends,
-    open: Open,
-    place: &Place<'_>,
-) -> Result<Relayed, DialError> {
+async fn carry_renamed(worker: &Worker, application: &mut TcpStream, stream: &mut Stream) -> Carried {
     let (begun, mut pause) = (Instant::now(), RENAMED_PAUSE);
     loop {
         sleep(pause).await;
         pause *= 2;
-        // What was judged is this service on this host, by whatever name.
-        if let Some(route) = worker.shared.routes.load().get(open.destination)
-            && (&route.peer.node, &route.peer.workload) == (&ends.peer.node, &ends.peer.workload)
-        {
-            ends.peer = route.peer.clone();
+        // Each instance is judged anew before it is tried.
+        if let Some(route) = worker.shared.routes.load().get(stream.destination) {
+            stream.route = route.clone();
         }
-        let carried = carry(worker, application, &ends, open, place).await;
+        let carried = carry(worker, application, stream).await;
         if !is_renamed(&carried) || begun.elapsed() > RENAMED_TIMEOUT {
             return carried;
         }
     }
-}
-
-/// Carries the stream over a tunnel at rest, and over a new one if that one turns out to have died at rest: until
-/// the far agent has answered or a byte was carried, nothing has happened that could happen twice.
-async fn carry(
-    worker: &Worker,
-    application: &mut TcpStream,
-    ends: &Ends,
-    open: Open,
-    place: &Place<'_>,
-) -> Result<Relayed, DialError> {
-    let port = open.destination.port();
-    let lease = worker.pool.lease(ends, port).await?;
-    if !lease.recycled {
-        return Ok(stream(worker, application, ends, open, place, lease).await.relayed);
-    }
-    let attempt = stream(worker, application, ends, open, place, lease).await;
-    if !attempt.may_retry {
-        return Ok(attempt.relayed);
-    }
-    let lease = worker.pool.dial(ends, port).await?;
-    Ok(stream(worker, application, ends, open, place, lease).await.relayed)
-}
-
-struct Attempt {
-    relayed: Relayed,
-    may_retry: bool,
-}
-
-/// One stream on one tunnel, which goes back to the pool if it came to rest.
-async fn stream(
-    worker: &Worker,
-    application: &mut TcpStream,
-    ends: &Ends,
-    open: Open,
-    place: &Place<'_>,
-    mut lease: Lease,
-) -> Attempt {
-    if let Err(error) = lease.tunnel.send(&Frame::Open(open)).await {
-        return Attempt { relayed: (relay::Totals::default(), Err(error.into())), may_retry: true };
-    }
-    let (totals, result) = relay(application, &mut lease.tunnel, &worker.watchdog, place).await;
-    let lost = matches!(&result, Err(RelayError::Tunnel(TunnelError::Broken(_) | TunnelError::Closed)));
-    let may_retry = lost && totals == relay::Totals::default() && !lease.tunnel.is_answered();
-    // The other host may wait for the rule that has cut the stream, and keep what follows on the tunnel waiting.
-    if !matches!(result, Err(RelayError::Forbidden(_))) {
-        worker.pool.put_back(ends, lease);
-    }
-    Attempt { relayed: (totals, result), may_retry }
 }

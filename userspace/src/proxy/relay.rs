@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use super::{
+    held::Held,
     live::{Forbidden, Place},
     watchdog::{Watch, Watchdog},
 };
@@ -71,17 +72,25 @@ pub enum RelayError {
 /// [`Tunnel::is_idle`] is false and it must be dropped.
 ///
 /// The opener calls this as soon as OPEN is sent: bytes of the application follow it without waiting for the
-/// answer, and the answer's bytes are delivered as soon as they are here.
+/// answer, and the answer's bytes are delivered as soon as they are here. Until then `held` keeps a copy of what is sent;
+/// what is in it already is sent first.
+///
+/// The acceptor asks `is_gone` whether an application that ends without a word has died: then this is no clean end.
 pub async fn relay(
     application: &mut TcpStream,
     tunnel: &mut Tunnel,
     watchdog: &Watchdog,
     place: &Place<'_>,
+    held: Option<&mut Held>,
+    is_gone: Option<&dyn Fn() -> bool>,
 ) -> (Totals, Result<(), RelayError>) {
     let (totals, outgoing, result) = {
         let (reader, writer) = application.split();
-        let mut relay = Relay::new(reader, &writer, tunnel, watchdog.watch(), place);
-        let result = std::future::poll_fn(|context| relay.poll(context)).await;
+        let mut relay = Relay::new(reader, &writer, tunnel, watchdog.watch(), place, held, is_gone);
+        let result = match relay.begin() {
+            Ok(()) => std::future::poll_fn(|context| relay.poll(context)).await,
+            Err(error) => Err(error),
+        };
         (relay.totals, relay.outgoing, result)
     };
     let reset_by = match &result {
@@ -137,6 +146,9 @@ struct Relay<'a> {
     watch: Watch<'a>,
     /// Tells when it is forbidden.
     place: &'a Place<'a>,
+    /// Another may have to get what is sent: until there is an answer.
+    held: Option<&'a mut Held>,
+    is_gone: Option<&'a dyn Fn() -> bool>,
     /// Something was sent, and is not known to have arrived.
     unacknowledged: bool,
 }
@@ -148,6 +160,8 @@ impl<'a> Relay<'a> {
         tunnel: &'a mut Tunnel,
         watch: Watch<'a>,
         place: &'a Place<'a>,
+        held: Option<&'a mut Held>,
+        is_gone: Option<&'a dyn Fn() -> bool>,
     ) -> Self {
         Self {
             reader,
@@ -160,9 +174,24 @@ impl<'a> Relay<'a> {
             reset_watch: None,
             watch,
             place,
+            held,
+            is_gone,
             // OPEN, or the answer to it.
             unacknowledged: true,
         }
+    }
+
+    /// Sends first what an earlier tunnel did not bring to anybody.
+    fn begin(&mut self) -> Result<(), RelayError> {
+        let Some(held) = &self.held else { return Ok(()) };
+        self.sent_end = held.is_ended();
+        if let Some(payload) = held.payload() {
+            self.totals.sent += payload.length() as u64;
+            self.outgoing = Some(self.tunnel.seal(payload)?);
+        } else if self.sent_end {
+            self.outgoing = Some(self.tunnel.control(&Frame::End)?);
+        }
+        Ok(())
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
@@ -170,13 +199,18 @@ impl<'a> Relay<'a> {
             return Poll::Ready(Err(RelayError::Forbidden(forbidden)));
         }
         if self.watch.is_due() {
-            self.unacknowledged = !socket::check(self.tunnel.socket()).map_err(TunnelError::from)?;
+            let is_unused = self.held.is_some() && self.totals == Totals::default();
+            self.unacknowledged =
+                !socket::check(self.tunnel.socket(), is_unused).map_err(TunnelError::from)?;
             if self.outgoing.is_none() {
                 self.outgoing = self.tunnel.held()?;
             }
         }
         let sent = self.poll_send(context)?;
         let received = self.poll_receive(context)?;
+        if let Some(held) = self.held.take_if(|_| self.tunnel.is_answered()) {
+            held.release();
+        }
         if sent.is_ready() && received.is_ready() {
             return Poll::Ready(Ok(()));
         }
@@ -206,16 +240,31 @@ impl<'a> Relay<'a> {
             let payload = ready!(Payload::poll_read(&mut self.reader, context));
             self.outgoing = Some(match payload.map_err(RelayError::Application)? {
                 Some(payload) => {
+                    if let Some(held) = &mut self.held {
+                        held.add(&payload);
+                    }
                     self.totals.sent += payload.length() as u64;
                     self.sent_end = payload.is_last();
                     self.tunnel.seal(payload)?
                 }
+                None if self.has_died() => {
+                    return Poll::Ready(Err(RelayError::Application(io::ErrorKind::ConnectionReset.into())));
+                }
                 None => {
+                    if let Some(held) = &mut self.held {
+                        held.end();
+                    }
                     self.sent_end = true;
                     self.tunnel.control(&Frame::End)?
                 }
             });
         }
+    }
+
+    /// The end of an application that has neither heard nor said anything.
+    fn has_died(&self) -> bool {
+        let is_mute = self.totals == Totals::default() && !self.received_end;
+        is_mute && self.is_gone.is_some_and(|is_gone| is_gone())
     }
 
     /// From the tunnel to the application.

@@ -152,7 +152,7 @@ mod tests {
         let there = Report { addresses: vec![[10, 0, 0, 2].into()], listeners: there, ..Report::default() };
         let host = |node: &str, report| {
             let node: NodeName = node.parse().expect("a name");
-            (node.clone(), Arc::new(Host { node, report, last_seen: None, connected: true }))
+            (node.clone(), Arc::new(Host { node, report, last_seen: None, connected: true, lost: false }))
         };
         let hosts = [host("here", Report::default()), host("there", there)].into();
         let mut policy = Policy::default();

@@ -113,14 +113,8 @@ mod tests {
 
     fn named(name: &str, port: u16, workload: Option<&str>) -> (u16, Arc<Service>) {
         let service = Service {
-            name: name.parse().expect("a name"),
-            hosts: BTreeSet::new(),
-            port,
-            mode: None,
-            exceptions: BTreeSet::new(),
-            existing: crate::policy::Existing::Keep,
-            unconfirmed: None,
             workload: workload.map(|workload| workload.parse().expect("a name")),
+            ..Service::new(name.parse().expect("a name"), [], port)
         };
         (port, service.into())
     }

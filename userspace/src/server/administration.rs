@@ -91,6 +91,28 @@ impl Administration for AdministrationService {
         Ok(Response::new(defaults.into()))
     }
 
+    async fn drain_service(
+        &self,
+        request: Request<v1::DrainServiceRequest>,
+    ) -> Result<Response<v1::Service>, Status> {
+        let caller = caller(&request);
+        let service = self.policy.drain_service(request.get_ref()).await.map_err(refusal)?;
+        let v1::DrainServiceRequest { node, drained, .. } = request.into_inner();
+        info!(%caller, %service, node, drained, "instance of a service drained, or taken back");
+        Ok(Response::new((&service).into()))
+    }
+
+    async fn drain_host(
+        &self,
+        request: Request<v1::DrainHostRequest>,
+    ) -> Result<Response<v1::Drained>, Status> {
+        let caller = caller(&request);
+        let all = self.policy.drain_host(request.get_ref()).await.map_err(refusal)?;
+        let v1::DrainHostRequest { node, drained } = request.into_inner();
+        info!(%caller, node, drained, "host drained, or taken back");
+        Ok(Response::new(all))
+    }
+
     async fn remove_host(
         &self,
         request: Request<v1::RemoveHostRequest>,
@@ -145,7 +167,9 @@ fn refusal(error: PolicyChangeError) -> Status {
         Refused::PortTaken { .. }
         | Refused::InUse { .. }
         | Refused::LocksOut(_)
-        | Refused::NothingToConfirm(_) => Status::failed_precondition(message),
+        | Refused::NothingToConfirm(_)
+        | Refused::NotItsHost { .. }
+        | Refused::NoCheck(_) => Status::failed_precondition(message),
         Refused::Behind | Refused::Registry(RegistryError::Store(_)) => {
             error!(error = message, "the policy could not be changed");
             Status::unavailable(message)

@@ -4,13 +4,13 @@
 //! here and now, and is put on top. A watcher that falls behind gets a new snapshot: memory stays bounded.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::records::{CHANGES, DEFAULTS, HOSTS, PLAINTEXT, REMOVED, RULES, SERVERS, SERVICES};
+use super::records::{CHANGES, DEFAULTS, DRAINED, HOSTS, PLAINTEXT, REMOVED, RULES, SERVERS, SERVICES};
 use super::registry::{Registry, RegistryError};
 use super::roots::AUTHORITY;
 use super::servers::Departed;
@@ -23,6 +23,13 @@ use crate::store::{ANNOUNCED, Change, Store, StoreError};
 
 /// Changes kept for watchers that read slowly.
 const BACKLOG: usize = 256;
+/// How long a host may be without a connection before its services are taken for dead: it may only be connecting
+/// anew, with a renewed certificate for instance.
+const RECONNECT_TIME: Duration = Duration::from_millis(500);
+/// The same after the start of a server, to which nobody is connected yet.
+const START_TIME: Duration = Duration::from_secs(10);
+/// How often it is looked at.
+const LOSS_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a change may take from the store to the watchers.
 const LAG: Duration = Duration::from_secs(5);
 
@@ -78,13 +85,23 @@ impl Feed {
         let feed =
             Self { store, registry, view, events, told, trust, connections, leader, departed, departures };
         feed.reload().await?;
+        feed.wait_for_hosts();
         Ok(feed)
+    }
+
+    /// Nobody is connected yet.
+    fn wait_for_hosts(&self) {
+        let mut view = self.view();
+        let until = Instant::now() + START_TIME;
+        view.away = view.hosts.keys().map(|node| (node.clone(), until)).collect();
     }
 
     /// Follows the store, and records when hosts leave, until `stop`; those that left before are recorded then.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut departures = self.departures.lock().await;
         let mut watch = self.store.watch(self.revision());
+        let mut ticks = tokio::time::interval(LOSS_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 applied = watch.next() => match applied {
@@ -102,6 +119,7 @@ impl Feed {
                     }
                 },
                 Some(departed) = departures.recv() => self.record_departure(&departed).await,
+                _ = ticks.tick() => self.lose_absent(Instant::now()),
                 () = stop.cancelled() => break,
             }
         }
@@ -120,6 +138,23 @@ impl Feed {
         {
             warn!(?departed, %error, "could not record when it was last seen");
         }
+    }
+
+    /// Takes the services of hosts for dead that have been without a connection for too long.
+    fn lose_absent(&self, now: Instant) {
+        let mut view = self.view();
+        let View { revision, hosts, away, lost, .. } = &mut *view;
+        let mut events = Vec::new();
+        for (node, host) in hosts.iter_mut().filter(|(_, host)| !(host.connected || host.lost)) {
+            let until = *away.entry(node.clone()).or_insert(now + RECONNECT_TIME);
+            if now < until {
+                continue;
+            }
+            host.lost = true;
+            lost.insert(node.clone());
+            events.push(v1::CatalogEvent { revision: *revision, event: Some(Event::Host(host.clone())) });
+        }
+        events.into_iter().for_each(|event| self.publish(event));
     }
 
     /// Begins a watch for `node`, which counts as connected until it is dropped.
@@ -196,12 +231,14 @@ impl Feed {
         // The lists are of one revision each. Watching begins at the first: what is in a later one already is only
         // said again.
         let (revision, mut entries) = self.store.list(HOSTS).await?;
-        for prefix in [RULES, SERVICES, DEFAULTS, REMOVED, AUTHORITY, SERVERS, ANNOUNCED, PLAINTEXT] {
+        for prefix in [RULES, SERVICES, DEFAULTS, DRAINED, REMOVED, AUTHORITY, SERVERS, ANNOUNCED, PLAINTEXT]
+        {
             entries.extend(self.store.list(prefix).await?.1);
         }
         let mut fresh = View { revision, ..View::default() };
         let mut view = self.view();
-        fresh.connections = view.connections.clone();
+        (fresh.connections, fresh.lost) = (view.connections.clone(), view.lost.clone());
+        fresh.away = view.away.clone();
         for entry in entries {
             fresh.put(&entry.key, &entry.value)?;
         }
@@ -266,6 +303,9 @@ impl Feed {
 
     fn set_connected(&self, view: &mut View, node: &NodeName) {
         let (revision, connected) = (view.revision, view.is_connected(node.as_str()));
+        if connected {
+            view.found(node.as_str());
+        }
         if let Some(host) = view.hosts.get_mut(node.as_str()) {
             (host.connected, host.last_seen) = (connected, unix_seconds(SystemTime::now()));
             self.publish(v1::CatalogEvent { revision, event: Some(Event::Host(host.clone())) });
@@ -374,5 +414,27 @@ mod tests {
         assert!(connected(), "a durable change does not touch it");
         drop(second);
         assert!(!connected());
+    }
+
+    #[tokio::test]
+    async fn a_host_that_stays_away_is_lost_until_it_is_back() {
+        let feed = feed(&tempfile::tempdir().unwrap()).await;
+        feed.apply(1, &[change(1)]);
+        let lost = || feed.snapshot().hosts[0].lost;
+        let first = feed.subscribe("busy".parse().unwrap());
+        drop(first);
+        let now = Instant::now();
+        feed.lose_absent(now);
+        assert!(!lost(), "not at once");
+        feed.lose_absent(now + RECONNECT_TIME);
+        feed.apply(2, &[change(2)]);
+        assert!(lost(), "a durable change does not touch it");
+        let second = feed.subscribe("busy".parse().unwrap());
+        feed.lose_absent(now + 2 * RECONNECT_TIME);
+        assert!(!lost());
+        drop(second);
+        feed.lose_absent(now + 2 * RECONNECT_TIME);
+        feed.lose_absent(now + 3 * RECONNECT_TIME);
+        assert!(lost());
     }
 }

@@ -69,9 +69,9 @@ use transfer::TransferError;
 pub const DEFAULT_PORT: u16 = 9190;
 
 const DATABASE_FILE: &str = "server.redb";
-/// A connection whose other end answers no ping for this long is closed, and its host counts as gone.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection that was silent for the interval, and answers no ping within the timeout, is closed: its host is gone.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_STREAMS_PER_CONNECTION: u32 = 16;
 /// Pause before a store is asked again that did not answer at the start.
 const QUORUM_PAUSE: Duration = Duration::from_secs(1);

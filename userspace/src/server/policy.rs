@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::confirmation::{put_defaults, put_service};
 use super::feed::Feed;
 use super::plaintext::objections;
-use super::records::{CHANGES, RULES, SERVICES, put, read};
+use super::records::{CHANGES, DRAINED, RULES, SERVICES, put, read};
 use super::registry::RegistryError;
 use super::services::{check_service, unconfirmed, wanted_service};
 use super::view::View;
@@ -64,6 +64,17 @@ pub enum PolicyChangeError {
     /// Not enough for a new service.
     #[error("service {0} is new: say where it is, with --host and --port")]
     Incomplete(ServiceName),
+    /// The host is none of the service's.
+    #[error("{node} is no host of service {name}; `murmesh service list` shows those that are")]
+    NotItsHost {
+        /// The service.
+        name: ServiceName,
+        /// The host.
+        node: NodeName,
+    },
+    /// Times and numbers of a check that there is not.
+    #[error("service {0} has no check yet: say which, with --check")]
+    NoCheck(ServiceName),
     /// A port of a host has a name already.
     #[error(
         "port {port} of {node} is service {other} already; `murmesh service remove {other}` takes the name away"
@@ -247,6 +258,54 @@ impl PolicyRecords {
                 lock_nobody_out(&after, view)?;
             }
             Ok((vec![Change::Delete(format!("{SERVICES}{name}"))], Service::clone(service)))
+        })
+        .await
+    }
+
+    /// Stops new connections to a service's instance, or lets them go there again.
+    ///
+    /// # Errors
+    /// A refusal, or a failure of the store.
+    pub async fn drain_service(
+        &self,
+        request: &v1::DrainServiceRequest,
+    ) -> Result<Service, PolicyChangeError> {
+        let (name, node): (ServiceName, NodeName) = (request.name.parse()?, request.node.parse()?);
+        self.change(|view, _| {
+            let known = view.policy.services().get(&name);
+            let mut service = Service::clone(known.ok_or(PolicyChangeError::UnknownService(name.clone()))?);
+            if !service.hosts.contains(&node) {
+                return Err(PolicyChangeError::NotItsHost { name: name.clone(), node: node.clone() });
+            }
+            if request.drained {
+                service.drained.insert(node.clone())
+            } else {
+                service.drained.remove(&node)
+            };
+            if known.is_some_and(|known| **known == service) {
+                return Ok((vec![], service));
+            }
+            let key = format!("{SERVICES}{name}");
+            Ok((vec![Change::Put(key, v1::Service::from(&service).encode_to_vec())], service))
+        })
+        .await
+    }
+
+    /// Stops new connections to all that a host serves, or lets them go there again. Answers which hosts are drained.
+    ///
+    /// # Errors
+    /// A refusal, or a failure of the store.
+    pub async fn drain_host(&self, request: &v1::DrainHostRequest) -> Result<v1::Drained, PolicyChangeError> {
+        let node: NodeName = request.node.parse()?;
+        self.change(|view, _| {
+            let mut drained = view.policy.drained.as_ref().clone();
+            if request.drained && !view.hosts.contains_key(node.as_str()) {
+                return Err(PolicyChangeError::UnknownHost(node.clone()));
+            }
+            let changed = if request.drained { drained.insert(node.clone()) } else { drained.remove(&node) };
+            let answer = v1::Drained { hosts: drained.iter().map(ToString::to_string).collect() };
+            let change = changed.then(|| Change::Put(DRAINED.to_owned(), answer.encode_to_vec()));
+            Ok((change.into_iter().collect(), answer))
         })
         .await
     }

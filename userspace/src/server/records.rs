@@ -20,6 +20,8 @@ pub const REMOVED: &str = "removed/";
 pub const NODES: &str = "nodes/";
 /// What holds where no rule speaks: `v1::Defaults`.
 pub const DEFAULTS: &str = "settings/policy";
+/// Hosts that take no new connections: `v1::Drained`.
+pub const DRAINED: &str = "settings/drained";
 /// What every change of the policy changes too.
 pub const CHANGES: &str = "settings/changes";
 /// Prefix of the servers, by name: `v1::Server`.

@@ -302,6 +302,6 @@ fn key_hash(public_key: &[u8]) -> String {
 /// The catalog entry of a host that was heard of just now.
 fn put_host(node: &NodeName, report: Option<v1::HostReport>) -> Change {
     let last_seen = unix_seconds(SystemTime::now());
-    let host = v1::Host { node: node.to_string(), report, last_seen, connected: false };
+    let host = v1::Host { node: node.to_string(), report, last_seen, ..v1::Host::default() };
     Change::Put(format!("{HOSTS}{node}"), host.encode_to_vec())
 }

@@ -11,6 +11,8 @@ use crate::policy::{Mode, Service, Unconfirmed};
 const MAX_SERVICES: usize = 4096;
 const MAX_SERVICE_HOSTS: usize = 1024;
 const MAX_EXCEPTIONS: usize = 64;
+/// In place of a probe: no check any more.
+const NO_CHECK: &str = "none";
 const MAX_CONFIRM: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What the request makes of the service as it is.
@@ -28,16 +30,24 @@ pub fn wanted_service(request: &v1::SetServiceRequest, view: &View) -> Result<Se
         workload: listening(view, &request.hosts, request.port).unwrap_or_default(),
         ..v1::Service::default()
     });
+    let check = wanted_check(request.check.as_ref(), known.check);
+    if request.check.is_some() && check.as_ref().is_some_and(|check| check.probe.is_empty()) {
+        return Err(PolicyChangeError::NoCheck(name));
+    }
+    let hosts = if request.hosts.is_empty() { known.hosts } else { request.hosts.clone() };
     let exceptions = request.exceptions.as_ref().map(|exceptions| exceptions.networks.clone());
     let before = policy.services().get(&name);
     let mut service = Service::try_from(v1::Service {
         name: request.name.clone(),
-        hosts: if request.hosts.is_empty() { known.hosts } else { request.hosts.clone() },
+        drained: known.drained.into_iter().filter(|node| hosts.contains(node)).collect(),
+        hosts,
         port: request.port.unwrap_or(known.port),
         mode: request.mode.unwrap_or(known.mode),
         exceptions: exceptions.unwrap_or(known.exceptions),
         existing: request.existing.unwrap_or(known.existing),
         unconfirmed: None,
+        balance: request.balance.unwrap_or(known.balance),
+        check,
         workload: request.workload.clone().unwrap_or(known.workload),
     })?;
     service.unconfirmed = unconfirmed(
@@ -47,6 +57,24 @@ pub fn wanted_service(request: &v1::SetServiceRequest, view: &View) -> Result<Se
         before.and_then(|before| before.unconfirmed),
     )?;
     Ok(service)
+}
+
+/// What is not given stays as it is; "none" is no check.
+fn wanted_check(request: Option<&v1::Check>, known: Option<v1::Check>) -> Option<v1::Check> {
+    let Some(request) = request else { return known };
+    if request.probe == NO_CHECK {
+        return None;
+    }
+    let known = known.unwrap_or_default();
+    let given = |wanted, known| if wanted == 0 { known } else { wanted };
+    let number = |wanted, known| if wanted == 0 { known } else { wanted };
+    Some(v1::Check {
+        probe: if request.probe.is_empty() { known.probe } else { request.probe.clone() },
+        interval_ms: given(request.interval_ms, known.interval_ms),
+        timeout_ms: given(request.timeout_ms, known.timeout_ms),
+        failures: number(request.failures, known.failures),
+        successes: number(request.successes, known.successes),
+    })
 }
 
 /// The one workload that listens on `port` of `hosts`, if there is just one. A scope is none to be kept to: the next one

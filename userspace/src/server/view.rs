@@ -1,12 +1,12 @@
 //! What a server knows of the mesh now, as its store and its watchers tell.
 
-use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prost::Message;
 use tracing::error;
 
-use super::records::{DEFAULTS, HOSTS, PLAINTEXT, REMOVED, RULES, SERVICES};
+use super::records::{DEFAULTS, DRAINED, HOSTS, PLAINTEXT, REMOVED, RULES, SERVICES};
 use super::roots::{self, AUTHORITY};
 use super::servers::{Changed, Departed, Servers};
 use crate::api::v1::catalog_event::Event;
@@ -36,6 +36,10 @@ pub struct View {
     pub trust: v1::Trust,
     /// Watch streams of each host to this server; two for a moment when one replaces another.
     pub connections: HashMap<String, usize>,
+    /// Until when hosts without any may come back before they are lost.
+    pub away: HashMap<String, Instant>,
+    /// Those that did not.
+    pub lost: HashSet<String>,
     pub servers: Servers,
     /// Who is gone, as far as other servers have told.
     pub departed: Vec<Departed>,
@@ -49,6 +53,7 @@ impl View {
             removed_hosts: removed_hosts(&self.removed),
             trust: Some(self.trust.clone()).filter(|trust| !trust.roots.is_empty()),
             servers: Some(self.servers.list()),
+            ejections: vec![],
         }
     }
 
@@ -93,6 +98,8 @@ impl View {
         }
         let event = if key == DEFAULTS {
             decoded(value).map(Event::Defaults)
+        } else if key == DRAINED {
+            decoded(value).map(Event::Drained)
         } else if key.starts_with(RULES) {
             decoded(value).map(Event::Rule)
         } else if key.starts_with(SERVICES) {
@@ -143,6 +150,15 @@ impl View {
         self.connections.contains_key(node) || self.servers.has(node)
     }
 
+    /// Takes note that a host is connected.
+    pub fn found(&mut self, node: &str) {
+        self.away.remove(node);
+        self.lost.remove(node);
+        if let Some(host) = self.hosts.get_mut(node) {
+            host.lost = false;
+        }
+    }
+
     /// What watchers are told of a change among the servers.
     fn told_of(&mut self, changed: Changed) -> Option<Event> {
         let node = match changed {
@@ -151,6 +167,9 @@ impl View {
             Changed::Nothing => return None,
         };
         let connected = self.is_connected(&node);
+        if connected {
+            self.found(&node);
+        }
         let host = self.hosts.get_mut(&node).filter(|host| host.connected != connected)?;
         (host.connected, host.last_seen) = (connected, unix_seconds(SystemTime::now()));
         Some(Event::Host(host.clone()))
@@ -172,6 +191,7 @@ impl View {
             .inspect_err(|error| error!(node, %error, "a record of the catalog is damaged and left out"))
             .ok()?;
         host.connected = self.is_connected(node);
+        host.lost = self.lost.contains(node);
         self.hosts.insert(node.to_owned(), host.clone());
         Some(host)
     }

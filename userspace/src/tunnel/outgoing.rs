@@ -82,6 +82,29 @@ impl Payload {
         Poll::Ready(Ok((length > 0).then_some(payload)))
     }
 
+    /// A copy of `bytes`, which the application sent before, and ended behind them if `is_last`.
+    ///
+    /// # Panics
+    /// They are more than eight records hold.
+    pub fn copied(bytes: &[u8], is_last: bool) -> Self {
+        assert!(bytes.len() <= RECORDS * PAYLOAD, "{} bytes are more than a payload", bytes.len());
+        let mut payload = Self { buffer: Buffer::take(), length: bytes.len(), is_last };
+        let slots = payload.buffer[PREFIX..].chunks_exact_mut(RECORD).map(payload_of);
+        for (slot, piece) in slots.zip(bytes.chunks(PAYLOAD)) {
+            slot[..piece.len()].copy_from_slice(piece);
+        }
+        payload
+    }
+
+    /// The bytes, in order.
+    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let slots = self.buffer[PREFIX..].chunks_exact(RECORD);
+        slots.enumerate().map_while(|(number, slot)| {
+            let length = self.length.saturating_sub(number * PAYLOAD).min(PAYLOAD);
+            (length > 0).then(|| &slot[HEADER + HEADER_LENGTH..][..length])
+        })
+    }
+
     /// Bytes of the application.
     pub fn length(&self) -> usize {
         self.length

@@ -5,6 +5,7 @@
 mod bars;
 mod certificates;
 mod connect;
+mod failover;
 mod lane;
 mod limits;
 mod load;
@@ -57,6 +58,9 @@ pub struct Arguments {
 enum Action {
     /// Measures what the connect hook adds to `connect`, at 1, 1 000 and 100 000 endpoints.
     Connect,
+    /// Measures how long it takes until a dead instance, or a dead host, gets no connections any more, and counts those
+    /// that fail meanwhile.
+    Failover(failover::Arguments),
     /// Measures single steps by themselves: frames, TLS records, routes, the hooks' decision. Needs no root.
     Micro(micro::Arguments),
     /// Times connects to an address that fail at once. `bench connect` runs this in its hosts.
@@ -71,6 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(Action::Micro(arguments)) => return micro::run(arguments),
         _ if !is_root() => bail!("the benchmark makes network namespaces, which needs root"),
         Some(Action::Connect) => return connect::run(),
+        Some(Action::Failover(arguments)) => return failover::run(arguments),
         None => {}
     }
     let peers = match &arguments.peers {

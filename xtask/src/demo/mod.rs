@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: the same two programs, first in clear, then through Murmesh, then with rules.
 
+mod instances;
 mod policy;
 mod wire;
 
@@ -32,12 +33,12 @@ pub fn run() -> Result<()> {
     build::run()?;
     setup::for_running()?;
 
-    let lab = Lab::new(Topology::default()).context("making the hosts")?;
+    let lab = Lab::new(Topology { services: 3, ..Topology::default() }).context("making the hosts")?;
     let name = lab.name().to_owned();
     on_interrupt(move || {
         let _ = remove(&name);
     })?;
-    title("Three hosts on this machine");
+    title("Five hosts on this machine");
     for host in lab.hosts() {
         println!("  {:<10} {}", host.name(), host.ipv4());
     }
@@ -51,6 +52,7 @@ pub fn run() -> Result<()> {
     let server = lab.host("murmesh00")?;
     policy::rules(server, client).context("denying and allowing")?;
     policy::strict(server, client).context("with a strict service")?;
+    let _more = instances::failover(&lab, service).context("killing an instance")?;
 
     title("Summary");
     println!(
@@ -62,7 +64,10 @@ pub fn run() -> Result<()> {
     println!(
         "  proved who they are, and the service still sees who is calling. A rule decides who may call, and the"
     );
-    println!("  kernel enforces it; a strict service is out of reach for everybody outside of the mesh.");
+    println!(
+        "  kernel enforces it; a strict service is out of reach for everybody outside of the mesh. When the"
+    );
+    println!("  instance that nc dials is killed, another one answers it.");
     println!("  Removing the hosts and everything that runs in them.");
     Ok(())
 }

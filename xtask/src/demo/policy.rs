@@ -44,7 +44,7 @@ pub fn strict(outsider: &Host, client: &Host) -> Result<()> {
 }
 
 /// Runs `murmesh` on the server's host, shows what it answers, and returns it.
-fn administer<const N: usize>(server: &Host, arguments: [&str; N]) -> Result<String> {
+pub fn administer<const N: usize>(server: &Host, arguments: [&str; N]) -> Result<String> {
     announce(server, &format!("murmesh {}", arguments.join(" ")));
     let answer = server.murmesh(arguments)?;
     quote(&answer);

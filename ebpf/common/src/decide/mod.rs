@@ -79,6 +79,8 @@ pub enum Action {
     /// To a mesh endpoint while no agent listens, or somebody else listens at its port: refused, so that it neither
     /// travels in clear nor reaches a stranger on this host.
     RefuseWithoutAgent,
+    /// To a named service of the mesh that no instance serves now: refused, so that it never travels in clear.
+    RefuseUnavailable,
 }
 
 /// The decision on a call.
@@ -176,6 +178,8 @@ fn to_endpoint(
     };
     let action = if !carried {
         Action::Pass
+    } else if endpoint.destination.has(Destination::UNAVAILABLE) {
+        Action::RefuseUnavailable
     } else if bound_interface != 0 {
         Action::RefuseBoundInterface
     } else if !knowledge.agent_listens() {

@@ -103,6 +103,20 @@ fn a_socket_bound_to_an_interface_never_goes_in_clear() {
 }
 
 #[test]
+fn a_service_that_nobody_serves_is_refused_after_the_rules_and_before_all_else() {
+    let nobody = Destination { flags: Destination::UNAVAILABLE, ..Destination::OPEN };
+    let world = World { agent_listens: false, ..world(nobody) };
+    assert_eq!(action(&Attempt { bound_interface: 2, ..attempt() }, &world), Action::RefuseUnavailable);
+    assert_eq!(
+        action(&Attempt { netns_cookie: 8, ..attempt() }, &world),
+        Action::Pass,
+        "that of a container"
+    );
+    let denied = Destination { flags: Destination::UNAVAILABLE, ..forbidden_by(3) };
+    assert_eq!(decide(&SETTINGS, &attempt(), &self::world(denied)), Decision::denied(3));
+}
+
+#[test]
 fn a_denial_names_its_rule_and_comes_before_every_other_refusal() {
     let world = World { agent_listens: false, ..world(forbidden_by(3)) };
     let bound = Attempt { bound_interface: 2, ..attempt() };
@@ -159,7 +173,7 @@ fn verdict() -> impl Strategy<Value = Verdict> {
 }
 
 fn destination() -> impl Strategy<Value = Destination> {
-    (1_u32..3, 0_u32..4, verdict()).prop_map(|(class, flags, verdict)| Destination { class, flags, verdict })
+    (1_u32..3, 0_u32..8, verdict()).prop_map(|(class, flags, verdict)| Destination { class, flags, verdict })
 }
 
 fn worlds() -> impl Strategy<Value = World> {
@@ -251,8 +265,10 @@ fn reference(attempt: &Attempt, world: &World) -> Decision {
             None if !carried => Decision::denied(UNKNOWN_SOURCE),
             verdict => {
                 let report = verdict.and_then(reported);
+                let unavailable = endpoint.destination.flags & Destination::UNAVAILABLE != 0;
                 let action = match (carried, attempt.bound_interface, world.agent_listens) {
                     (false, _, _) => Action::Pass,
+                    (true, _, _) if unavailable => Action::RefuseUnavailable,
                     (true, 1.., _) => Action::RefuseBoundInterface,
                     (true, 0, false) => Action::RefuseWithoutAgent,
                     (true, 0, true) => Action::Redirect(endpoint.source),

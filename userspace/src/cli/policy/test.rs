@@ -103,7 +103,8 @@ fn sources(catalog: &Catalog, pattern: &IdentityPattern) -> anyhow::Result<Vec<P
         IdentityPattern::Service(Exactly(name)) => match catalog.policy.services().get(name) {
             Some(service) => {
                 let hosts = service.hosts.iter();
-                Ok(hosts.map(|node| catalog.policy.source(node, None, [service.port])).collect())
+                let party = |node| catalog.policy.source(node, service.workload.clone(), [service.port]);
+                Ok(hosts.map(party).collect())
             }
             None => bail!("no service is called {name}; `murmesh service list` shows those that are"),
         },
@@ -111,9 +112,15 @@ fn sources(catalog: &Catalog, pattern: &IdentityPattern) -> anyhow::Result<Vec<P
     }
 }
 
+/// Whatever serves there; a named service goes by its name.
+fn destination(catalog: &Catalog, node: &NodeName, port: u16) -> Destination {
+    let service = catalog.policy.service_at(node, port);
+    catalog.policy.destination(node, service.and_then(|service| service.workload.clone()), port)
+}
+
 /// Those that the text names one by one, each with what it is called.
 fn destinations(catalog: &Catalog, names: &Names, text: &str) -> anyhow::Result<Vec<(String, Destination)>> {
-    let at = |node: &NodeName, port| (format!("{node}:{port}"), catalog.policy.destination(node, None, port));
+    let at = |node: &NodeName, port| (format!("{node}:{port}"), destination(catalog, node, port));
     let pattern = DestinationPattern::parse(text, names)?;
     let (identity, port) = match &pattern {
         DestinationPattern::Outside(outside) => return Ok(vec![address(catalog, outside)?]),
@@ -147,10 +154,12 @@ fn address(catalog: &Catalog, outside: &Outside) -> anyhow::Result<(String, Dest
     };
     let (address, protocol) = (SocketAddr::new(ip, port), outside.protocol.unwrap_or(Protocol::Tcp));
     let endpoint = catalog.endpoints().remove(&address).filter(|_| protocol == Protocol::Tcp);
-    Ok(match endpoint {
-        Some(endpoint) => {
-            let node = &endpoint.host.node;
-            (format!("{node}:{port}"), catalog.policy.destination(node, None, port))
+    let listens = endpoint.map(|endpoint| endpoint.host.node.clone());
+    let node = listens.or_else(|| catalog.named_at(address).cloned().filter(|_| protocol == Protocol::Tcp));
+    Ok(match node {
+        Some(node) => {
+            let node = &node;
+            (format!("{node}:{port}"), destination(catalog, node, port))
         }
         None => (format!("{address}/{protocol}"), Destination::outside(address, protocol)),
     })
@@ -191,10 +200,11 @@ mod tests {
                 ipv6_only: false,
                 workload: None,
             }],
-            version: String::new(),
+            ..Report::default()
         };
         let node: NodeName = "fcs00".parse().unwrap();
-        let host = Arc::new(Host { node: node.clone(), report, last_seen: None, connected: true });
+        let host =
+            Arc::new(Host { node: node.clone(), report, last_seen: None, connected: true, lost: false });
         let rule = |id, action: v1::Action, source: &str, destination: &str| v1::Rule {
             id,
             action: action.into(),
@@ -213,7 +223,7 @@ mod tests {
                 port: 8181,
                 ..v1::Service::default()
             }],
-            defaults: None,
+            ..v1::Policy::default()
         });
         let names = Names {
             trust_domain: "mesh.test".parse().unwrap(),

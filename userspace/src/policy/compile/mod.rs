@@ -67,6 +67,8 @@ pub struct Reachable {
     pub address: SocketAddr,
     /// How connections to it are to be seen; `None` for a service of this host, which are never redirected.
     pub source: Option<IpAddr>,
+    /// Whether anybody serves it now. If not, connections to it are refused as where nobody listens.
+    pub available: bool,
     /// Who is there; `None` for what no rule is about.
     pub destination: Option<Destination>,
 }
@@ -279,7 +281,12 @@ fn endpoints(
                 let destination = kernel::Destination { flags: OWN, ..kernel::Destination::OPEN };
                 Endpoint { source: SocketAddress::default(), destination }
             }
-            Some(source) => Endpoint { source: SocketAddr::new(source, 0).into(), destination },
+            Some(source) => {
+                let unavailable = if reachable.available { 0 } else { kernel::Destination::UNAVAILABLE };
+                let flags = destination.flags | unavailable;
+                let destination = kernel::Destination { flags, ..destination };
+                Endpoint { source: SocketAddr::new(source, 0).into(), destination }
+            }
             None if destination == kernel::Destination::OPEN => return None,
             None => {
                 let flags = destination.flags | OWN;

@@ -140,6 +140,7 @@ fn report(address: &str, port: u16) -> Report {
             workload: None,
         }],
         version: "test".to_owned(),
+        ..Report::default()
     }
 }
 

@@ -60,7 +60,7 @@ async fn exchange(side: Side, updates: KeyUpdates) {
     let place = live.enter(found.into());
     let (played, (totals, relayed), received_by_stock) = tokio::join!(
         play(program, &from_program),
-        relay(&mut application, &mut ours, &watchdog, &place),
+        relay(&mut application, &mut ours, &watchdog, &place, None, None),
         stock::exchange(&mut theirs, &from_stock, updates.theirs_after_bytes)
     );
     relayed.unwrap();

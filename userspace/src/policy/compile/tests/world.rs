@@ -71,6 +71,7 @@ impl World {
             let reachable = |ip: &str, source| Reachable {
                 address: SocketAddr::new(ip.parse().unwrap(), port),
                 source,
+                available: true,
                 destination: Some(destination.clone()),
             };
             if host == 0 {
