@@ -35,7 +35,7 @@ struct Maps {
 
 impl Knowledge for Maps {
     fn cgroup(&self) -> u64 {
-        black_box(1)
+        black_box(SETTINGS.cgroup)
     }
     fn policy(&self) -> PolicyState {
         black_box(PolicyState::default())
