@@ -30,12 +30,9 @@ fn the_leading_server_is_killed() -> Result<()> {
     cluster.write(&cluster.servers.clone(), Instant::now())?;
     let witness = Witness::start(&cluster)?;
     let leader = cluster.leader(cluster.servers[0])?.context("one leads")?;
-    let left: Vec<_> = cluster.servers.iter().copied().filter(|host| host.name() != leader.name()).collect();
     cluster.kill_server(leader)?;
-    let writes = cluster.write(&left, Instant::now())?;
-    wait_until("another one leads", || {
-        Ok(cluster.leader(left[0])?.is_some_and(|other| other.name() != leader.name()))
-    })?;
+    let writes = cluster.write(&cluster.others(leader), Instant::now())?;
+    cluster.wait_for_leader_after(leader)?;
     let connections = witness.ensure_unharmed(cluster.service)?;
     tell("kill -9 of the leading server", writes, connections);
     cluster.restart(leader)?;
@@ -73,13 +70,10 @@ fn a_server_is_cut_off_and_comes_back() -> Result<()> {
     cluster.write(&cluster.servers.clone(), Instant::now())?;
     let witness = Witness::start(&cluster)?;
     let leader = cluster.leader(cluster.servers[0])?.context("one leads")?;
-    let left: Vec<_> = cluster.servers.iter().copied().filter(|host| host.name() != leader.name()).collect();
     cluster.lead_etcd_from(leader)?;
     leader.unplug()?;
-    let writes = cluster.write(&left, Instant::now())?;
-    wait_until("another one leads", || {
-        Ok(cluster.leader(left[0])?.is_some_and(|other| other.name() != leader.name()))
-    })?;
+    let writes = cluster.write(&cluster.others(leader), Instant::now())?;
+    cluster.wait_for_leader_after(leader)?;
     let refused = murmesh(leader, &["allow", "fcc00", "fcs00"])?;
     ensure!(text(&refused.stderr).contains("no quorum"), "{}", text(&refused.stderr));
     let connections = witness.ensure_unharmed(cluster.service)?;

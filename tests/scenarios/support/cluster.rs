@@ -74,9 +74,22 @@ impl<'a> Cluster<'a> {
         Ok(self.servers.iter().copied().find(|server| Some(server.name()) == name))
     }
 
+    /// Every server but `host`.
+    pub fn others(&self, host: &Host) -> Vec<&'a Host> {
+        self.servers.iter().copied().filter(|server| server.name() != host.name()).collect()
+    }
+
     /// Any server but `host`.
     pub fn another(&self, host: &Host) -> Result<&'a Host> {
-        self.servers.iter().copied().find(|server| server.name() != host.name()).context("there are three")
+        self.others(host).first().copied().context("there are three")
+    }
+
+    /// Waits until a server leads that is not `former`.
+    pub fn wait_for_leader_after(&self, former: &Host) -> Result<()> {
+        let witness = self.another(former)?;
+        wait_until("another one leads", || {
+            Ok(self.leader(witness)?.is_some_and(|leader| leader.name() != former.name()))
+        })
     }
 
     /// The host of the member of etcd that leads.
