@@ -1,9 +1,8 @@
 //! `murmesh status`. JSON: `{healthy, problems, role, node, version, trust_domain, spiffe_id,
 //! certificate_expires_at, catalog_revision, saved_revision, first_certificate_ends_at, endpoints,
 //! contested_addresses, servers, connected_server, interception, traffic, encryption}`. `interception` is `{cgroup,
-//! bpf_dir, attached, missing, canary_error, map_problems,
-//! unheld_services}`, `traffic` has the counters of the running agent, and
-//! `encryption` what was and was not encrypted; each is null where it does not apply.
+//! bpf_dir, attached, missing, canary_error, map_problems, unheld_services}`, `traffic` has the counters of the running
+//! agent, and `encryption` what was and was not encrypted; each is null where it does not apply.
 
 use std::fmt::Write;
 use std::process::ExitCode;
