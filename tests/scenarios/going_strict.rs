@@ -111,8 +111,8 @@ fn a_mode_that_nobody_confirms_goes_back_even_if_the_server_was_down() -> Result
     daemons.kill_server()?;
     daemons.start_server()?;
     wait_admitted(outsider, service, true)?;
-    let log = daemons.server_log();
-    ensure!(log.contains("not confirmed in time") && log.contains("fortune"), "{log}");
+    let line = daemons.server()?.wait_for_line("not confirmed in time", DEADLINE)?;
+    ensure!(line.contains("fortune"), "{line}");
 
     ensure_set(server, &["--mode", "strict", "--force", "--confirm", "1h"])?;
     server.murmesh(["service", "confirm", "fortune"])?;

@@ -140,9 +140,9 @@ impl<'a> Daemons<'a> {
         Ok(())
     }
 
-    /// Everything that the server said since it was started.
-    pub fn server_log(&self) -> String {
-        self.server.as_ref().map(Process::said).unwrap_or_default()
+    /// The running server.
+    pub fn server(&self) -> Result<&Process> {
+        self.server.as_ref().context("no server runs")
     }
 
     /// Asks the service at `port` of `service`, and makes sure that the client's agent carried the connection.
