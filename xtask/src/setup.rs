@@ -39,6 +39,14 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("tcpdump", "tcpdump"),
 ];
 
+/// What boots other kernels, each with its package.
+const EMULATION: [(&str, &str); 4] = [
+    ("busybox", "busybox-static"),
+    ("modprobe", "kmod"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("xz", "xz-utils"),
+];
+
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 
 /// Prepares the machine for building and for running.
@@ -76,16 +84,22 @@ pub fn for_building() -> Result<()> {
 
 /// Makes sure of what the lab, the demo and the tests run.
 pub fn for_running() -> Result<()> {
-    let mut missing: Vec<&str> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| find_program(program).is_none())
-        .map(|(_, package)| *package)
-        .collect();
+    let mut missing = missing_packages(&PROGRAMS);
     if !Path::new("/usr/share/games/fortunes/fortunes").exists() {
         missing.push("fortunes-min");
     }
     install_packages(&missing)?;
     mount_bpf_file_system()
+}
+
+/// Makes sure of what tests on other kernels need.
+pub fn for_emulating() -> Result<()> {
+    install_packages(&missing_packages(&EMULATION))
+}
+
+fn missing_packages(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
+    let missing = programs.iter().filter(|(program, _)| find_program(program).is_none());
+    missing.map(|(_, package)| *package).collect()
 }
 
 /// Installs Debian packages; nothing happens when there are none to install.
@@ -103,13 +117,17 @@ pub fn install_packages(packages: &[&str]) -> Result<()> {
         bail!("these packages are missing: {list}. Install them as root: apt-get install {list}");
     }
     progress(&format!("setup: installing {list}"));
-    // Lists of another day can offer an older version than the one that is needed, and no error tells.
-    if let Err(error) = apt_get(&["update", "--quiet"], &[]) {
-        progress(&format!("setup: package lists could not be fetched ({error}), using those that are here"));
-    }
+    fetch_package_lists();
     apt_get(&["install", "--yes", "--quiet", "--no-install-recommends"], packages)
         .with_context(|| format!("installing {list}"))?;
     Ok(())
+}
+
+/// Lists of another day can offer an older version than the one that is needed, and no error tells.
+pub fn fetch_package_lists() {
+    if let Err(error) = apt_get(&["update", "--quiet"], &[]) {
+        progress(&format!("setup: package lists could not be fetched ({error}), using those that are here"));
+    }
 }
 
 fn apt_get(arguments: &[&str], packages: &[&str]) -> Result<()> {
