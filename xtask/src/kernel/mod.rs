@@ -41,6 +41,7 @@ pub fn test(series: &str, selection: &Selection) -> Result<Count> {
         fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
     }
     let initramfs = initramfs::make(&kernel, &directory)?;
+    let program = programs::keep(&program, &directory)?;
     progress(&format!("{} integration tests on Linux {}, emulated", tests.len(), kernel.release()));
     let share = machine::Share::make(&directory, &program, &tests)?;
     let machine = machine::Machine::boot(&kernel, &initramfs, &share)?;

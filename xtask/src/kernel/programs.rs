@@ -1,5 +1,6 @@
 //! The programs that the machine runs, which are those that run here.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -24,6 +25,19 @@ pub fn scenarios() -> Result<PathBuf> {
             message["executable"].as_str().filter(|_| wanted).map(PathBuf::from)
         });
     program.context("cargo names no program for the integration tests")
+}
+
+/// Puts `program`, and what it runs, below `directory` too, where no later build touches them. Returns the new place.
+pub fn keep(program: &Path, directory: &Path) -> Result<PathBuf> {
+    let built = program.ancestors().nth(2).context("cargo puts tests into target/PROFILE/deps")?;
+    let kept = directory.join("programs");
+    fs::create_dir_all(kept.join("deps"))?;
+    for file in [Path::new("murmesh"), Path::new("murmesh-probe"), program.strip_prefix(built)?] {
+        let file_here = built.join(file);
+        fs::hard_link(&file_here, kept.join(file))
+            .with_context(|| format!("linking {}", file_here.display()))?;
+    }
+    Ok(kept.join(program.strip_prefix(built)?))
 }
 
 /// The names of all tests in `program`.
