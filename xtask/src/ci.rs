@@ -5,7 +5,7 @@ use std::env;
 use anyhow::{Context as _, Result};
 
 use crate::shell::{self, cargo, find_program, progress};
-use crate::{bench, setup, test};
+use crate::{bench, package, setup, test};
 
 /// Runs the checks, the quick ones first, and ends with the count of tests.
 pub fn run() -> Result<()> {
@@ -29,6 +29,7 @@ pub fn run() -> Result<()> {
     check_dependencies()?;
     progress("the benchmarks, for their function only");
     bench::quick()?;
+    package::run(&package::Arguments { dev: true })?;
     test::run(&test::Arguments::default())
 }
 
