@@ -6,6 +6,7 @@ mod ci;
 mod demo;
 mod kernel;
 mod lab;
+mod package;
 mod setup;
 mod shell;
 mod test;
@@ -37,6 +38,8 @@ enum Command {
     Lab(lab::Command),
     /// Runs the unit tests, then the integration tests (which need root), and counts them; or the latter elsewhere.
     Test(test::Arguments),
+    /// Makes the Debian package, and tries it on an overlay of this machine (which needs root).
+    Package(package::Arguments),
     /// Checks formatting, lints, documentation and dependencies, then runs all tests.
     Ci,
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Lab(command) => lab::run(command),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Package(arguments) => package::run(&arguments),
         Command::Ci => ci::run(),
     };
     match result {

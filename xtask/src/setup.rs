@@ -47,6 +47,11 @@ const EMULATION: [(&str, &str); 4] = [
     ("xz", "xz-utils"),
 ];
 
+/// What packages are made and looked at with; the crate is pinned to a version that this compiler builds.
+const PACKAGING_PROGRAMS: [(&str, &str); 3] =
+    [("dpkg-shlibdeps", "dpkg-dev"), ("lintian", "lintian"), ("man", "man-db")];
+const PACKAGER: (&str, &str) = ("cargo-deb", "3.8.0");
+
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 
 /// Prepares the machine for building and for running.
@@ -82,6 +87,24 @@ pub fn for_building() -> Result<()> {
     Ok(())
 }
 
+/// Makes sure of what makes packages.
+pub fn for_packaging() -> Result<()> {
+    for_building()?;
+    install_packages(&missing_packages(&PACKAGING_PROGRAMS))?;
+    let (name, version) = PACKAGER;
+    if is_installed_crate(name, version) {
+        return Ok(());
+    }
+    progress(&format!("setup: building {name} {version} (a few minutes)"));
+    let arguments = ["install", name, "--version", version, "--locked", "--force", "--quiet"];
+    shell::run(shell::cargo().args(arguments)).with_context(|| format!("building {name}"))
+}
+
+fn is_installed_crate(name: &str, version: &str) -> bool {
+    let said = Command::new(name).arg("--version").output();
+    said.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).trim().ends_with(version))
+}
+
 /// Makes sure of what the lab, the demo and the tests run.
 pub fn for_running() -> Result<()> {
     let mut missing = missing_packages(&PROGRAMS);
@@ -97,6 +120,7 @@ pub fn for_emulating() -> Result<()> {
     install_packages(&missing_packages(&EMULATION))
 }
 
+/// The Debian packages of the programs that this machine lacks.
 fn missing_packages(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
     let missing = programs.iter().filter(|(program, _)| find_program(program).is_none());
     missing.map(|(_, package)| *package).collect()

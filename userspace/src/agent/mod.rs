@@ -40,6 +40,7 @@ use crate::{
     discovery::ExemptPorts,
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
+    notify,
     proxy::{BoundWorkers, Listen, Origin, Shared, Workers, instances::Loads},
     seal::KeySource,
     workload::{self, Finder, Naming},
@@ -190,6 +191,9 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     let mut running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
     if let Ok(running) = &mut running {
         running.tasks.spawn(keeper.run(wanted));
+    }
+    if running.is_ok() {
+        notify::ready();
     }
     let running = match running {
         Ok(mut running) => match running.until(&shutdown).await {
