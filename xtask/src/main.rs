@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod ci;
 mod demo;
+mod kernel;
 mod lab;
 mod package;
 mod setup;
@@ -35,7 +36,7 @@ enum Command {
     /// Makes hosts on this machine and runs commands in them. Needs root.
     #[command(subcommand)]
     Lab(lab::Command),
-    /// Runs the unit tests, then the integration tests (which need root), and counts them.
+    /// Runs the unit tests, then the integration tests (which need root), and counts them; or the latter elsewhere.
     Test(test::Arguments),
     /// Makes the Debian package, and tries it on an overlay of this machine (which needs root).
     Package(package::Arguments),

@@ -262,6 +262,7 @@ fn start(
 
     let (served_sender, served) = watch::channel(Served::default());
     let problems = Problems::default();
+    let (published_sender, published) = watch::channel(0);
     let publisher = Publisher {
         shared: shared.clone(),
         exempt: options.exempt.clone(),
@@ -273,6 +274,7 @@ fn start(
             .transpose()?,
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
         loads: Loads::default(),
+        published: published_sender,
     };
     let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
     let verdicts = interception.as_mut().map(|interception| interception.verdict_events()).transpose()?;
@@ -307,7 +309,7 @@ fn start(
     if let Some(pins) = pins {
         tasks.spawn(plaintext::watch(pins, control.plaintext.clone()));
     }
-    tasks.spawn(announce_ready(control.catalog.clone()));
+    tasks.spawn(announce_ready(control.catalog.clone(), published));
     Ok(Running { workers, discovery, tasks })
 }
 
@@ -381,10 +383,13 @@ async fn follow_identity(
     Ok(())
 }
 
-/// Says `ready` once the first catalog is here: from then on connections are carried.
-async fn announce_ready(mut catalog: watch::Receiver<Arc<Catalog>>) -> anyhow::Result<()> {
-    if let Ok(catalog) = catalog.wait_for(|catalog| catalog.revision > 0).await {
-        info!(hosts = catalog.hosts.len(), "ready");
+/// Says `ready` once the first catalog is published: from then on connections are carried.
+async fn announce_ready(
+    catalog: watch::Receiver<Arc<Catalog>>,
+    mut published: watch::Receiver<u64>,
+) -> anyhow::Result<()> {
+    if published.wait_for(|revision| *revision > 0).await.is_ok() {
+        info!(hosts = catalog.borrow().hosts.len(), "ready");
     }
     Ok(())
 }
