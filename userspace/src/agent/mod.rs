@@ -36,7 +36,7 @@ use crate::{
     api::v1::local_server::LocalServer,
     bpf::Records,
     catalog::Catalog,
-    control::{self, Control, ControlOptions},
+    control::{self, Control, ControlError, ControlOptions, Joined},
     discovery::ExemptPorts,
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
@@ -167,7 +167,7 @@ pub struct SidecarOptions {
 pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let socket = LocalSocket::bind(&options.run_dir, options.capture.socket_name())?;
-    let mut control = join(&options, &shutdown).await?;
+    let mut control = start_control(&options, &shutdown).await?;
     let (shared, wanted) = Shared::new(control.identity.borrow().clone(), options.capture.mark())?;
     let shared = Arc::new(shared);
     // Ports first: an agent that cannot serve must not touch the hooks of one that was killed, which still
@@ -214,17 +214,28 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     }
 }
 
-async fn join(options: &AgentOptions, shutdown: &CancellationToken) -> anyhow::Result<Control> {
-    let control = ControlOptions {
+/// Becomes a member of the mesh if need be, and no more.
+///
+/// # Errors
+/// When the host is not a member and cannot become one, or its files are unusable.
+pub async fn join(options: &AgentOptions) -> Result<Joined, ControlError> {
+    control::join(&control_options(options)).await
+}
+
+fn control_options(options: &AgentOptions) -> ControlOptions {
+    ControlOptions {
         data_dir: options.data_dir.clone(),
         seal: options.seal.clone(),
         join: options.join.clone(),
         node: options.node.clone(),
         mark: options.capture.mark(),
-    };
+    }
+}
+
+async fn start_control(options: &AgentOptions, shutdown: &CancellationToken) -> anyhow::Result<Control> {
     // The control plane outlives the signal to stop: it still has to tell the servers.
     let control = tokio::select! {
-        control = control::start(control, CancellationToken::new()) => control?,
+        control = control::start(control_options(options), CancellationToken::new()) => control?,
         () = shutdown.cancelled() => anyhow::bail!("stopped while joining"),
     };
     info!(id = %control.identity.borrow().id, "member of the mesh");
