@@ -21,5 +21,6 @@ pub mod seal;
 pub mod server;
 pub mod socket;
 pub mod store;
+pub mod systemd;
 pub mod tunnel;
 pub mod workload;
