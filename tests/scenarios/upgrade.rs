@@ -3,6 +3,7 @@
 use std::env;
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixDatagram;
 use std::process::{ChildStdin, Command};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use murmesh_lab::{Host, Lab, Process, Steady, Topology};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
 use serde_json::Value;
 
 use crate::support::kernel::{HOOKS, hooks};
@@ -154,6 +156,27 @@ fn an_agent_that_is_killed_while_it_hands_over_leaves_all_to_the_new_one_and_not
     ensure!(ask(client, "fcs00", PORT)? == greeting(service));
     ensure!(hooks(client)?.len() == HOOKS, "{:?}", hooks(client)?);
     ensure!(capture.stop()?.packets().is_empty(), "connections went in clear");
+    Ok(())
+}
+
+#[test]
+fn another_version_of_the_protocol_is_refused_with_words() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let client = lab.host("fcc00")?;
+    let daemons = Daemons::start(&lab)?;
+    let stranger = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(stranger.as_raw_fd(), &UnixAddr::new(&client.run_directory().join("takeover.sock"))?)?;
+    let hello = r#"{"protocol": 99, "version": "9.9.9", "terms": {}, "more": 1}"#;
+    send(stranger.as_raw_fd(), hello.as_bytes(), MsgFlags::empty())?;
+    let mut answer = [0; 4096];
+    let length = recv(stranger.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    let answer: Value = serde_json::from_slice(&answer[..length])?;
+    let reason = answer["Refused"].as_str().context("it is refused")?;
+    ensure!(reason.contains("the new one (9.9.9) version 99"), "{reason}");
+    daemons.agent(client)?.wait_for_line("this one goes on", DEADLINE)?;
     Ok(())
 }
 

@@ -164,7 +164,7 @@ impl KernelHalf {
         self.pin_maps(|name| !kept.contains(&name), |name| pins.next_map(name))?;
         let next = |name| open_map(&pins.next_map(name), name);
         if self.keeps_maps {
-            let theirs = PolicyMaps::new(|name| open_pinned(&pins, name))?.present().clone();
+            let theirs = PolicyMaps::new(|name| open_map(&pins.map(name), name))?.present().clone();
             PolicyMaps::new(next)?.update(&theirs)?;
         }
         fill(PolicyMaps::new(next)?);
@@ -243,7 +243,7 @@ impl KernelHalf {
             return Ok(());
         }
         // One set after the other: together they take more descriptors than anything that comes later.
-        let theirs = PolicyMaps::new(|name| open_pinned(earlier, name))?.present().clone();
+        let theirs = PolicyMaps::new(|name| open_map(&earlier.map(name), name))?.present().clone();
         PolicyMaps::new(|name| open_pinned(&self.pins, name))?.update(&theirs)
     }
 
@@ -380,9 +380,10 @@ impl Counters {
     }
 }
 
-/// Opens a map that an agent has pinned.
+/// Opens a map that an agent has pinned, be it to take over.
 pub(super) fn open_pinned(pins: &Pins, name: &'static str) -> Result<Map, BpfError> {
-    open_map(&pins.map(name), name)
+    let next = pins.next_map(name);
+    open_map(&if next.exists() { next } else { pins.map(name) }, name)
 }
 
 fn open_map(path: &Path, name: &'static str) -> Result<Map, BpfError> {

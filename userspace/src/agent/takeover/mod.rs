@@ -46,14 +46,9 @@ pub enum TakeoverError {
     /// One answers that does not know how.
     #[error("an agent runs that cannot be taken over: nothing answers on {0}; stop it, and start this one")]
     NotOffered(PathBuf),
-    /// It says no.
-    #[error("the running agent (pid {pid}) is not taken over: {reason}; it goes on")]
-    Refused {
-        /// Its process.
-        pid: i32,
-        /// Its words.
-        reason: String,
-    },
+    /// It says no, for this reason.
+    #[error("the running agent is not taken over, it goes on: {0}")]
+    Refused(String),
     /// It has closed the connection.
     #[error("it has ended")]
     Ended,
@@ -87,7 +82,7 @@ enum Answer {
     /// It goes on.
     Refused(String),
     /// With the sockets of the run directory; the listeners of so many workers follow.
-    Offer { version: String, revision: u64, failing: BTreeMap<String, String>, workers: usize },
+    Offer { pid: i32, version: String, revision: u64, failing: BTreeMap<String, String>, workers: usize },
     /// With one worker's listeners, the one for tunnels first.
     Worker,
     /// It has given up everything but its streams; with the connections to agents that are older still.

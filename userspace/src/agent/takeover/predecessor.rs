@@ -75,7 +75,7 @@ impl Predecessor {
         let (pid, uid) = connection.peer()?;
         if let Some(reason) = self.objection(&hello, uid) {
             connection.send(&Answer::Refused(reason.clone()), &[]).await?;
-            return Err(TakeoverError::Refused { pid: std::process::id().cast_signed(), reason });
+            return Err(TakeoverError::Refused(reason));
         }
         info!(pid, version = hello.version, "another agent takes over");
         let taken = timeout(PATIENCE, self.hand_over(connection)).await;
@@ -92,6 +92,7 @@ impl Predecessor {
 
     async fn hand_over(&self, connection: &Connection) -> Result<(), TakeoverError> {
         let offer = Answer::Offer {
+            pid: std::process::id().cast_signed(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: self.catalog.borrow().revision,
             failing: self

@@ -48,13 +48,15 @@ pub async fn ask(run_dir: &Path, terms: &Terms) -> Result<Option<Inheritance>, T
 }
 
 async fn receive(connection: Connection, terms: &Terms) -> Result<Inheritance, TakeoverError> {
-    let (pid, _) = connection.peer()?;
     let version = env!("CARGO_PKG_VERSION").to_owned();
     connection.send(&Hello { protocol: PROTOCOL, version, terms: terms.clone() }, &[]).await?;
     let (answer, descriptors) = connection.receive().await?.ok_or(TakeoverError::Ended)?;
-    let (version, revision, failing, workers) = match answer {
-        Answer::Offer { version, revision, failing, workers } => (version, revision, failing, workers),
-        Answer::Refused(reason) => return Err(TakeoverError::Refused { pid, reason }),
+    // The kernel would tell who made the socket, which may be an agent before it.
+    let (pid, version, revision, failing, workers) = match answer {
+        Answer::Offer { pid, version, revision, failing, workers } => {
+            (pid, version, revision, failing, workers)
+        }
+        Answer::Refused(reason) => return Err(TakeoverError::Refused(reason)),
         other => return Err(TakeoverError::Protocol(format!("{other:?} instead of an offer"))),
     };
     let failing = failing.into_iter().filter_map(|(name, why)| Some((name.parse().ok()?, why))).collect();
@@ -88,7 +90,7 @@ impl Claim {
                 info!(pid, "has taken over");
                 Ok(())
             }
-            Ok(Ok(Some((Answer::Refused(reason), _)))) => Err(TakeoverError::Refused { pid, reason }),
+            Ok(Ok(Some((Answer::Refused(reason), _)))) => Err(TakeoverError::Refused(reason)),
             answer => {
                 let answer = answer.map(|answer| answer.map(|answer| answer.map(|(answer, _)| answer)));
                 warn!(pid, ?sent, ?answer, "has taken over from an agent that ended meanwhile");
