@@ -42,9 +42,9 @@ use crate::{
     discovery::ExemptPorts,
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, Ownership, SIDECAR_SOCKET, SocketFile},
+    notify,
     proxy::{BoundWorkers, Listen, Origin, Shared, Workers, instances::Loads, traffic::Counter},
     seal::KeySource,
-    systemd,
     workload::{self, Finder, Naming},
 };
 use discover::{Discovery, Owners, Served};
@@ -211,6 +211,9 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
         }
         Err(error) => Err(error),
     };
+    if serving.is_ok() {
+        notify::ready();
+    }
     let ended = match serving {
         Ok(mut running) => match running.until(&course.shutdown).await {
             Ok(end) => Ok((running, end)),
@@ -282,6 +285,7 @@ fn start(
 
     let (served_sender, served) = watch::channel(Served::default());
     let problems = Problems::default();
+    let (published_sender, published) = watch::channel(0);
     let publisher = Publisher {
         shared: shared.clone(),
         exempt: options.exempt.clone(),
@@ -293,7 +297,7 @@ fn start(
             .transpose()?,
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
         loads: Loads::default(),
-        published: course.published.clone(),
+        published: published_sender,
         handed_over: course.handed_over.clone(),
     };
     let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
@@ -329,11 +333,20 @@ fn start(
     if let Some(pins) = pins {
         tasks.spawn(plaintext::watch(pins, control.plaintext.clone()));
     }
-    tasks.spawn(announce_ready(control.catalog.clone()));
+    tasks.spawn(announce_ready(control.catalog.clone(), published.clone()));
     if predecessor.is_some() {
         tasks.spawn(Upgrade::on_signal()?.run(course.handed_over.clone()));
     }
-    Ok(Running { workers, discovery, tasks, predecessor, claim, ownership, _takeover_file: takeover_file })
+    Ok(Running {
+        workers,
+        discovery,
+        tasks,
+        published,
+        predecessor,
+        claim,
+        ownership,
+        _takeover_file: takeover_file,
+    })
 }
 
 fn enforcement(
@@ -352,8 +365,6 @@ struct Course {
     shutdown: CancellationToken,
     /// It answers the command line.
     serving: CancellationToken,
-    /// The data path knows what there is.
-    published: CancellationToken,
     /// Another agent has taken over.
     handed_over: CancellationToken,
     /// Named services of this host whose check fails.
@@ -367,7 +378,6 @@ impl Course {
         Self {
             serving: shutdown.child_token(),
             shutdown,
-            published: CancellationToken::new(),
             handed_over: CancellationToken::new(),
             failing: Arc::new(watch::Sender::new(failing)),
             older: OlderAgents::default(),
@@ -397,6 +407,8 @@ struct Running {
     workers: Workers,
     discovery: JoinHandle<anyhow::Result<()>>,
     tasks: JoinSet<anyhow::Result<()>>,
+    /// The revision of the catalog that the data path goes by.
+    published: watch::Receiver<u64>,
     predecessor: Option<Predecessor>,
     claim: Option<Claim>,
     ownership: Ownership,
@@ -414,8 +426,8 @@ impl Running {
             self.workers.open();
             return Ok(());
         };
-        let published = timeout(PUBLISH_TIMEOUT, course.published.cancelled());
-        published.await.context("this agent did not find out in time what there is to serve")?;
+        let published = timeout(PUBLISH_TIMEOUT, self.published.wait_for(|revision| *revision > 0));
+        published.await.context("this agent did not find out in time what there is to serve")??;
         self.workers.open();
         claim.take(&course.older).await?;
         self.ownership.take();
@@ -487,7 +499,7 @@ impl Running {
         course.handed_over.cancel();
         self.workers.hand_over();
         taken.give(&course.older).await;
-        systemd::notify(&format!("MAINPID={}", taken.pid()));
+        notify::followed_by(taken.pid());
         info!(to = taken.pid(), "handed over");
         let is_drained = tokio::select! {
             () = self.workers.drain(options.upgrade_drain_timeout) => true,
@@ -518,10 +530,13 @@ async fn follow_identity(
     Ok(())
 }
 
-/// Says `ready` once the first catalog is here: from then on connections are carried.
-async fn announce_ready(mut catalog: watch::Receiver<Arc<Catalog>>) -> anyhow::Result<()> {
-    if let Ok(catalog) = catalog.wait_for(|catalog| catalog.revision > 0).await {
-        info!(hosts = catalog.hosts.len(), "ready");
+/// Says `ready` once the first catalog is published: from then on connections are carried.
+async fn announce_ready(
+    catalog: watch::Receiver<Arc<Catalog>>,
+    mut published: watch::Receiver<u64>,
+) -> anyhow::Result<()> {
+    if published.wait_for(|revision| *revision > 0).await.is_ok() {
+        info!(hosts = catalog.borrow().hosts.len(), "ready");
     }
     Ok(())
 }

@@ -87,8 +87,8 @@ pub struct Publisher {
     pub upstream: Option<(Upstream, Arc<ArcSwapOption<SocketAddr>>)>,
     /// What connections have told of instances.
     pub loads: Loads,
-    /// Cancelled after the first time.
-    pub published: CancellationToken,
+    /// The revision of the catalog that was published last.
+    pub published: watch::Sender<u64>,
     /// Cancelled when another agent has taken over: the kernel half is not ours any more.
     pub handed_over: CancellationToken,
 }
@@ -132,10 +132,10 @@ impl Publisher {
             // Nothing is carried without routes, and nothing may be carried before its rules are here.
             self.shared.set_rules(Rules::new(known.clone(), services, node.clone()));
             let is_in_force = self.publish_routes(node, &serving, &known, routes);
+            self.published.send_replace(known.revision);
             if is_in_force {
                 backoff.reset();
             }
-            self.published.cancel();
             if let Some((wanted, upstream)) = &self.upstream {
                 upstream.store(wanted.resolve(&known).map(Arc::new));
             }

@@ -12,6 +12,7 @@ pub mod host;
 pub mod members;
 pub mod observe;
 pub mod output;
+pub mod package_files;
 pub mod policy;
 pub mod rule;
 pub mod server;
@@ -88,6 +89,9 @@ pub enum Command {
     /// Measure what connections cost: plain TCP, the mesh, and other ways, side by side.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Write what a package holds beside the program: manual pages, completions, the default configuration.
+    #[command(hide = true)]
+    PackageFiles(package_files::PackageFilesArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

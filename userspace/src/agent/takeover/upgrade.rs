@@ -62,6 +62,7 @@ impl Upgrade {
         if !arguments.iter().any(|argument| argument == FLAG) {
             arguments.push(FLAG.into());
         }
-        Command::new(&self.program).args(arguments).stdin(Stdio::null()).spawn()
+        // The service manager's watchdog means whoever is the daemon.
+        Command::new(&self.program).args(arguments).env_remove("WATCHDOG_PID").stdin(Stdio::null()).spawn()
     }
 }
