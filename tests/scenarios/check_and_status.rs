@@ -127,6 +127,7 @@ fn what_the_reading_commands_print_as_json_has_the_documented_shape() -> Result<
         "healthy",
         "interception",
         "node",
+        "older_agents",
         "problems",
         "role",
         "saved_revision",
