@@ -17,33 +17,31 @@ const TIMED_OUT: i32 = 124;
 enum Line<'a> {
     Begins(&'a str),
     Ended { test: &'a str, status: i32, taken: Duration },
-    Complete,
 }
 
-/// Reads until all `tests` have ended, or the machine has. Those that have not ended by then have failed.
+/// Reads until the machine has ended. Those of `tests` that have not ended by then have failed.
 pub fn follow(mut machine: Machine, share: &Share, tests: &[String]) -> Result<Count> {
     let mut count = Count::default();
-    let mut running = None;
-    let mut complete = false;
+    let mut running = Vec::new();
     while let Some(line) = machine.line() {
         match Line::parse(line.trim_end()) {
-            Some(Line::Begins(test)) => running = Some(test.to_owned()),
+            Some(Line::Begins(test)) => running.push(test.to_owned()),
             Some(Line::Ended { test, status, taken }) => {
                 count += ended(test, status, taken, &share.said(test));
-                running = None;
+                running.retain(|other| other != test);
             }
-            Some(Line::Complete) => complete = true,
             None => eprintln!("{line}"),
         }
     }
-    if !complete {
+    let missing = tests.len() as u64 - (count.passed + count.failed + count.skipped);
+    if missing > 0 {
+        eprintln!(
+            "the machine stopped too early, and this is the end of its console. Running were: {running:?}"
+        );
         let console = share.console();
         let lines: Vec<&str> = console.lines().collect();
         eprintln!("{}", lines[lines.len().saturating_sub(CONSOLE_LINES)..].join("\n"));
-        let during =
-            running.map_or_else(|| "before the tests began".to_owned(), |test| format!("during {test}"));
-        eprintln!("the machine stopped {during}; above is the end of its console");
-        count.failed = tests.len() as u64 - count.passed - count.skipped;
+        count.failed += missing;
     }
     Ok(count)
 }
@@ -80,7 +78,6 @@ impl<'a> Line<'a> {
                 status: status.parse().ok()?,
                 taken: Duration::from_millis(hundredths.parse::<u64>().ok()? * 10),
             }),
-            ["complete"] => Some(Self::Complete),
             _ => None,
         }
     }
@@ -98,7 +95,6 @@ mod tests {
         assert_eq!(Line::parse("begins wire::nothing"), Some(Line::Begins("wire::nothing")));
         let taken = Duration::from_millis(1230);
         assert_eq!(Line::parse("ended a::b 101 123"), Some(Line::Ended { test: "a::b", status: 101, taken }));
-        assert_eq!(Line::parse("complete"), Some(Line::Complete));
         assert_eq!(Line::parse("ended a::b"), None);
     }
 

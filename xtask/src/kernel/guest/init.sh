@@ -5,7 +5,7 @@ export PATH=/bin
 busybox mkdir /proc
 busybox mount -t proc proc /proc
 busybox --install /bin
-mkdir /dev /host /layer /root
+mkdir -p /dev /host /layer /root
 mount -t devtmpfs dev /dev
 while read -r module; do
     insmod "/modules/$module" || echo "the module $module is not loaded"
