@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use murmesh_lab::{Lab, Mesh, Process, Topology, status};
 
 use crate::support::kernel::records_in_flight;
-use crate::support::{DEADLINE, Daemons, ask, greet, greeting, skipped, wait_for_endpoint, wait_until};
+use crate::support::{DEADLINE, Daemons, ask, greet, greeting, skipped, text, wait_for_endpoint, wait_until};
 
 const PORT: u16 = 8282;
 
@@ -51,7 +51,10 @@ fn a_connection_without_a_record_is_reset_and_counted() -> Result<()> {
     let client = mesh.client()?;
     let before = status(client, "/traffic/missing_records")?;
     for loopback in ["127.0.0.1:15001", "[::1]:15001"] {
-        client.probe(["connect", loopback, "expect-reset"])?.succeed(DEADLINE)?;
+        let reset = client.probe(["connect", loopback, "expect-reset"])?.output(DEADLINE)?;
+        // On a slow machine it arrives before `connect` has returned.
+        let in_connect = text(&reset.stderr).contains("connect: ECONNRESET");
+        ensure!(reset.status.success() || in_connect, "{reset:?}");
     }
     ensure!(status(client, "/traffic/missing_records")? == before + 2);
     ensure!(status(client, "/traffic/streams_total")? == 0, "a destination was guessed");

@@ -1,5 +1,6 @@
 //! `cargo xtask package`: the Debian package, looked at and tried.
 
+mod hosts;
 mod trial;
 
 use std::fs;
@@ -41,6 +42,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if is_root() {
         let later = pack(profile, &pieces, REVISION + 1)?;
         trial::run(&package, &later, &version(REVISION + 1))?;
+        hosts::run(&package, &later)?;
     } else {
         progress("it is not tried: that makes mounts, which needs root");
     }
