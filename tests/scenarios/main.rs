@@ -48,6 +48,7 @@ mod storm;
 mod support;
 mod three_servers;
 mod unreachable;
+mod watchdog;
 mod wire;
 mod without_servers;
 mod workload_identity;

@@ -1,6 +1,10 @@
 //! The kernel half as the agent holds it: attached, with its maps and messages handed out once.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::Context;
 use murmesh_common::{ListenerChange, Settings};
@@ -34,7 +38,8 @@ pub struct InterceptionOptions {
 
 /// The attached kernel half.
 pub struct Interception {
-    half: KernelHalf,
+    /// The watchdog repairs it.
+    half: Arc<Mutex<KernelHalf>>,
     options: InterceptionOptions,
     pins: Pins,
     log: JoinHandle<()>,
@@ -70,6 +75,7 @@ impl Interception {
         let log = bpf::forward_log(&mut half)?;
         half.attach(&options.cgroup, fill).map_err(explain)?;
         info!(cgroup = %options.cgroup.display(), pins = %options.bpf_dir.display(), "hooks attached");
+        let half = Arc::new(Mutex::new(half));
         Ok(Self { half, options: options.clone(), pins, log })
     }
 
@@ -79,31 +85,31 @@ impl Interception {
     /// A pin cannot be removed.
     pub fn detach(self) -> anyhow::Result<()> {
         self.log.abort();
-        Ok(self.half.detach()?)
+        Ok(self.locked().detach()?)
     }
 
     /// The maps that say who may connect to what, and what is redirected; once.
     ///
     /// # Errors
     /// They are taken already.
-    pub fn take_policy(&mut self) -> anyhow::Result<PolicyMaps> {
-        Ok(self.half.take_policy()?)
+    pub fn take_policy(&self) -> anyhow::Result<PolicyMaps> {
+        Ok(self.locked().take_policy()?)
     }
 
     /// Listeners that open and close, once.
     ///
     /// # Errors
     /// They are taken already.
-    pub fn listener_events(&mut self) -> anyhow::Result<mpsc::Receiver<(ListenerChange, u64)>> {
-        Ok(bpf::listener_events(&mut self.half)?)
+    pub fn listener_events(&self) -> anyhow::Result<mpsc::Receiver<(ListenerChange, u64)>> {
+        Ok(bpf::listener_events(&mut self.locked())?)
     }
 
     /// What the kernel half tells of its verdicts, once.
     ///
     /// # Errors
     /// They are taken already.
-    pub fn verdict_events(&mut self) -> anyhow::Result<mpsc::Receiver<KernelVerdict>> {
-        Ok(bpf::verdict_events(&mut self.half, observe::QUEUE)?)
+    pub fn verdict_events(&self) -> anyhow::Result<mpsc::Receiver<KernelVerdict>> {
+        Ok(bpf::verdict_events(&mut self.locked(), observe::QUEUE)?)
     }
 
     /// Where links and maps are pinned.
@@ -117,8 +123,17 @@ impl Interception {
     }
 
     /// Hooks as attached at the start, with the number of each one's program.
-    pub fn hooks(&self) -> &[(Hook, u32)] {
-        self.half.attached()
+    pub fn hooks(&self) -> Vec<(Hook, u32)> {
+        self.locked().attached()
+    }
+
+    /// The kernel half itself.
+    pub fn half(&self) -> Arc<Mutex<KernelHalf>> {
+        self.half.clone()
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, KernelHalf> {
+        self.half.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -15,9 +15,15 @@ mod protection;
 mod publish;
 mod remember;
 mod reset;
+mod watchdog;
 mod whois;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwapOption;
@@ -51,6 +57,7 @@ use identities::Keeper;
 use protection::FirstProtection;
 use publish::Publisher;
 use remember::Memory;
+use watchdog::Watchdog;
 
 /// What an agent or a sidecar is started with.
 #[derive(Debug, Clone)]
@@ -184,10 +191,10 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     if let Some(finder) = options.capture.finder()? {
         shared.workloads.get_or_init(|| finder);
     }
-    let mut interception = options.capture.attach(&first, shared.workloads.get())?;
+    let interception = options.capture.attach(&first, shared.workloads.get())?;
     let mut keeper = Keeper::new(&control, shared.clone());
     keeper.adopt(std::mem::take(&mut control.cached_identities));
-    let mut running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
+    let mut running = start(&options, &control, &shared, bound, socket, interception.as_ref(), &shutdown);
     if let Ok(running) = &mut running {
         running.tasks.spawn(keeper.run(wanted));
     }
@@ -234,12 +241,12 @@ fn start(
     shared: &Arc<Shared>,
     bound: BoundWorkers,
     socket: LocalSocket,
-    mut interception: Option<&mut Interception>,
+    interception: Option<&Interception>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Running> {
     let finder = shared.workloads.get().cloned();
     let upstream = Arc::new(ArcSwapOption::empty());
-    let pins = interception.as_ref().map(|interception| interception.pins().clone());
+    let pins = interception.map(|interception| interception.pins().clone());
     let workers = bound.start(shared, options.drain_timeout, || match &pins {
         Some(pins) => Ok(Origin::Kernel(Records::open(pins)?)),
         None => Ok(Origin::Upstream(upstream.clone())),
@@ -247,23 +254,29 @@ fn start(
 
     let (served_sender, served) = watch::channel(Served::default());
     let problems = Problems::default();
+    let maps = interception.map(|interception| interception.take_policy()).transpose()?;
+    let maps = maps.map(|maps| Arc::new(Mutex::new(maps)));
+    let watchdog = interception
+        .zip(maps.clone())
+        .map(|(interception, maps)| Arc::new(Watchdog::new(interception, maps)));
     let publisher = Publisher {
         shared: shared.clone(),
         exempt: options.exempt.clone(),
         servers: control.status.clone(),
-        enforcement: interception
-            .as_mut()
-            .zip(finder.as_ref())
-            .map(|(interception, finder)| enforcement(interception, finder, &problems))
-            .transpose()?,
+        enforcement: maps.zip(interception).zip(finder.as_ref()).map(|((maps, interception), finder)| {
+            let (room, workloads) = (interception.options().room, finder.workloads().clone());
+            Enforcement::new(maps, room, workloads, problems.clone())
+        }),
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
         loads: Loads::default(),
     };
-    let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
-    let verdicts = interception.as_mut().map(|interception| interception.verdict_events()).transpose()?;
+    let events = interception.map(Interception::listener_events).transpose()?;
+    let verdicts = interception.map(Interception::verdict_events).transpose()?;
     let memory = Memory::new(control.cache.clone(), control.catalog.clone(), shared.clone());
-    let local =
-        local::AgentLocal::new(options, control, shared, interception.as_deref(), problems, memory.saved());
+    let kernel = interception
+        .zip(watchdog.clone())
+        .map(|(interception, watchdog)| local::Kernel::new(interception, problems, watchdog));
+    let local = local::AgentLocal::new(options, control, shared, kernel, memory.saved());
 
     let mut tasks = JoinSet::new();
     let failing = Arc::new(watch::Sender::default());
@@ -292,18 +305,11 @@ fn start(
     if let Some(pins) = pins {
         tasks.spawn(plaintext::watch(pins, control.plaintext.clone()));
     }
+    if let Some(watchdog) = watchdog {
+        tasks.spawn(watchdog.run());
+    }
     tasks.spawn(announce_ready(control.catalog.clone()));
     Ok(Running { workers, discovery, tasks })
-}
-
-fn enforcement(
-    interception: &mut Interception,
-    finder: &Finder,
-    problems: &Problems,
-) -> anyhow::Result<Enforcement> {
-    let room = interception.options().room;
-    let workloads = finder.workloads().clone();
-    Ok(Enforcement::new(interception.take_policy()?, room, workloads, problems.clone()))
 }
 
 /// What runs between start and stop.

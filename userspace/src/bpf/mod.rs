@@ -8,6 +8,7 @@ mod plaintext;
 mod policy;
 mod programs;
 mod records;
+mod repair;
 mod verdicts;
 
 pub use attached::attached_hooks;
@@ -17,6 +18,7 @@ pub use plaintext::{Counted, Plaintext};
 pub use policy::{PolicyMaps, wait_for_programs};
 pub use programs::{Counters, HOOKS, Hook, KernelHalf, LoadOptions};
 pub use records::Records;
+pub use repair::Fault;
 pub use verdicts::{KernelVerdict, Reason, verdict_events};
 
 use std::{io, path::PathBuf};

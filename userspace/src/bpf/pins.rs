@@ -46,10 +46,19 @@ impl Pins {
         if self.directory.exists() {
             fs::rename(&self.directory, &earlier.directory).map_err(|error| self.error(error))?;
         }
+        self.make_directories()?;
+        Ok(earlier)
+    }
+
+    /// Makes the directories for what is pinned, as far as they are missing.
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub fn make_directories(&self) -> Result<(), BpfError> {
         for part in ["links", "maps"] {
             fs::create_dir_all(self.directory.join(part)).map_err(|error| self.error(error))?;
         }
-        Ok(earlier)
+        Ok(())
     }
 
     /// Replaces what is here by what [`Self::prepare`] had put aside.

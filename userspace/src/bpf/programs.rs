@@ -7,7 +7,7 @@ use aya::{
     maps::{Map, MapData, PerCpuArray},
     programs::{
         CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, SockOps,
-        links::{FdLink, LinkError},
+        links::{FdLink, LinkError, PinnedLink},
     },
 };
 use murmesh_common::{Counter, Settings};
@@ -98,9 +98,20 @@ pub struct LoadOptions {
 /// The loaded programs. Dropping this leaves them attached: they are pinned.
 pub struct KernelHalf {
     ebpf: Ebpf,
-    pins: Pins,
-    /// Programs attached, with the kernel's number of each.
-    attached: Vec<(Hook, u32)>,
+    pub(super) pins: Pins,
+    /// Held beside their pins: a hook whose pin is removed by hand stays attached while the agent lives.
+    pub(super) attached: Vec<Attached>,
+    /// Every pinned map, to be pinned again if need be.
+    pub(super) pinned: Vec<(&'static str, MapData)>,
+}
+
+/// A hook that is on.
+pub(super) struct Attached {
+    pub hook: Hook,
+    /// The kernel's number of its program.
+    pub program: u32,
+    /// Holds it.
+    pub _link: PinnedLink,
 }
 
 impl KernelHalf {
@@ -109,7 +120,8 @@ impl KernelHalf {
     /// # Errors
     /// The kernel lacks something, or rights are missing.
     pub fn load(options: &LoadOptions) -> Result<Self, BpfError> {
-        Ok(Self { ebpf: load(options)?, pins: options.pins.clone(), attached: Vec::new() })
+        let pins = options.pins.clone();
+        Ok(Self { ebpf: load(options)?, pins, attached: Vec::new(), pinned: Vec::new() })
     }
 
     /// Attaches and pins everything, then removes what an earlier agent left pinned at the same place. Before any hook
@@ -128,6 +140,7 @@ impl KernelHalf {
             Ok(())
         });
         if let Err(error) = attached.and_then(|()| self.attach_all(&cgroup)) {
+            self.attached.clear();
             self.pins.take_back(&earlier)?;
             return Err(error);
         }
@@ -138,13 +151,15 @@ impl KernelHalf {
     ///
     /// # Errors
     /// A pin cannot be removed.
-    pub fn detach(self) -> Result<(), BpfError> {
+    pub fn detach(&mut self) -> Result<(), BpfError> {
+        self.attached.clear();
+        self.pinned.clear();
         self.pins.remove()
     }
 
     /// Programs attached, with the kernel's number of each.
-    pub fn attached(&self) -> &[(Hook, u32)] {
-        &self.attached
+    pub fn attached(&self) -> Vec<(Hook, u32)> {
+        self.attached.iter().map(|attached| (attached.hook, attached.program)).collect()
     }
 
     /// The maps that say who may connect to what, and what is redirected.
@@ -181,7 +196,7 @@ impl KernelHalf {
         PolicyMaps::new(|name| open_pinned(&self.pins, name))?.update(&theirs)
     }
 
-    fn pin_maps(&self) -> Result<(), BpfError> {
+    fn pin_maps(&mut self) -> Result<(), BpfError> {
         for name in POLICY_MAPS.into_iter().chain(OTHER_MAPS) {
             let path = self.pins.map(name);
             let map = self.ebpf.map(name).ok_or_else(|| {
@@ -191,43 +206,63 @@ impl KernelHalf {
             })?;
             map.pin(&path)
                 .map_err(|error| BpfError::Pin { path, error: std::io::Error::other(error.to_string()) })?;
+            self.pinned.push((name, open_data(&self.pins, name)?));
         }
         Ok(())
     }
 
     fn attach_all(&mut self, cgroup: &File) -> Result<(), BpfError> {
         for hook in HOOKS {
-            let (link, program) =
-                self.attach_one(hook, cgroup).map_err(|error| BpfError::Hook { hook: hook.name, error })?;
-            let path = self.pins.link(hook.name);
-            // The pin keeps the link; our own descriptor is not needed any more.
-            link.pin(&path)
-                .map_err(|error| BpfError::Pin { path, error: std::io::Error::other(error.to_string()) })?;
-            self.attached.push((hook, program));
+            let attached = self.attach_one(hook, cgroup, &self.pins.link(hook.name))?;
+            self.attached.push(attached);
         }
         Ok(())
     }
 
+    /// Attaches a hook's program, and pins the link at `path`.
+    pub(super) fn attach_one(
+        &mut self,
+        hook: Hook,
+        cgroup: &File,
+        path: &Path,
+    ) -> Result<Attached, BpfError> {
+        let (link, program) =
+            self.link(hook, cgroup).map_err(|error| BpfError::Hook { hook: hook.name, error })?;
+        let pinned = |error: aya::pin::PinError| BpfError::Pin {
+            path: path.to_owned(),
+            error: std::io::Error::other(error.to_string()),
+        };
+        Ok(Attached { hook, program, _link: link.pin(path).map_err(pinned)? })
+    }
+
     /// `Single` is no exclusive mode here: with a `bpf_link` the kernel allows several programs by itself, and
     /// refuses an explicit `BPF_F_ALLOW_MULTI` (`cgroup_bpf_link_attach`).
-    fn attach_one(&mut self, hook: Hook, cgroup: &File) -> Result<(FdLink, u32), ProgramError> {
+    fn link(&mut self, hook: Hook, cgroup: &File) -> Result<(FdLink, u32), ProgramError> {
         let program = self.ebpf.program_mut(hook.program).ok_or(ProgramError::NotLoaded)?;
         if hook.target == Target::Namespace {
             let program: &mut SkLookup = program.try_into()?;
-            program.load()?;
+            load_once(program.load())?;
             let link = program.attach(File::open(OWN_NAMESPACE).map_err(ProgramError::IOError)?)?;
             Ok((program.take_link(link)?.into(), program.info()?.id()))
         } else if hook.name == "sockops" {
             let program: &mut SockOps = program.try_into()?;
-            program.load()?;
+            load_once(program.load())?;
             let link = program.attach(cgroup, CgroupAttachMode::Single)?;
             Ok((as_fd_link(program.take_link(link)?.try_into())?, program.info()?.id()))
         } else {
             let program: &mut CgroupSockAddr = program.try_into()?;
-            program.load()?;
+            load_once(program.load())?;
             let link = program.attach(cgroup, CgroupAttachMode::Single)?;
             Ok((as_fd_link(program.take_link(link)?.try_into())?, program.info()?.id()))
         }
+    }
+}
+
+/// A program that is attached again is loaded already.
+fn load_once(loaded: Result<(), ProgramError>) -> Result<(), ProgramError> {
+    match loaded {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        loaded => loaded,
     }
 }
 
@@ -290,6 +325,9 @@ impl Counters {
 
 /// Opens a map that an agent has pinned.
 pub(super) fn open_pinned(pins: &Pins, name: &'static str) -> Result<Map, BpfError> {
-    let data = MapData::from_pin(pins.map(name)).map_err(BpfError::map(name))?;
-    Map::from_map_data(data).map_err(BpfError::map(name))
+    Map::from_map_data(open_data(pins, name)?).map_err(BpfError::map(name))
+}
+
+fn open_data(pins: &Pins, name: &'static str) -> Result<MapData, BpfError> {
+    MapData::from_pin(pins.map(name)).map_err(BpfError::map(name))
 }
