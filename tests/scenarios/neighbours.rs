@@ -1,11 +1,15 @@
 //! Others on the same host: their BPF programs, their network namespaces, and what is not TCP.
 
-use anyhow::{Context as _, Result, ensure};
-use murmesh_lab::{Host, Lab, Topology, contains};
+use std::net::Ipv4Addr;
 
-use crate::support::kernel::{HOOKS, hooks};
-use crate::support::programs::{Mode, forbid_port};
-use crate::support::{DEADLINE, Daemons, greet, greeting, opened, skipped, text, wait_for_endpoint};
+use anyhow::{Context as _, Result, ensure};
+use murmesh_lab::{Host, Lab, Process, Topology, contains};
+
+use crate::support::kernel::{HOOKS, detach, hooks};
+use crate::support::programs::{Mode, deny_addresses, forbid_port};
+use crate::support::{
+    DEADLINE, Daemons, greet, greeting, opened, skipped, text, wait_for_endpoint, wait_until,
+};
 
 const PORT: u16 = 8181;
 
@@ -34,6 +38,90 @@ fn programs_of_others_on_the_cgroup_stay_in_effect() -> Result<()> {
     daemons.stop_agent(client)?;
     ensure!(hooks(client)?.len() == 1, "{:?}", hooks(client)?);
     ensure_forbidden(client, forbidden)
+}
+
+#[test]
+fn a_program_that_is_attached_after_ours_is_in_effect_too() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
+    let (mut daemons, _listener) = Daemons::carrying(&lab, PORT)?;
+    let forbidden = 8282;
+    forbid_port(client, forbidden, Mode::Shared)?;
+    ensure_forbidden(client, forbidden)?;
+    // It runs after ours, and sees where ours sends what is carried: the agent's port.
+    ensure!(daemons.ask_through_mesh(client, service, PORT)? == greeting(service));
+    detach(client, "connect4")?;
+    wait_until("our program is put back", || Ok(client.murmesh(["status"]).is_ok()))?;
+    ensure_forbidden(client, forbidden)?;
+    ensure!(hooks(client)?.len() == HOOKS + 1, "{:?}", hooks(client)?);
+    daemons.stop_agent(client)?;
+    ensure!(hooks(client)?.len() == 1, "{:?}", hooks(client)?);
+    ensure_forbidden(client, forbidden)
+}
+
+#[test]
+fn a_program_that_is_alone_at_a_hook_is_named_and_left_in_effect() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let client = lab.host("fcc00")?;
+    let mut daemons = Daemons::server_only(&lab)?;
+    let forbidden = 8282;
+    forbid_port(client, forbidden, Mode::Exclusive)?;
+    let agent = Process::spawn(&mut client.agent_command(&daemons.token(client)?)?)?.output(DEADLINE)?;
+    let said = text(&agent.stderr);
+    ensure!(agent.status.code() == Some(1) && said.contains("connect4"), "{said}");
+    ensure!(said.contains("ALLOW_MULTI") && said.contains(&client.cgroup().display().to_string()), "{said}");
+    ensure!(hooks(client)?.len() == 1, "{:?}", hooks(client)?);
+    ensure_forbidden(client, forbidden)
+}
+
+#[test]
+fn what_a_program_like_systemds_forbids_stays_forbidden_and_nothing_goes_around_the_mesh() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
+    let (_daemons, _listener) = Daemons::carrying(&lab, PORT)?;
+    // The agent is in the cgroup, too: nothing leaves.
+    deny_addresses(client, Ipv4Addr::LOCALHOST)?;
+    let output = client.run("nc", ["-vz", "-w1", "10.99.0.10", "9190"], b"", DEADLINE)?;
+    ensure!(!output.status.success(), "the program of packets is not in effect: {output:?}");
+    ensure!(hooks(client)?.len() == HOOKS + 1, "{:?}", hooks(client)?);
+    let capture = client.capture("tcp port 8181")?;
+    let output = client.run("nc", ["-w1", &service.ipv4().to_string(), "8181"], b"a secret", DEADLINE)?;
+    ensure!(output.stdout.is_empty() || output.stdout == greeting(service).as_bytes(), "{output:?}");
+    ensure!(capture.stop()?.packets().is_empty(), "a packet to the service's own port");
+    Ok(())
+}
+
+#[test]
+fn a_container_is_refused_what_a_rule_forbids_and_its_own_loopback_works() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (server, client) = (lab.host("murmesh00")?, lab.host("fcc00")?);
+    let (_daemons, _listener) = Daemons::carrying(&lab, PORT)?;
+    server.murmesh(["service", "set", "fortune", "--host", "fcs00", "--port", "8181"])?;
+    server.murmesh(["deny", "*", "fortune"])?;
+    wait_until("the rule holds", || {
+        let output = client.run("nc", ["-vz", "10.99.0.20", "8181"], b"", DEADLINE)?;
+        Ok(text(&output.stderr).contains("not permitted"))
+    })?;
+    // Its namespace has no way out, and the hooks of the host refuse before that matters.
+    let dial = "ip link set lo up && nc -vz 10.99.0.20 8181";
+    let output = client.run("unshare", ["--net", "sh", "-c", dial], b"", DEADLINE)?;
+    ensure!(text(&output.stderr).contains("not permitted"), "{output:?}");
+    let local = "ip link set lo up && { nc -l 127.0.0.1 8181 & } && until nc -N 127.0.0.1 8181 </dev/null; do :; done";
+    let output = client.run("unshare", ["--net", "sh", "-c", local], b"", DEADLINE)?;
+    ensure!(output.status.success(), "its own loopback is broken: {output:?}");
+    Ok(())
 }
 
 #[test]

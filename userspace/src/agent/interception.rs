@@ -2,14 +2,14 @@
 
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::Context;
 use murmesh_common::{ListenerChange, Settings};
 use tokio::{sync::mpsc, task::JoinHandle};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::observe;
 use crate::{
@@ -30,6 +30,8 @@ pub struct InterceptionOptions {
     pub mark: u32,
     /// Loopback port that connections are redirected to.
     pub outbound_port: u16,
+    /// While no agent runs, connections to services of the mesh that are not strict go on in clear.
+    pub fail_open: bool,
     /// Sizes of the maps.
     pub room: Room,
     /// Workloads that the operator defines.
@@ -66,15 +68,18 @@ impl Interception {
             cgroup: cgroup::id(&own)?,
             mark: options.mark,
             outbound_port: options.outbound_port.to_be(),
-            padding: 0,
+            fail_open: u16::from(options.fail_open),
         };
         let pins = Pins::new(&options.bpf_dir);
         let load = LoadOptions { pins: pins.clone(), settings, room: options.room };
-        let mut half = KernelHalf::load(&load).map_err(explain)?;
+        let mut half = KernelHalf::load(&load).map_err(|error| explain(error, &options.cgroup))?;
         // Whatever may fail comes before attaching, so that nothing is left half-way.
         let log = bpf::forward_log(&mut half)?;
-        half.attach(&options.cgroup, fill).map_err(explain)?;
+        half.attach(&options.cgroup, fill).map_err(|error| explain(error, &options.cgroup))?;
         info!(cgroup = %options.cgroup.display(), pins = %options.bpf_dir.display(), "hooks attached");
+        if options.fail_open {
+            warn!("--fail-open: whenever this agent does not run, what is not strict goes in clear");
+        }
         let half = Arc::new(Mutex::new(half));
         Ok(Self { half, options: options.clone(), pins, log })
     }
@@ -138,10 +143,16 @@ impl Interception {
 }
 
 /// The kernel answers every lack of rights with EPERM, whatever was tried.
-fn explain(error: BpfError) -> anyhow::Error {
+fn explain(error: BpfError, cgroup: &Path) -> anyhow::Error {
     let error = anyhow::Error::from(error);
     let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
     if causes.any(|cause| cause.kind() == io::ErrorKind::PermissionDenied) {
+        if let Some((hook, place)) = bpf::exclusive_program(cgroup) {
+            return error.context(format!(
+                "a program of somebody else is alone at hook {hook} of {}, and lets no other in there or below: have it attached with BPF_F_ALLOW_MULTI, or name another --cgroup (bpftool cgroup show {})",
+                place.display(), place.display()
+            ));
+        }
         return error.context(
             "this process may not attach programs: run the agent as root (CAP_BPF and CAP_NET_ADMIN)",
         );

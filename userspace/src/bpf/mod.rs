@@ -11,7 +11,7 @@ mod records;
 mod repair;
 mod verdicts;
 
-pub use attached::attached_hooks;
+pub use attached::{attached_hooks, exclusive_program};
 pub use events::{forward_log, listener_events};
 pub use pins::Pins;
 pub use plaintext::{Counted, Plaintext};
@@ -54,6 +54,7 @@ pub enum BpfError {
         /// Its name.
         hook: &'static str,
         /// What the kernel said.
+        #[source]
         error: aya::programs::ProgramError,
     },
     /// A map is missing or of another form, or an operation on it failed.

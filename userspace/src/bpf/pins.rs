@@ -32,10 +32,7 @@ impl Pins {
     /// The BPF file system is missing and cannot be mounted, or the directory cannot be made.
     pub fn prepare(&self) -> Result<Pins, BpfError> {
         ensure_file_system(&self.directory)?;
-        // A name with a dot is refused by the BPF file system.
-        let mut aside = self.directory.clone().into_os_string();
-        aside.push("-earlier");
-        let earlier = Self::new(aside);
+        let earlier = self.earlier();
         // Both are there when a start was cut short. Ours count only if every hook is on: what is in force is never
         // given up for less.
         if self.is_complete() {
@@ -71,6 +68,25 @@ impl Pins {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.error(error)),
             _ => Ok(()),
         }
+    }
+
+    /// Removes what agents left pinned here, also one whose start was cut short. False if that was nothing.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn remove_all(&self) -> Result<bool, BpfError> {
+        let earlier = self.earlier();
+        let is_there = self.directory.exists() || earlier.directory.exists();
+        self.remove()?;
+        earlier.remove()?;
+        Ok(is_there)
+    }
+
+    /// What an earlier agent pinned is put there. A name with a dot is refused by the BPF file system.
+    fn earlier(&self) -> Self {
+        let mut aside = self.directory.clone().into_os_string();
+        aside.push("-earlier");
+        Self::new(aside)
     }
 
     fn is_complete(&self) -> bool {

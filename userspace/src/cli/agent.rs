@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, builder::RangedI64ValueParser};
+use tracing::info;
 
 use super::daemon::{self, DaemonOptions, KernelOptions};
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
     cgroup,
     discovery::ExemptPorts,
     identity::{JoinToken, NodeName},
+    leftovers::Leftovers,
     policy::compile::Room,
     seal::KeySource,
     workload::Explicit,
@@ -37,6 +39,14 @@ pub struct AgentArgs {
     workloads: Vec<Explicit>,
     #[command(flatten)]
     room: RoomOptions,
+    /// While no agent runs, let connections to services of the mesh go on in clear, except to strict ones, and except
+    /// where a rule forbids it. Without this they are refused until an agent runs again.
+    #[arg(long)]
+    fail_open: bool,
+    /// Remove what an agent that was killed left in the kernel, and end: hooks, links, maps and pins. From then on
+    /// connections of this host are plain.
+    #[arg(long)]
+    cleanup: bool,
 }
 
 /// What the kernel half has room for. Where something does not fit, `status` and `check` say so, and connections that
@@ -134,7 +144,11 @@ impl MemberOptions {
 /// When the agent cannot start.
 pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
     let _last_lines = daemon::start_log(arguments.daemon.log_format)?;
-    let AgentArgs { daemon, kernel, member, outbound_port, mark, workloads, room } = arguments;
+    let AgentArgs { daemon, kernel, member, outbound_port, mark, workloads, room, fail_open, cleanup } =
+        arguments;
+    if cleanup {
+        return clean_up(&Leftovers { run_dir: daemon.run_dir(), bpf_dir: kernel.bpf_dir, data_dir: None });
+    }
     anyhow::ensure!(mark != 0, "--mark 0 is what every socket has: choose another number");
     let cgroup = match kernel.cgroup {
         // Resolved, because it is compared with where processes are.
@@ -147,10 +161,25 @@ pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
         bpf_dir: kernel.bpf_dir,
         mark,
         outbound_port,
+        fail_open,
         room: room.room(),
         workloads,
     });
     run_until_stopped(member.agent_options(daemon, capture, &[outbound_port])?)
+}
+
+fn clean_up(leftovers: &Leftovers) -> anyhow::Result<ExitCode> {
+    if let Some(running) = leftovers.running().first() {
+        anyhow::bail!("{running}: stop it, which leaves nothing to be cleaned up");
+    }
+    let removed = leftovers.remove()?;
+    for path in &removed {
+        info!("removed {}", path.display());
+    }
+    if removed.is_empty() {
+        info!("there was nothing of an agent to be removed");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs an agent or a sidecar.

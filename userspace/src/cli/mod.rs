@@ -20,6 +20,7 @@ pub mod services;
 pub mod sidecar;
 pub mod status;
 pub mod token;
+pub mod uninstall;
 pub mod whois;
 
 use std::ffi::OsString;
@@ -88,6 +89,8 @@ pub enum Command {
     /// Measure what connections cost: plain TCP, the mesh, and other ways, side by side.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Remove everything of Murmesh from this host: hooks, maps, keys, certificates, units.
+    Uninstall(uninstall::UninstallArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
