@@ -20,6 +20,7 @@ mod full_map;
 mod going_strict;
 mod half_close;
 mod health;
+mod hooks;
 mod host_removal;
 mod hostile_peers;
 mod in_clear;

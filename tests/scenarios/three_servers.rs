@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use murmesh_lab::{DEADLINE, Lab, Topology};
+use nix::sys::signal::Signal;
 
 use crate::support::cluster::{Cluster, Witness};
 use crate::support::{murmesh, skipped, text, wait_until};
@@ -80,6 +81,74 @@ fn a_server_is_cut_off_and_comes_back() -> Result<()> {
     tell("a server with its member of etcd cut off", writes, connections);
     leader.plug_in()?;
     cluster.wait_until_whole()?;
+    cluster.ensure_nothing_lost()
+}
+
+/// Longer than a server takes to notice, and shorter than others take to count its hosts as lost.
+const MOVED: Duration = Duration::from_secs(10);
+
+#[test]
+fn hosts_of_a_server_that_is_cut_off_from_etcd_only_go_to_another_one() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let mut cluster = Cluster::start_apart(&lab)?;
+    let hosts = [cluster.service, cluster.client];
+    let witness = Witness::start(&cluster)?;
+    let cut = cluster.server_of(cluster.service)?.context("the agent is connected")?;
+    cluster.etcd[cut.name()].signal(Signal::SIGSTOP)?;
+    let fault = Instant::now();
+    wait_until("hosts are connected to other servers", || {
+        let servers = hosts.iter().map(|host| cluster.server_of(host)).collect::<Result<Vec<_>>>()?;
+        Ok(servers.iter().all(|server| server.is_some_and(|server| server.name() != cut.name())))
+    })?;
+    let moved = fault.elapsed();
+    ensure!(moved < MOVED, "that took {moved:.1?}");
+    let status = murmesh(cut, &["status"])?;
+    ensure!(
+        !status.status.success() && text(&status.stdout).contains("does not reach its database"),
+        "{}",
+        text(&status.stdout)
+    );
+    let writes = cluster.write(&cluster.others(cut), fault)?;
+    hosts.iter().try_for_each(|host| cluster.wait_for_written(host))?;
+    wait_until("others know that the server is gone", || {
+        let members = text(&murmesh(cluster.another(cut)?, &["members"])?.stdout);
+        Ok(members.lines().any(|line| line.starts_with(cut.name()) && line.contains(" no ")))
+    })?;
+    let connections = witness.ensure_unharmed(cluster.service)?;
+    println!("hosts of a server that is cut off from etcd are at others after {moved:.1?}");
+    tell("a server cut off from etcd", writes, connections);
+    cluster.etcd[cut.name()].signal(Signal::SIGCONT)?;
+    cluster.wait_until_whole()?;
+    wait_until("all is well there", || Ok(murmesh(cut, &["status"])?.status.success()))?;
+    cluster.ensure_nothing_lost()
+}
+
+#[test]
+fn all_servers_are_killed_with_etcd_and_come_back() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let mut cluster = Cluster::start(&lab)?;
+    cluster.write(&cluster.servers.clone(), Instant::now())?;
+    let witness = Witness::start(&cluster)?;
+    for host in cluster.servers.clone() {
+        cluster.kill_server(host)?;
+        cluster.kill_etcd(host)?;
+    }
+    wait_until("hosts notice", || Ok(cluster.server_of(cluster.service)?.is_none()))?;
+    let status = text(&murmesh(cluster.client, &["status"])?.stdout);
+    ensure!(status.contains("no server answers") && status.contains("connections go on until"), "{status}");
+    witness.wait_for_more(cluster.service)?;
+    let back = Instant::now();
+    cluster.restart_all()?;
+    let writes = cluster.write(&cluster.servers.clone(), back)?;
+    cluster.wait_until_whole()?;
+    let connections = witness.ensure_unharmed(cluster.service)?;
+    tell("all servers killed with etcd, from their start on", writes, connections);
     cluster.ensure_nothing_lost()
 }
 

@@ -15,6 +15,7 @@ pub mod leftovers;
 mod limited_log;
 pub mod local;
 pub mod log_writer;
+pub mod notify;
 pub mod observe;
 pub mod policy;
 pub mod proxy;

@@ -43,6 +43,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(arguments) => cli::check::run(arguments),
         Command::Bench(command) => cli::bench::run(command),
         Command::Uninstall(arguments) => cli::uninstall::run(&arguments),
+        Command::PackageFiles(arguments) => cli::package_files::run(&arguments),
         Command::Completions { shell } => completions(shell),
     }
 }

@@ -32,6 +32,15 @@ pub struct Cluster<'a> {
 impl<'a> Cluster<'a> {
     /// Three servers, and agents on `fcs00` and `fcc00`.
     pub fn start(lab: &'a Lab) -> Result<Self> {
+        Self::start_with(lab, |_, servers| servers.to_vec())
+    }
+
+    /// The same; each server uses the member of etcd beside it, and no other.
+    pub fn start_apart(lab: &'a Lab) -> Result<Self> {
+        Self::start_with(lab, |host, _| vec![host])
+    }
+
+    fn start_with(lab: &'a Lab, members: impl Fn(&'a Host, &[&'a Host]) -> Vec<&'a Host>) -> Result<Self> {
         let servers: Vec<&Host> =
             lab.hosts().iter().filter(|host| host.name().starts_with("murmesh")).collect();
         share_seal_key(&servers)?;
@@ -40,7 +49,7 @@ impl<'a> Cluster<'a> {
             etcd.insert(host.name().to_owned(), host.start_etcd(&servers)?);
         }
         for host in &servers {
-            running.insert(host.name().to_owned(), host.start_cluster_server(&servers)?);
+            running.insert(host.name().to_owned(), host.start_cluster_server(&members(host, &servers))?);
         }
         let (service, client) = (lab.host("fcs00")?, lab.host("fcc00")?);
         let agents = [service, client].map(|host| host.start_agent(&servers[0].create_token()?));
@@ -72,6 +81,14 @@ impl<'a> Cluster<'a> {
         let name =
             members.find(|member| member["role"] == "leader").and_then(|member| member["node"].as_str());
         Ok(self.servers.iter().copied().find(|server| Some(server.name()) == name))
+    }
+
+    /// The server that the agent of `host` is connected to.
+    pub fn server_of(&self, host: &Host) -> Result<Option<&'a Host>> {
+        let status = json(host, "status")?;
+        let address = status["connected_server"].as_str().unwrap_or_default();
+        let is_there = |server: &&Host| address.starts_with(&format!("{}:", server.ipv4()));
+        Ok(self.servers.iter().copied().find(is_there))
     }
 
     /// Every server but `host`.
@@ -133,6 +150,16 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
+    /// Starts everything that does not run.
+    pub fn restart_all(&mut self) -> Result<()> {
+        for host in self.servers.clone() {
+            if !self.etcd.contains_key(host.name()) {
+                self.etcd.insert(host.name().to_owned(), host.start_etcd(&self.servers)?);
+            }
+        }
+        self.servers.clone().into_iter().try_for_each(|host| self.restart(host))
+    }
+
     /// Changes the policy through one of `hosts` after the other until one has acknowledged it; says how long that took
     /// since `fault`.
     pub fn write(&mut self, hosts: &[&Host], fault: Instant) -> Result<Duration> {
@@ -152,13 +179,16 @@ impl<'a> Cluster<'a> {
 
     /// Makes sure that every acknowledged write is known to every server that runs.
     pub fn ensure_nothing_lost(&self) -> Result<()> {
-        for host in self.servers.iter().filter(|host| self.running.contains_key(host.name())) {
-            wait_until(&format!("{} has everything that was written", host.name()), || {
-                let rules = text(&murmesh(host, &["policy", "list", "-o", "json"])?.stdout);
-                Ok(self.written.iter().all(|source| rules.contains(&format!("\"{source}\""))))
-            })?;
-        }
-        Ok(())
+        let mut running = self.servers.iter().filter(|host| self.running.contains_key(host.name()));
+        running.try_for_each(|host| self.wait_for_written(host))
+    }
+
+    /// Waits until the daemon of `host` knows every acknowledged write.
+    pub fn wait_for_written(&self, host: &Host) -> Result<()> {
+        wait_until(&format!("{} has everything that was written", host.name()), || {
+            let rules = text(&murmesh(host, &["policy", "list", "-o", "json"])?.stdout);
+            Ok(self.written.iter().all(|source| rules.contains(&format!("\"{source}\""))))
+        })
     }
 }
 

@@ -46,6 +46,7 @@ use crate::{
     discovery::ExemptPorts,
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
+    notify,
     proxy::{BoundWorkers, Listen, Origin, Shared, Workers, instances::Loads},
     seal::KeySource,
     workload::{self, Finder, Naming},
@@ -198,6 +199,9 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     if let Ok(running) = &mut running {
         running.tasks.spawn(keeper.run(wanted));
     }
+    if running.is_ok() {
+        notify::ready();
+    }
     let running = match running {
         Ok(mut running) => match running.until(&shutdown).await {
             Ok(()) => Ok(running),
@@ -259,6 +263,7 @@ fn start(
     let watchdog = interception
         .zip(maps.clone())
         .map(|(interception, maps)| Arc::new(Watchdog::new(interception, maps)));
+    let (published_sender, published) = watch::channel(0);
     let publisher = Publisher {
         shared: shared.clone(),
         exempt: options.exempt.clone(),
@@ -269,6 +274,7 @@ fn start(
         }),
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
         loads: Loads::default(),
+        published: published_sender,
     };
     let events = interception.map(Interception::listener_events).transpose()?;
     let verdicts = interception.map(Interception::verdict_events).transpose()?;
@@ -308,7 +314,7 @@ fn start(
     if let Some(watchdog) = watchdog {
         tasks.spawn(watchdog.run());
     }
-    tasks.spawn(announce_ready(control.catalog.clone()));
+    tasks.spawn(announce_ready(control.catalog.clone(), published));
     Ok(Running { workers, discovery, tasks })
 }
 
@@ -372,10 +378,13 @@ async fn follow_identity(
     Ok(())
 }
 
-/// Says `ready` once the first catalog is here: from then on connections are carried.
-async fn announce_ready(mut catalog: watch::Receiver<Arc<Catalog>>) -> anyhow::Result<()> {
-    if let Ok(catalog) = catalog.wait_for(|catalog| catalog.revision > 0).await {
-        info!(hosts = catalog.hosts.len(), "ready");
+/// Says `ready` once the first catalog is published: from then on connections are carried.
+async fn announce_ready(
+    catalog: watch::Receiver<Arc<Catalog>>,
+    mut published: watch::Receiver<u64>,
+) -> anyhow::Result<()> {
+    if published.wait_for(|revision| *revision > 0).await.is_ok() {
+        info!(hosts = catalog.borrow().hosts.len(), "ready");
     }
     Ok(())
 }

@@ -34,7 +34,7 @@ pub struct AgentArgs {
     #[arg(long, default_value_t = DEFAULT_MARK, value_name = "NUMBER")]
     mark: u32,
     /// A workload of this host by your own name instead of that of its unit or user, such as
-    /// shop=unit:web.service,user:shop; may be given several times.
+    /// shop=unit:web.service,user:shop or backup=group:backup; may be given several times.
     #[arg(long = "workload", value_name = "NAME=SELECTOR[,SELECTOR]")]
     workloads: Vec<Explicit>,
     #[command(flatten)]

@@ -12,6 +12,7 @@ pub mod host;
 pub mod members;
 pub mod observe;
 pub mod output;
+pub mod package_files;
 pub mod policy;
 pub mod rule;
 pub mod server;
@@ -91,6 +92,9 @@ pub enum Command {
     Bench(bench::BenchCommand),
     /// Remove everything of Murmesh from this host: hooks, maps, keys, certificates, units.
     Uninstall(uninstall::UninstallArgs),
+    /// Write what a package holds beside the program: manual pages, completions, the default configuration.
+    #[command(hide = true)]
+    PackageFiles(package_files::PackageFilesArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

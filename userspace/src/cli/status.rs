@@ -102,7 +102,15 @@ fn problems(status: &v1::StatusResponse, now: SystemTime) -> Vec<String> {
     if time_from_unix(status.certificate_expires_at).is_none_or(|end| end <= now) {
         problems.push("the certificate has expired: no connection can be carried".to_owned());
     }
-    if status.role != "server" && status.connected_server.is_empty() {
+    if status.role == "server" {
+        if !status.server_error.is_empty() {
+            problems.push(format!(
+                "{}: hosts are sent to other servers, and nothing can be changed here; check that etcd runs and has a \
+                 quorum",
+                status.server_error
+            ));
+        }
+    } else if status.connected_server.is_empty() {
         let reason = if status.server_error.is_empty() { "not connected yet" } else { &status.server_error };
         problems.push(format!(
             "no server answers, the catalog may be old: {reason}; {}",

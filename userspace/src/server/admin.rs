@@ -8,6 +8,7 @@ use tracing::info;
 
 use super::credentials::Credentials;
 use super::feed::Feed;
+use super::mesh::OUT_OF_TOUCH;
 use super::registry::Registry;
 use crate::api::v1::local_server::Local;
 use crate::api::{unix_seconds, v1};
@@ -61,6 +62,7 @@ impl Local for AdminService {
             certificate_expires_at: unix_seconds(self.credentials.not_after()),
             catalog_revision: self.feed.revision(),
             servers: self.feed.servers().iter().map(ToString::to_string).collect(),
+            server_error: if *self.feed.answers().borrow() { String::new() } else { OUT_OF_TOUCH.to_owned() },
             ..v1::StatusResponse::default()
         }))
     }

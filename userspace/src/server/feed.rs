@@ -26,7 +26,8 @@ const BACKLOG: usize = 256;
 /// How long a host may be without a connection before its services are taken for dead: it may only be connecting
 /// anew, with a renewed certificate for instance.
 const RECONNECT_TIME: Duration = Duration::from_millis(500);
-/// The same after the start of a server, to which nobody is connected yet.
+/// The same after the start of a server, to which nobody is connected yet, and when its store answers again, which no
+/// server's may have done meanwhile.
 const START_TIME: Duration = Duration::from_secs(10);
 /// How often it is looked at.
 const LOSS_INTERVAL: Duration = Duration::from_millis(100);
@@ -89,7 +90,7 @@ impl Feed {
         Ok(feed)
     }
 
-    /// Nobody is connected yet.
+    /// Nobody is connected yet, or nobody to other servers.
     fn wait_for_hosts(&self) {
         let mut view = self.view();
         let until = Instant::now() + START_TIME;
@@ -98,7 +99,11 @@ impl Feed {
 
     /// Follows the store, and records when hosts leave, until `stop`; those that left before are recorded then.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let mut departures = self.departures.lock().await;
+        tokio::join!(self.follow(&stop), self.record_departures(&stop));
+    }
+
+    async fn follow(&self, stop: &CancellationToken) {
+        let mut answers = self.answers();
         let mut watch = self.store.watch(self.revision());
         let mut ticks = tokio::time::interval(LOSS_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -118,10 +123,18 @@ impl Feed {
                         watch = self.store.watch(self.revision());
                     }
                 },
-                Some(departed) = departures.recv() => self.record_departure(&departed).await,
-                _ = ticks.tick() => self.lose_absent(Instant::now()),
+                Ok(()) = answers.changed() => if *answers.borrow_and_update() { self.wait_for_hosts() },
+                // Hosts are sent away meanwhile, and nobody tells whether others have them.
+                _ = ticks.tick() => if *answers.borrow() { self.lose_absent(Instant::now()) },
                 () = stop.cancelled() => break,
             }
+        }
+    }
+
+    async fn record_departures(&self, stop: &CancellationToken) {
+        let mut departures = self.departures.lock().await;
+        while let Some(Some(departed)) = stop.run_until_cancelled(departures.recv()).await {
+            self.record_departure(&departed).await;
         }
         while let Ok(departed) = departures.try_recv() {
             self.record_departure(&departed).await;
@@ -129,6 +142,9 @@ impl Feed {
     }
 
     async fn record_departure(&self, departed: &Departed) {
+        if !*self.answers().borrow() {
+            return;
+        }
         let recorded = match departed {
             Departed::Host(node) => self.registry.seen(node).await,
             Departed::Server(name) => self.registry.server_seen(name).await,
@@ -154,6 +170,8 @@ impl Feed {
             lost.insert(node.clone());
             events.push(v1::CatalogEvent { revision: *revision, event: Some(Event::Host(host.clone())) });
         }
+        // Those who are connected have used up what they were given.
+        away.retain(|node, until| now < *until || hosts.get(node).is_some_and(|host| !host.connected));
         events.into_iter().for_each(|event| self.publish(event));
     }
 
@@ -201,6 +219,11 @@ impl Feed {
     /// Tells when a host connects to this server or leaves it.
     pub fn connections(&self) -> watch::Receiver<()> {
         self.connections.subscribe()
+    }
+
+    /// Whether the store answers, and this server knows what it is talking about.
+    pub fn answers(&self) -> watch::Receiver<bool> {
+        self.store.answers()
     }
 
     /// What the leading server announced.

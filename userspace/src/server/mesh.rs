@@ -29,6 +29,9 @@ use crate::store::StoreError;
 static REPORT_REFUSED: LimitedLog = LimitedLog::new();
 static IDENTITY_REFUSED: LimitedLog = LimitedLog::new();
 
+/// What is wrong with a server whose store does not answer.
+pub const OUT_OF_TOUCH: &str = "the server does not reach its database";
+
 /// Serves the `Mesh` interface.
 pub struct MeshService {
     pub registry: Arc<Registry>,
@@ -74,15 +77,22 @@ impl Mesh for MeshService {
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let node = self.caller(&request)?;
-        let subscription = self.feed.subscribe(node.clone());
-        let events = stream::unfold(Some(subscription), move |subscription| {
+        let answers = self.feed.answers();
+        if !*answers.borrow() {
+            return Err(out_of_touch());
+        }
+        let watching = (self.feed.subscribe(node.clone()), answers);
+        let events = stream::unfold(Some(watching), move |watching| {
             let node = node.clone();
             async move {
-                let mut subscription = subscription?;
-                let event = subscription.next().await;
+                let (mut subscription, mut answers) = watching?;
+                let event = tokio::select! {
+                    event = subscription.next() => event,
+                    _ = answers.wait_for(|answers| !answers) => return Some((Err(out_of_touch()), None)),
+                };
                 // A host that is removed is told so, and nothing after it.
                 let is_last = event.event == Some(Event::HostRemoved(node.to_string()));
-                Some((Ok(event), Some(subscription).filter(|_| !is_last)))
+                Some((Ok(event), Some((subscription, answers)).filter(|_| !is_last)))
             }
         });
         Ok(Response::new(Box::pin(events.take_until(self.shutdown.clone().cancelled_owned()))))
@@ -234,6 +244,11 @@ fn named(node: &str) -> Result<NodeName, Status> {
 fn verified(certificate_request: &[u8]) -> Result<VerifiedRequest, Status> {
     VerifiedRequest::parse(certificate_request)
         .map_err(|error: IdentityError| Status::invalid_argument(error.to_string()))
+}
+
+/// For a host that would hear of nothing here: another server may know more.
+fn out_of_touch() -> Status {
+    Status::unavailable(format!("{OUT_OF_TOUCH}; see its log"))
 }
 
 /// Faults of the caller say what to do about them; faults of the server are logged here and only named there.

@@ -192,6 +192,10 @@ impl View {
             .ok()?;
         host.connected = self.is_connected(node);
         host.lost = self.lost.contains(node);
+        // A host that leaves is told at once, and again when the store has it.
+        if self.hosts.get(node) == Some(&host) {
+            return None;
+        }
         self.hosts.insert(node.to_owned(), host.clone());
         Some(host)
     }

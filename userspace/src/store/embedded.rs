@@ -37,6 +37,8 @@ struct Shared {
     state: Mutex<State>,
     latest: watch::Sender<u64>,
     session: watch::Sender<u64>,
+    /// Always: without its file there would be no store.
+    answers: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -67,9 +69,10 @@ impl EmbeddedStore {
         let revision = prepare(&database).map_err(|error| failed(&error))?;
         let latest = watch::Sender::new(revision);
         let (state, session) = (Mutex::default(), watch::Sender::new(1));
+        let answers = watch::Sender::new(true);
         Ok(Self {
             commits: TaskTracker::new(),
-            shared: Arc::new(Shared { database, state, latest, session }),
+            shared: Arc::new(Shared { database, state, latest, session, answers }),
         })
     }
 }
@@ -100,6 +103,10 @@ impl Store for EmbeddedStore {
 
     fn sessions(&self) -> watch::Receiver<u64> {
         self.shared.session.subscribe()
+    }
+
+    fn answers(&self) -> watch::Receiver<bool> {
+        self.shared.answers.subscribe()
     }
 
     async fn close(&self) {

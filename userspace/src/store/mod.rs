@@ -141,6 +141,9 @@ pub trait Store: Send + Sync + 'static {
     /// nothing can be announced now.
     fn sessions(&self) -> watch::Receiver<u64>;
 
+    /// Whether the store answers, as was found in the last seconds.
+    fn answers(&self) -> watch::Receiver<bool>;
+
     /// Takes back what was announced. Nothing else may be asked afterwards.
     async fn close(&self);
 }

@@ -125,6 +125,26 @@ async fn an_agent_learns_all_servers_and_goes_on_with_those_that_are_left() {
 }
 
 #[tokio::test]
+async fn a_server_without_its_store_keeps_no_hosts_and_takes_them_back_afterwards() {
+    let Some(mut cluster) = Cluster::start(1).await else { return };
+    let one = server(&cluster, "one", tempfile::tempdir().unwrap()).await;
+    let agent = one.agent("fcs00").await;
+    agent.report.send_replace(Some(report("10.99.0.20", 8181)));
+    until(&agent, |catalog| has_endpoint(catalog, "10.99.0.20:8181")).await;
+    cluster.kill(0);
+    let refused = |status: &control::ServerStatus| {
+        let error = status.error.as_deref().unwrap_or_default();
+        status.connected.is_none() && error.contains("does not reach its database")
+    };
+    agent.status.clone().wait_for(refused).await.unwrap();
+    assert!(has_endpoint(&agent.catalog.borrow(), "10.99.0.20:8181"), "it knows what it knew");
+    cluster.restart(0).await;
+    agent.status.clone().wait_for(|status| status.connected.is_some()).await.unwrap();
+    let catalog = sees(&one, |catalog| is_connected(catalog, "fcs00")).await;
+    assert!(!catalog.hosts[&"fcs00".parse().unwrap()].lost);
+}
+
+#[tokio::test]
 async fn a_server_that_comes_back_has_everything() {
     let Some(cluster) = Cluster::start(1).await else { return };
     let (one, two) = two(&cluster).await;

@@ -127,6 +127,10 @@ impl Store for EtcdStore {
         self.session.numbers()
     }
 
+    fn answers(&self) -> channel::Receiver<bool> {
+        self.session.answers()
+    }
+
     async fn close(&self) {
         self.keeper.abort();
         self.session.end().await;

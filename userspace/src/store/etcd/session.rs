@@ -24,17 +24,23 @@ pub struct Session {
     members: Arc<Members>,
     /// 0 while there is none.
     lease: watch::Sender<u64>,
+    answers: watch::Sender<bool>,
 }
 
 impl Session {
     /// Without a lease, until [`Self::keep`] is run.
     pub fn new(members: Arc<Members>) -> Self {
-        Self { members, lease: watch::Sender::new(0) }
+        Self { members, lease: watch::Sender::new(0), answers: watch::Sender::new(true) }
     }
 
     /// Tells of each lease; whatever hung on the one before is gone.
     pub fn numbers(&self) -> watch::Receiver<u64> {
         self.lease.subscribe()
+    }
+
+    /// Whether etcd answers. That it does not is found out within five seconds, before the lease ends.
+    pub fn answers(&self) -> watch::Receiver<bool> {
+        self.answers.subscribe()
     }
 
     /// The lease, which is waited for.
@@ -57,12 +63,13 @@ impl Session {
                 .call(|client| async move { client.lease_client().grant(TIME_TO_LIVE, None).await });
             match granted.await {
                 Ok(lease) => {
+                    self.found(None);
                     self.lease.send_replace(lease.id().cast_unsigned());
                     self.renew(lease.id()).await;
                     self.lease.send_replace(0);
                     warn!("the lease in etcd was lost; announcing this server again");
                 }
-                Err(error) => warn!(%error, "no lease in etcd"),
+                Err(error) => self.found(Some(&error)),
             }
             sleep(RENEWAL_INTERVAL).await;
         }
@@ -70,7 +77,6 @@ impl Session {
 
     /// Returns when the lease is lost.
     async fn renew(&self, lease: i64) {
-        let mut well = true;
         loop {
             sleep(RENEWAL_INTERVAL).await;
             let renewed = self.members.call(|client| async move {
@@ -82,17 +88,29 @@ impl Session {
                 }
             });
             match renewed.await {
-                Ok(false) => return,
-                Ok(true) if !well => {
-                    info!("etcd answers again");
-                    well = true;
+                Ok(kept) => {
+                    self.found(None);
+                    if !kept {
+                        return;
+                    }
                 }
-                Err(error) if well => {
-                    warn!(%error, "etcd does not answer: nothing can be changed until it does");
-                    well = false;
-                }
-                _ => {}
+                Err(error) => self.found(Some(&error)),
             }
+        }
+    }
+
+    /// Tells whether etcd answers.
+    fn found(&self, failure: Option<&StoreError>) {
+        let news = self.answers.send_if_modified(|answers| {
+            let before = std::mem::replace(answers, failure.is_none());
+            before != *answers
+        });
+        match failure {
+            _ if !news => {}
+            Some(error) => {
+                warn!(%error, "etcd does not answer: hosts are sent to other servers, and nothing can be changed")
+            }
+            None => info!("etcd answers again"),
         }
     }
 
