@@ -60,7 +60,8 @@ pub fn run(arguments: &UninstallArgs) -> anyhow::Result<ExitCode> {
         bail!("{daemon}: stop it first, or add --stop");
     }
     let present = leftovers.present();
-    if !arguments.yes && !(present.is_empty() && running.is_empty()) {
+    let is_installed = !present.is_empty() || !running.is_empty();
+    if is_installed && !arguments.yes {
         agreed(&present, &running)?;
     }
     for daemon in &running {
