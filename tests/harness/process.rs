@@ -88,6 +88,12 @@ impl Process {
         met.with_context(|| format!("{} did not write what was expected within {within:?}", self.name))
     }
 
+    /// Waits until the process has ended, without taking notice of how.
+    pub fn wait_for_end(&self, within: Duration) -> Result<()> {
+        let exited = self.wait_until(deadline(within), |state| state.exited.then_some(()));
+        exited.with_context(|| format!("{} still runs after {within:?}", self.name))
+    }
+
     /// Waits for the process to end.
     pub fn wait(&mut self, within: Duration) -> Result<ExitStatus> {
         let exited = self.wait_until(deadline(within), |state| state.exited.then_some(()));

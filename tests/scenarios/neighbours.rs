@@ -1,15 +1,15 @@
 //! Others on the same host: their BPF programs, their network namespaces, and what is not TCP.
 
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result, ensure};
-use murmesh_lab::{Host, Lab, Topology, contains};
-use nix::libc;
+use murmesh_lab::{Host, Lab, Process, Topology, contains};
 
-use crate::support::kernel::{HOOKS, hooks};
-use crate::support::{DEADLINE, Daemons, greet, greeting, opened, skipped, text, wait_for_endpoint};
+use crate::support::kernel::{HOOKS, detach, hooks};
+use crate::support::programs::{Mode, deny_addresses, forbid_port};
+use crate::support::{
+    DEADLINE, Daemons, greet, greeting, opened, skipped, text, wait_for_endpoint, wait_until,
+};
 
 const PORT: u16 = 8181;
 
@@ -21,7 +21,7 @@ fn programs_of_others_on_the_cgroup_stay_in_effect() -> Result<()> {
     let lab = Lab::new(Topology::default())?;
     let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
     let forbidden = 8282;
-    forbid_port(client, forbidden).context("attaching a program as others do")?;
+    forbid_port(client, forbidden, Mode::Shared).context("attaching a program as others do")?;
     ensure_forbidden(client, forbidden)?;
 
     let (mut daemons, _listener) = Daemons::carrying(&lab, PORT)?;
@@ -38,6 +38,90 @@ fn programs_of_others_on_the_cgroup_stay_in_effect() -> Result<()> {
     daemons.stop_agent(client)?;
     ensure!(hooks(client)?.len() == 1, "{:?}", hooks(client)?);
     ensure_forbidden(client, forbidden)
+}
+
+#[test]
+fn a_program_that_is_attached_after_ours_is_in_effect_too() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
+    let (mut daemons, _listener) = Daemons::carrying(&lab, PORT)?;
+    let forbidden = 8282;
+    forbid_port(client, forbidden, Mode::Shared)?;
+    ensure_forbidden(client, forbidden)?;
+    // It runs after ours, and sees where ours sends what is carried: the agent's port.
+    ensure!(daemons.ask_through_mesh(client, service, PORT)? == greeting(service));
+    detach(client, "connect4")?;
+    wait_until("our program is put back", || Ok(client.murmesh(["status"]).is_ok()))?;
+    ensure_forbidden(client, forbidden)?;
+    ensure!(hooks(client)?.len() == HOOKS + 1, "{:?}", hooks(client)?);
+    daemons.stop_agent(client)?;
+    ensure!(hooks(client)?.len() == 1, "{:?}", hooks(client)?);
+    ensure_forbidden(client, forbidden)
+}
+
+#[test]
+fn a_program_that_is_alone_at_a_hook_is_named_and_left_in_effect() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let client = lab.host("fcc00")?;
+    let mut daemons = Daemons::server_only(&lab)?;
+    let forbidden = 8282;
+    forbid_port(client, forbidden, Mode::Exclusive)?;
+    let agent = Process::spawn(&mut client.agent_command(&daemons.token(client)?)?)?.output(DEADLINE)?;
+    let said = text(&agent.stderr);
+    ensure!(agent.status.code() == Some(1) && said.contains("connect4"), "{said}");
+    ensure!(said.contains("ALLOW_MULTI") && said.contains(&client.cgroup().display().to_string()), "{said}");
+    ensure!(hooks(client)?.len() == 1, "{:?}", hooks(client)?);
+    ensure_forbidden(client, forbidden)
+}
+
+#[test]
+fn what_a_program_like_systemds_forbids_stays_forbidden_and_nothing_goes_around_the_mesh() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
+    let (_daemons, _listener) = Daemons::carrying(&lab, PORT)?;
+    // The agent is in the cgroup, too: nothing leaves.
+    deny_addresses(client, Ipv4Addr::LOCALHOST)?;
+    let output = client.run("nc", ["-vz", "-w1", "10.99.0.10", "9190"], b"", DEADLINE)?;
+    ensure!(!output.status.success(), "the program of packets is not in effect: {output:?}");
+    ensure!(hooks(client)?.len() == HOOKS + 1, "{:?}", hooks(client)?);
+    let capture = client.capture("tcp port 8181")?;
+    let output = client.run("nc", ["-w1", &service.ipv4().to_string(), "8181"], b"a secret", DEADLINE)?;
+    ensure!(output.stdout.is_empty() || output.stdout == greeting(service).as_bytes(), "{output:?}");
+    ensure!(capture.stop()?.packets().is_empty(), "a packet to the service's own port");
+    Ok(())
+}
+
+#[test]
+fn a_container_is_refused_what_a_rule_forbids_and_its_own_loopback_works() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (server, client) = (lab.host("murmesh00")?, lab.host("fcc00")?);
+    let (_daemons, _listener) = Daemons::carrying(&lab, PORT)?;
+    server.murmesh(["service", "set", "fortune", "--host", "fcs00", "--port", "8181"])?;
+    server.murmesh(["deny", "*", "fortune"])?;
+    wait_until("the rule holds", || {
+        let output = client.run("nc", ["-vz", "10.99.0.20", "8181"], b"", DEADLINE)?;
+        Ok(text(&output.stderr).contains("not permitted"))
+    })?;
+    // Its namespace has no way out, and the hooks of the host refuse before that matters.
+    let dial = "ip link set lo up && nc -vz 10.99.0.20 8181";
+    let output = client.run("unshare", ["--net", "sh", "-c", dial], b"", DEADLINE)?;
+    ensure!(text(&output.stderr).contains("not permitted"), "{output:?}");
+    let local = "ip link set lo up && { nc -l 127.0.0.1 8181 & } && until nc -N 127.0.0.1 8181 </dev/null; do :; done";
+    let output = client.run("unshare", ["--net", "sh", "-c", local], b"", DEADLINE)?;
+    ensure!(output.status.success(), "its own loopback is broken: {output:?}");
+    Ok(())
 }
 
 #[test]
@@ -107,54 +191,4 @@ fn ensure_forbidden(client: &Host, port: u16) -> Result<()> {
         text(&output.stderr)
     );
     Ok(())
-}
-
-/// Attaches a program to the cgroup of `host` in the way of systemd and others, without a link: IPv4 connections to
-/// `port` fail with EPERM. It stays until the cgroup is removed.
-fn forbid_port(host: &Host, port: u16) -> Result<()> {
-    const PROG_LOAD: libc::c_long = 5;
-    const PROG_ATTACH: libc::c_long = 8;
-    const CGROUP_SOCK_ADDR: u32 = 18;
-    const CGROUP_INET4_CONNECT: u32 = 10;
-    const ALLOW_MULTI: u32 = 2;
-    /// Offset of `user_port` in `struct bpf_sock_addr`.
-    const USER_PORT: u64 = 24;
-
-    let instruction = |code: u64, registers: u64, offset: u64, value: u32| {
-        code | registers << 8 | offset << 16 | u64::from(value) << 32
-    };
-    let program = [
-        instruction(0x61, 0x12, USER_PORT, 0), // r2 = context->user_port
-        instruction(0xb7, 0x00, 0, 1),         // r0 = 1: allowed
-        instruction(0x55, 0x02, 1, u32::from(port.to_be())), // if r2 != port skip one
-        instruction(0xb7, 0x00, 0, 0),         // r0 = 0: EPERM
-        instruction(0x95, 0x00, 0, 0),         // exit
-    ];
-    let license = c"GPL";
-    // `union bpf_attr` for BPF_PROG_LOAD, up to `expected_attach_type`.
-    let mut load = [0_u32; 18];
-    (load[0], load[1], load[17]) = (CGROUP_SOCK_ADDR, u32::try_from(program.len())?, CGROUP_INET4_CONNECT);
-    put(&mut load, 2, program.as_ptr() as u64);
-    put(&mut load, 4, license.as_ptr() as u64);
-    let program = bpf(PROG_LOAD, &load)?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
-    let program = unsafe { OwnedFd::from_raw_fd(i32::try_from(program)?) };
-    let cgroup = File::open(host.cgroup())?;
-    let descriptor = |fd: i32| fd.cast_unsigned();
-    let attach =
-        [descriptor(cgroup.as_raw_fd()), descriptor(program.as_raw_fd()), CGROUP_INET4_CONNECT, ALLOW_MULTI];
-    bpf(PROG_ATTACH, &attach)?;
-    Ok(())
-}
-
-fn put(words: &mut [u32], index: usize, address: u64) {
-    words[index] = (address & u64::from(u32::MAX)) as u32;
-    words[index + 1] = (address >> 32) as u32;
-}
-
-fn bpf(command: libc::c_long, attributes: &[u32]) -> io::Result<libc::c_long> {
-    let (pointer, length) = (attributes.as_ptr(), size_of_val(attributes));
-    // SAFETY: `attributes` is the kernel's structure of the length given; what it points to outlives the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, pointer, length) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod control;
 pub mod discovery;
 pub mod identity;
+pub mod leftovers;
 mod limited_log;
 pub mod local;
 pub mod log_writer;

@@ -45,6 +45,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Whois(arguments) => cli::whois::run(&arguments),
         Command::Check(arguments) => cli::check::run(arguments),
         Command::Bench(command) => cli::bench::run(command),
+        Command::Uninstall(arguments) => cli::uninstall::run(&arguments),
         Command::Supervise(arguments) => cli::daemons::supervisor::run(&arguments),
         Command::PackageFiles(arguments) => cli::package_files::run(&arguments),
         Command::Completions { shell } => completions(shell),

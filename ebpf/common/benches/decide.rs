@@ -10,7 +10,7 @@ use murmesh_common::{
 };
 
 const SETTINGS: Settings =
-    Settings { netns_cookie: 7, cgroup: 5, mark: 0x6d6d, outbound_port: 15001_u16.to_be(), padding: 0 };
+    Settings { netns_cookie: 7, cgroup: 5, mark: 0x6d6d, outbound_port: 15001_u16.to_be(), fail_open: 0 };
 
 /// A call of `connect(2)`, and what must become of it.
 struct Case {

@@ -47,7 +47,7 @@ const _: () = assert!(size_of::<VerdictKey>() == 8);
 pub struct Destination {
     /// Destinations of which the same rules speak, as a number.
     pub class: u32,
-    /// Bits: [`Destination::BY_SOURCE`], [`Destination::OWN`], [`Destination::UNAVAILABLE`].
+    /// Bits: [`Destination::BY_SOURCE`], [`Destination::OWN`], [`Destination::UNAVAILABLE`], [`Destination::STRICT`].
     pub flags: u32,
     /// For the sources that have none of their own in `VERDICTS`.
     pub verdict: Verdict,
@@ -62,6 +62,8 @@ impl Destination {
     pub const OWN: u32 = 2;
     /// A named service that nobody serves now: who may connect is refused as where nobody listens.
     pub const UNAVAILABLE: u32 = 4;
+    /// A strict service: never in clear, also from a host whose agent does not run.
+    pub const STRICT: u32 = 8;
 
     /// A destination that anybody may connect to.
     pub const OPEN: Self = Self { class: 0, flags: 0, verdict: Verdict { denied: 0, rule: 0, dry_run: 0 } };

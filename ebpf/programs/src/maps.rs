@@ -15,7 +15,7 @@ use murmesh_common::{
 /// Overridden by the agent before loading.
 #[unsafe(no_mangle)]
 static SETTINGS: Global<Settings> =
-    Global::new(Settings { netns_cookie: 0, cgroup: 0, mark: 0, outbound_port: 0, padding: 0 });
+    Global::new(Settings { netns_cookie: 0, cgroup: 0, mark: 0, outbound_port: 0, fail_open: 0 });
 
 /// Destinations reached through the mesh, and services of this host: exact address and port. The agent sets the size
 /// of this and of the next four.

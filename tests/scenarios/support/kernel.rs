@@ -61,6 +61,12 @@ pub fn records_in_flight(host: &Host) -> Result<usize> {
     entries.as_array().map(Vec::len).context("bpftool printed no list")
 }
 
+/// Takes a hook off by its pinned link, which stays where it is.
+pub fn detach(host: &Host, hook: &str) -> Result<()> {
+    let link = host.bpf_directory().join("links").join(hook);
+    bpftool(&["link", "detach", "pinned", &link.display().to_string()]).map(drop)
+}
+
 fn pinned(kind: &str, pin: &Path) -> Result<String> {
     let shown = bpftool(&[kind, "show", "pinned", &pin.display().to_string()])?;
     // Links come as a list of one.

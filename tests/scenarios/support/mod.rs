@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod instances;
 pub mod kernel;
 pub mod peer;
+pub mod programs;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use arc_swap::ArcSwap;
@@ -29,9 +29,12 @@ use crate::{
 /// What is wrong with the maps, in words; empty if nothing is. For `status` and `check`.
 pub type Problems = Arc<ArcSwap<Vec<String>>>;
 
+/// The maps, which the watchdog looks after too.
+pub type SharedMaps = Arc<Mutex<PolicyMaps>>;
+
 /// The maps, and what they are made of.
 pub struct Enforcement {
-    maps: PolicyMaps,
+    maps: SharedMaps,
     compiler: Compiler,
     workloads: watch::Receiver<Workloads>,
     problems: Problems,
@@ -59,12 +62,12 @@ pub struct Known<'a> {
 impl Enforcement {
     /// Goes on with what is in the maps.
     pub fn new(
-        maps: PolicyMaps,
+        maps: SharedMaps,
         room: Room,
         workloads: watch::Receiver<Workloads>,
         problems: Problems,
     ) -> Self {
-        let compiler = Compiler::new(room, maps.present());
+        let compiler = Compiler::new(room, locked(&maps).present());
         Self {
             maps,
             compiler,
@@ -93,8 +96,9 @@ impl Enforcement {
             let workloads = self.workloads.borrow_and_update().clone();
             let (cgroups, users) = known_sources(&workloads, policy, &listening);
             let who = Who { policy, node, cgroups: &cgroups, users: &users, listening: &listening };
-            let changes = self.compiler.follow(&who, self.maps.present());
-            if changes.is_none_or(|changes| self.maps.write(changes).is_err()) {
+            let mut maps = locked(&self.maps);
+            let changes = self.compiler.follow(&who, maps.present());
+            if changes.is_none_or(|changes| maps.write(changes).is_err()) {
                 return Ok(());
             }
         }
@@ -106,9 +110,11 @@ impl Enforcement {
     /// must be tried again.
     pub fn enforce(&mut self, known: &Known<'_>, take_over: impl FnOnce()) -> bool {
         let wanted = if known.routes.revision() > 0 { self.compile(known) } else { self.with_canaries() };
-        let written = self.maps.remove_endpoints(&wanted);
+        let mut maps = locked(&self.maps);
+        let written = maps.remove_endpoints(&wanted);
         take_over();
-        let written = written.and_then(|()| self.maps.update(&wanted));
+        let written = written.and_then(|()| maps.update(&wanted));
+        drop(maps);
         let is_in_force = written.is_ok();
         self.is_written = is_in_force;
         self.tell(&wanted, written);
@@ -124,7 +130,7 @@ impl Enforcement {
     }
 
     fn with_canaries(&self) -> Tables {
-        let mut tables = self.maps.present().clone();
+        let mut tables = locked(&self.maps).present().clone();
         for canary in CANARIES {
             let source = SocketAddr::new(canary.ip(), 0).into();
             tables.endpoints.insert(canary.into(), Endpoint { source, destination: Destination::OPEN });
@@ -175,6 +181,11 @@ impl Enforcement {
         }
         self.problems.store(Arc::new(problems));
     }
+}
+
+/// The maps, for one of those who write them.
+pub fn locked(maps: &SharedMaps) -> MutexGuard<'_, PolicyMaps> {
+    maps.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whom the kernel half may tell apart by now. While a user of whom a rule speaks cannot be looked up, it does not know

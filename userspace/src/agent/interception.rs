@@ -1,11 +1,15 @@
 //! The kernel half as the agent holds it: attached, with its maps and messages handed out once.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::Context;
 use murmesh_common::{ListenerChange, Settings};
 use tokio::{sync::mpsc, task::JoinHandle};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::observe;
 use crate::{
@@ -26,6 +30,8 @@ pub struct InterceptionOptions {
     pub mark: u32,
     /// Loopback port that connections are redirected to.
     pub outbound_port: u16,
+    /// While no agent runs, connections to services of the mesh that are not strict go on in clear.
+    pub fail_open: bool,
     /// Sizes of the maps.
     pub room: Room,
     /// Workloads that the operator defines.
@@ -34,7 +40,8 @@ pub struct InterceptionOptions {
 
 /// The attached kernel half.
 pub struct Interception {
-    half: KernelHalf,
+    /// The watchdog repairs it.
+    half: Arc<Mutex<KernelHalf>>,
     options: InterceptionOptions,
     pins: Pins,
     log: JoinHandle<()>,
@@ -66,19 +73,23 @@ impl Interception {
             cgroup: cgroup::id(&own)?,
             mark: options.mark,
             outbound_port: options.outbound_port.to_be(),
-            padding: 0,
+            fail_open: u16::from(options.fail_open),
         };
         let pins = Pins::new(&options.bpf_dir);
         let load = LoadOptions { pins: pins.clone(), settings, room: options.room, take_over };
-        let mut half = KernelHalf::load(&load).map_err(explain)?;
+        let mut half = KernelHalf::load(&load).map_err(|error| explain(error, &options.cgroup))?;
         // Whatever may fail comes before attaching, so that nothing is left half-way.
         let log = bpf::forward_log(&mut half)?;
         if take_over {
-            half.take_over(fill).map_err(explain)?;
+            half.take_over(fill).map_err(|error| explain(error, &options.cgroup))?;
         } else {
-            half.attach(&options.cgroup, fill).map_err(explain)?;
+            half.attach(&options.cgroup, fill).map_err(|error| explain(error, &options.cgroup))?;
         }
         info!(cgroup = %options.cgroup.display(), pins = %options.bpf_dir.display(), "hooks attached");
+        if options.fail_open {
+            warn!("--fail-open: whenever this agent does not run, what is not strict goes in clear");
+        }
+        let half = Arc::new(Mutex::new(half));
         Ok(Self { half, options: options.clone(), pins, log })
     }
 
@@ -88,7 +99,12 @@ impl Interception {
     /// A pin cannot be removed.
     pub fn detach(self) -> anyhow::Result<()> {
         self.log.abort();
-        Ok(self.half.detach()?)
+        Ok(self.locked().detach()?)
+    }
+
+    /// Leaves everything to the agent that has taken over.
+    pub fn leave(self) {
+        self.locked().leave();
     }
 
     /// Makes final what was taken over.
@@ -96,7 +112,7 @@ impl Interception {
     /// # Errors
     /// A pin cannot be renamed.
     pub fn settle(&self) -> anyhow::Result<()> {
-        Ok(self.half.settle()?)
+        Ok(self.locked().settle()?)
     }
 
     /// The programs, to be put in place again.
@@ -104,31 +120,31 @@ impl Interception {
     /// # Errors
     /// No descriptor is left.
     pub fn programs(&self) -> anyhow::Result<Programs> {
-        Ok(self.half.programs()?)
+        Ok(self.locked().programs()?)
     }
 
     /// The maps that say who may connect to what, and what is redirected; once.
     ///
     /// # Errors
     /// They are taken already.
-    pub fn take_policy(&mut self) -> anyhow::Result<PolicyMaps> {
-        Ok(self.half.take_policy()?)
+    pub fn take_policy(&self) -> anyhow::Result<PolicyMaps> {
+        Ok(self.locked().take_policy()?)
     }
 
     /// Listeners that open and close, once.
     ///
     /// # Errors
     /// They are taken already.
-    pub fn listener_events(&mut self) -> anyhow::Result<mpsc::Receiver<(ListenerChange, u64)>> {
-        Ok(bpf::listener_events(&mut self.half)?)
+    pub fn listener_events(&self) -> anyhow::Result<mpsc::Receiver<(ListenerChange, u64)>> {
+        Ok(bpf::listener_events(&mut self.locked())?)
     }
 
     /// What the kernel half tells of its verdicts, once.
     ///
     /// # Errors
     /// They are taken already.
-    pub fn verdict_events(&mut self) -> anyhow::Result<mpsc::Receiver<KernelVerdict>> {
-        Ok(bpf::verdict_events(&mut self.half, observe::QUEUE)?)
+    pub fn verdict_events(&self) -> anyhow::Result<mpsc::Receiver<KernelVerdict>> {
+        Ok(bpf::verdict_events(&mut self.locked(), observe::QUEUE)?)
     }
 
     /// Where links and maps are pinned.
@@ -142,16 +158,31 @@ impl Interception {
     }
 
     /// Hooks as attached at the start, with the number of each one's program.
-    pub fn hooks(&self) -> &[(Hook, u32)] {
-        self.half.attached()
+    pub fn hooks(&self) -> Vec<(Hook, u32)> {
+        self.locked().attached()
+    }
+
+    /// The kernel half itself.
+    pub fn half(&self) -> Arc<Mutex<KernelHalf>> {
+        self.half.clone()
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, KernelHalf> {
+        self.half.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The kernel answers every lack of rights with EPERM, whatever was tried.
-fn explain(error: BpfError) -> anyhow::Error {
+fn explain(error: BpfError, cgroup: &Path) -> anyhow::Error {
     let error = anyhow::Error::from(error);
     let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
     if causes.any(|cause| cause.kind() == io::ErrorKind::PermissionDenied) {
+        if let Some((hook, place)) = bpf::exclusive_program(cgroup) {
+            return error.context(format!(
+                "a program of somebody else is alone at hook {hook} of {}, and lets no other in there or below: have it attached with BPF_F_ALLOW_MULTI, or name another --cgroup (bpftool cgroup show {})",
+                place.display(), place.display()
+            ));
+        }
         return error.context(
             "this process may not attach programs: run the agent as root (CAP_BPF and CAP_NET_ADMIN)",
         );

@@ -13,6 +13,7 @@ use super::{
     enforce::Problems,
     observe::{self, Watch},
     takeover::{Older, OlderAgents},
+    watchdog::Watchdog,
     whois,
 };
 use crate::{
@@ -44,11 +45,12 @@ pub struct AgentLocal {
 
 /// What it takes to look at the kernel half.
 #[derive(Clone)]
-struct Kernel {
+pub struct Kernel {
     options: InterceptionOptions,
     pins: Pins,
     hooks: Vec<(Hook, u32)>,
     problems: Problems,
+    watchdog: Arc<Watchdog>,
 }
 
 impl AgentLocal {
@@ -57,16 +59,9 @@ impl AgentLocal {
         options: &AgentOptions,
         control: &Control,
         shared: &Arc<Shared>,
-        interception: Option<&Interception>,
-        problems: Problems,
+        kernel: Option<Kernel>,
         saved: Arc<watch::Sender<u64>>,
     ) -> Self {
-        let kernel = interception.map(|interception| Kernel {
-            options: interception.options().clone(),
-            pins: interception.pins().clone(),
-            hooks: interception.hooks().to_vec(),
-            problems,
-        });
         Self {
             role: options.capture.role(),
             shared: shared.clone(),
@@ -104,6 +99,17 @@ impl AgentLocal {
 }
 
 impl Kernel {
+    /// Of the attached kernel half.
+    pub fn new(interception: &Interception, problems: Problems, watchdog: Arc<Watchdog>) -> Self {
+        Self {
+            options: interception.options().clone(),
+            pins: interception.pins().clone(),
+            hooks: interception.hooks(),
+            problems,
+            watchdog,
+        }
+    }
+
     fn interception(&self) -> v1::Interception {
         let (attached, error) = match attached_hooks(&self.options.cgroup, &self.hooks) {
             Ok(attached) => (attached, None),
@@ -121,6 +127,7 @@ impl Kernel {
             canary_error: error.or_else(|| canary::probe().err()).unwrap_or_default(),
             map_problems: self.problems.load().to_vec(),
             unheld_services: Vec::new(),
+            faults: self.watchdog.faults().iter().map(ToString::to_string).collect(),
         }
     }
 

@@ -16,9 +16,15 @@ mod publish;
 mod remember;
 mod reset;
 mod takeover;
+mod watchdog;
 mod whois;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwapOption;
@@ -55,6 +61,7 @@ use protection::FirstProtection;
 use publish::Publisher;
 use remember::Memory;
 use takeover::{Claim, Entrance, OlderAgents, Predecessor, Taken, Terms, Upgrade};
+use watchdog::Watchdog;
 
 /// How long an agent that takes over may take to know what this host serves and reaches.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
@@ -199,11 +206,11 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
         shared.workloads.get_or_init(|| finder);
     }
     let takes_over = entrance.claim.is_some();
-    let mut interception = options.capture.attach(&first, shared.workloads.get(), takes_over)?;
+    let interception = options.capture.attach(&first, shared.workloads.get(), takes_over)?;
     let mut keeper = Keeper::new(&control, shared.clone());
     keeper.adopt(std::mem::take(&mut control.cached_identities));
     let course = Course::new(shutdown, std::mem::take(&mut entrance.failing));
-    let started = start(&options, &control, &shared, bound, entrance, interception.as_mut(), &course);
+    let started = start(&options, &control, &shared, bound, entrance, interception.as_ref(), &course);
     let serving = match started {
         Ok(mut running) => {
             running.tasks.spawn(keeper.run(wanted));
@@ -233,7 +240,7 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
             running.stop(&control, interception, options.drain_timeout).await
         }
         Ok((running, End::Taken(taken))) => {
-            drop(interception);
+            interception.into_iter().for_each(Interception::leave);
             control.hand_over();
             running.leave(&taken, &shared, &options, &course).await
         }
@@ -279,14 +286,14 @@ fn start(
     shared: &Arc<Shared>,
     bound: BoundWorkers,
     entrance: Entrance,
-    mut interception: Option<&mut Interception>,
+    interception: Option<&Interception>,
     course: &Course,
 ) -> anyhow::Result<Running> {
     let finder = shared.workloads.get().cloned();
     let upstream = Arc::new(ArcSwapOption::empty());
-    let pins = interception.as_ref().map(|interception| interception.pins().clone());
+    let pins = interception.map(|interception| interception.pins().clone());
     let takeover_file = entrance.takeover_file(options);
-    let predecessor = entrance.predecessor(&bound, interception.as_deref(), control, &course.failing)?;
+    let predecessor = entrance.predecessor(&bound, interception, control, &course.failing)?;
     let Entrance { socket, claim, .. } = entrance;
     let ownership = socket.ownership();
     let workers = bound.start(shared, || match &pins {
@@ -296,26 +303,32 @@ fn start(
 
     let (served_sender, served) = watch::channel(Served::default());
     let problems = Problems::default();
+    let maps = interception.map(|interception| interception.take_policy()).transpose()?;
+    let maps = maps.map(|maps| Arc::new(Mutex::new(maps)));
+    let watchdog = interception
+        .zip(maps.clone())
+        .map(|(interception, maps)| Arc::new(Watchdog::new(interception, maps)));
     let (published_sender, published) = watch::channel(0);
     let publisher = Publisher {
         shared: shared.clone(),
         exempt: options.exempt.clone(),
         servers: control.status.clone(),
-        enforcement: interception
-            .as_mut()
-            .zip(finder.as_ref())
-            .map(|(interception, finder)| enforcement(interception, finder, &problems))
-            .transpose()?,
+        enforcement: maps.zip(interception).zip(finder.as_ref()).map(|((maps, interception), finder)| {
+            let (room, workloads) = (interception.options().room, finder.workloads().clone());
+            Enforcement::new(maps, room, workloads, problems.clone())
+        }),
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
         loads: Loads::default(),
         published: published_sender,
         handed_over: course.handed_over.clone(),
     };
-    let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
-    let verdicts = interception.as_mut().map(|interception| interception.verdict_events()).transpose()?;
+    let events = interception.map(Interception::listener_events).transpose()?;
+    let verdicts = interception.map(Interception::verdict_events).transpose()?;
     let memory = Memory::new(control.cache.clone(), control.catalog.clone(), shared.clone());
-    let local =
-        local::AgentLocal::new(options, control, shared, interception.as_deref(), problems, memory.saved());
+    let kernel = interception
+        .zip(watchdog.clone())
+        .map(|(interception, watchdog)| local::Kernel::new(interception, problems, watchdog));
+    let local = local::AgentLocal::new(options, control, shared, kernel, memory.saved());
     let local = local.with_older(&course.older);
 
     let mut tasks = JoinSet::new();
@@ -356,18 +369,9 @@ fn start(
         predecessor,
         claim,
         ownership,
+        watchdog,
         _takeover_file: takeover_file,
     })
-}
-
-fn enforcement(
-    interception: &mut Interception,
-    finder: &Finder,
-    problems: &Problems,
-) -> anyhow::Result<Enforcement> {
-    let room = interception.options().room;
-    let workloads = finder.workloads().clone();
-    Ok(Enforcement::new(interception.take_policy()?, room, workloads, problems.clone()))
 }
 
 /// What an agent lives through.
@@ -423,6 +427,7 @@ struct Running {
     predecessor: Option<Predecessor>,
     claim: Option<Claim>,
     ownership: Ownership,
+    watchdog: Option<Arc<Watchdog>>,
     _takeover_file: Option<SocketFile>,
 }
 
@@ -435,6 +440,7 @@ impl Running {
     ) -> anyhow::Result<()> {
         let Some(claim) = self.claim.take() else {
             self.workers.open();
+            self.watch(course);
             return Ok(());
         };
         let published = timeout(PUBLISH_TIMEOUT, self.published.wait_for(|revision| *revision > 0));
@@ -445,7 +451,15 @@ impl Running {
         if let Some(Err(error)) = interception.map(Interception::settle) {
             warn!("a restart after a crash would know nothing until a server answers: {error:#}");
         }
+        self.watch(course);
         Ok(())
+    }
+
+    /// From now on the kernel half is this agent's to repair, until another one has taken over.
+    fn watch(&mut self, course: &Course) {
+        if let Some(watchdog) = self.watchdog.take() {
+            self.tasks.spawn(course.while_ours(watchdog.run()));
+        }
     }
 
     /// Until the signal to stop, until another agent has taken over, or until something ends that must not.

@@ -1,5 +1,7 @@
 //! What holds from the moment in which the hooks are attached: what was known when this host was last in the mesh.
 
+use std::sync::{Arc, Mutex};
+
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -67,7 +69,8 @@ impl FirstProtection<'_> {
             mesh: &self.catalog.addresses(),
             exempt: &self.exempt.and(server_ports(self.servers, node, &serving.addresses)),
         };
-        Enforcement::new(maps, room, workloads.clone(), Problems::default()).enforce(&known, || ());
+        Enforcement::new(Arc::new(Mutex::new(maps)), room, workloads.clone(), Problems::default())
+            .enforce(&known, || ());
         Ok(())
     }
 }

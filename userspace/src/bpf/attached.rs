@@ -1,12 +1,17 @@
 //! Asks the kernel which programs are attached to a cgroup, and to our network namespace.
 
-use std::{fs::File, io, os::fd::AsRawFd, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
 
 use nix::libc;
 
 use super::{
     BpfError,
-    programs::{Hook, OWN_NAMESPACE, Target},
+    programs::{HOOKS, Hook, OWN_NAMESPACE, Target},
 };
 
 /// `bpf(2)` command, `enum bpf_cmd`.
@@ -43,9 +48,10 @@ pub fn attached_hooks(cgroup: &Path, expected: &[(Hook, u32)]) -> Result<Vec<Hoo
     let mut attached = Vec::new();
     for (hook, program) in expected {
         let programs = match hook.target {
-            Target::Cgroup => query(&directory, hook.attach_type).map_err(failed)?,
+            Target::Cgroup => query(&directory, hook.attach_type).map_err(failed)?.0,
             Target::Namespace => {
-                query(&namespace, hook.attach_type).map_err(BpfError::system("programs of the namespace"))?
+                let programs = query(&namespace, hook.attach_type);
+                programs.map_err(BpfError::system("programs of the namespace"))?.0
             }
         };
         if programs.contains(program) {
@@ -55,7 +61,23 @@ pub fn attached_hooks(cgroup: &Path, expected: &[(Hook, u32)]) -> Result<Vec<Hoo
     Ok(attached)
 }
 
-fn query(target: &File, attach_type: u32) -> io::Result<Vec<u32>> {
+/// A hook, and the cgroup at or above `cgroup` where a program is attached to it that lets no other beside it, if there
+/// is one: it has neither `BPF_F_ALLOW_MULTI` nor a link.
+pub fn exclusive_program(cgroup: &Path) -> Option<(&'static str, PathBuf)> {
+    const ALLOW_MULTI: u32 = 2;
+    let hooks = || HOOKS.iter().filter(|hook| hook.target == Target::Cgroup);
+    cgroup.ancestors().find_map(|place| {
+        let directory = File::open(place).ok()?;
+        let is_exclusive = |hook: &&Hook| {
+            query(&directory, hook.attach_type)
+                .is_ok_and(|(programs, flags)| !programs.is_empty() && flags & ALLOW_MULTI == 0)
+        };
+        Some((hooks().find(is_exclusive)?.name, place.to_owned()))
+    })
+}
+
+/// Numbers of the programs, and the flags with which they are attached.
+fn query(target: &File, attach_type: u32) -> io::Result<(Vec<u32>, u32)> {
     let mut programs = [0_u32; MAX_PROGRAMS];
     let mut query = Query {
         target_fd: target.as_raw_fd().cast_unsigned(),
@@ -69,5 +91,6 @@ fn query(target: &File, attach_type: u32) -> io::Result<Vec<u32>> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(programs[..(query.prog_cnt as usize).min(MAX_PROGRAMS)].to_vec())
+    let programs = programs[..(query.prog_cnt as usize).min(MAX_PROGRAMS)].to_vec();
+    Ok((programs, query.attach_flags))
 }

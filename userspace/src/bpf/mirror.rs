@@ -11,9 +11,13 @@ use murmesh_common::NetworkKey;
 use super::BpfError;
 use crate::policy::compile::NetworkEntry;
 
+/// Entries of a map that are compared at once: some hundred microseconds.
+const PART: usize = 1000;
+
 /// A map that can be read and written by entry.
 pub(super) trait Store<K, V> {
     fn entries(&self) -> Result<HashMap<K, V>, MapError>;
+    fn look_up(&self, key: &K) -> Result<V, MapError>;
     fn put(&mut self, key: K, value: V) -> Result<(), MapError>;
     fn remove(&mut self, key: K) -> Result<(), MapError>;
 }
@@ -21,6 +25,10 @@ pub(super) trait Store<K, V> {
 impl<K: Pod + Eq + Hash, V: Pod> Store<K, V> for maps::HashMap<MapData, K, V> {
     fn entries(&self) -> Result<HashMap<K, V>, MapError> {
         self.iter().collect()
+    }
+
+    fn look_up(&self, key: &K) -> Result<V, MapError> {
+        self.get(key, 0)
     }
 
     fn put(&mut self, key: K, value: V) -> Result<(), MapError> {
@@ -39,6 +47,11 @@ impl<V: Pod> Store<NetworkEntry, V> for LpmTrie<MapData, NetworkKey, V> {
             Ok(((key.prefix_len(), key.data()), value))
         };
         self.iter().map(entry).collect()
+    }
+
+    /// The longest prefix of what `key` says, which is the entry itself if that is there.
+    fn look_up(&self, (length, key): &NetworkEntry) -> Result<V, MapError> {
+        self.get(&Key::new(*length, *key), 0)
     }
 
     fn put(&mut self, (length, key): NetworkEntry, value: V) -> Result<(), MapError> {
@@ -68,6 +81,30 @@ impl<M> Named<M> {
         M: Store<K, V>,
     {
         self.map.entries().map_err(BpfError::map(self.name))
+    }
+
+    /// Whether the kernel holds something else than `present`. Of a map with more than `PART` entries only a part is
+    /// looked at, each `turn` another, and what is there beside `present` is not seen.
+    pub fn differs<K: Copy + Eq + Hash, V: PartialEq>(
+        &self,
+        present: &HashMap<K, V>,
+        turn: usize,
+    ) -> Result<bool, BpfError>
+    where
+        M: Store<K, V>,
+    {
+        if present.len() <= PART {
+            return Ok(self.entries()? != *present);
+        }
+        let parts = present.len().div_ceil(PART);
+        for (key, value) in present.iter().skip(turn % parts * PART).take(PART) {
+            match self.map.look_up(key) {
+                Ok(found) if found == *value => {}
+                Ok(_) | Err(MapError::KeyNotFound) => return Ok(true),
+                Err(error) => return Err(BpfError::map(self.name)(error)),
+            }
+        }
+        Ok(false)
     }
 
     /// `None` removes the entry; that it is gone already does not matter.

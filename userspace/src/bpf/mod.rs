@@ -8,16 +8,18 @@ mod plaintext;
 mod policy;
 mod programs;
 mod records;
+mod repair;
 mod swap;
 mod verdicts;
 
-pub use attached::attached_hooks;
+pub use attached::{attached_hooks, exclusive_program};
 pub use events::{forward_log, listener_events};
 pub use pins::Pins;
 pub use plaintext::{Counted, Plaintext};
 pub use policy::{PolicyMaps, wait_for_programs};
 pub use programs::{Counters, HOOKS, Hook, KernelHalf, LoadOptions};
 pub use records::Records;
+pub use repair::Fault;
 pub use swap::Programs;
 pub use verdicts::{KernelVerdict, Reason, verdict_events};
 
@@ -54,6 +56,7 @@ pub enum BpfError {
         /// Its name.
         hook: &'static str,
         /// What the kernel said.
+        #[source]
         error: aya::programs::ProgramError,
     },
     /// A map is missing or of another form, or an operation on it failed.

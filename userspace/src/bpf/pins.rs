@@ -39,10 +39,7 @@ impl Pins {
     /// The BPF file system is missing and cannot be mounted, or the directory cannot be made.
     pub fn prepare(&self) -> Result<Pins, BpfError> {
         ensure_file_system(&self.directory)?;
-        // A name with a dot is refused by the BPF file system.
-        let mut aside = self.directory.clone().into_os_string();
-        aside.push("-earlier");
-        let earlier = Self::new(aside);
+        let earlier = self.earlier();
         // Both are there when a start was cut short. Ours count only if every hook is on: what is in force is never
         // given up for less.
         if self.is_complete() {
@@ -53,10 +50,19 @@ impl Pins {
         if self.directory.exists() {
             fs::rename(&self.directory, &earlier.directory).map_err(|error| self.error(error))?;
         }
+        self.make_directories()?;
+        Ok(earlier)
+    }
+
+    /// Makes the directories for what is pinned, as far as they are missing.
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub fn make_directories(&self) -> Result<(), BpfError> {
         for part in ["links", "maps", &layout_name(LAYOUT)] {
             fs::create_dir_all(self.directory.join(part)).map_err(|error| self.error(error))?;
         }
-        Ok(earlier)
+        Ok(())
     }
 
     /// Replaces what is here by what [`Self::prepare`] had put aside.
@@ -69,6 +75,25 @@ impl Pins {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.error(error)),
             _ => Ok(()),
         }
+    }
+
+    /// Removes what agents left pinned here, also one whose start was cut short. False if that was nothing.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn remove_all(&self) -> Result<bool, BpfError> {
+        let earlier = self.earlier();
+        let is_there = self.directory.exists() || earlier.directory.exists();
+        self.remove()?;
+        earlier.remove()?;
+        Ok(is_there)
+    }
+
+    /// What an earlier agent pinned is put there. A name with a dot is refused by the BPF file system.
+    fn earlier(&self) -> Self {
+        let mut aside = self.directory.clone().into_os_string();
+        aside.push("-earlier");
+        Self::new(aside)
     }
 
     fn is_complete(&self) -> bool {

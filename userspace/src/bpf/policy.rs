@@ -60,19 +60,58 @@ impl PolicyMaps {
             state: Named::new(state, map(state)?)?,
             present: Tables::default(),
         };
-        maps.present = Tables {
-            state: maps.state.map().get(&0, 0).map_err(BpfError::map(state))?,
-            endpoints: maps.endpoints.entries()?,
-            workloads: maps.workloads.entries()?,
-            users: maps.users.entries()?,
-            verdicts: maps.verdicts.entries()?,
-            egress: maps.egress.entries()?,
-            ports: maps.ports.entries()?,
-            exceptions: maps.exceptions.entries()?,
-            addresses: maps.addresses.entries()?,
-            denials: maps.denials.entries()?,
-        };
+        maps.present = maps.read()?;
         Ok(maps)
+    }
+
+    /// Names of the maps that do not hold what was written into them, as far as [`Named::differs`] sees in this `turn`.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn altered(&mut self, turn: usize) -> Result<Vec<&'static str>, BpfError> {
+        let state = self.state.map().get(&0, 0).map_err(BpfError::map("POLICY"))?;
+        let present = &self.present;
+        let differs = [
+            self.endpoints.differs(&present.endpoints, turn)?,
+            self.workloads.differs(&present.workloads, turn)?,
+            self.users.differs(&present.users, turn)?,
+            self.verdicts.differs(&present.verdicts, turn)?,
+            self.egress.differs(&present.egress, turn)?,
+            self.ports.differs(&present.ports, turn)?,
+            self.exceptions.differs(&present.exceptions, turn)?,
+            self.addresses.differs(&present.addresses, turn)?,
+            self.denials.differs(&present.denials, turn)?,
+            state != present.state,
+        ];
+        let named = POLICY_MAPS.into_iter().zip(differs);
+        Ok(named.filter(|(_, differs)| *differs).map(|(name, _)| name).collect())
+    }
+
+    /// Makes the maps hold again what was written into them.
+    ///
+    /// # Errors
+    /// The kernel does not answer, or does not take an entry; the maps are still taken for what was written.
+    pub fn restore(&mut self) -> Result<(), BpfError> {
+        let wanted = self.present.clone();
+        self.present = self.read()?;
+        let restored = self.remove_endpoints(&wanted).and_then(|()| self.update(&wanted));
+        self.present = wanted;
+        restored
+    }
+
+    fn read(&mut self) -> Result<Tables, BpfError> {
+        Ok(Tables {
+            state: self.state.map().get(&0, 0).map_err(BpfError::map("POLICY"))?,
+            endpoints: self.endpoints.entries()?,
+            workloads: self.workloads.entries()?,
+            users: self.users.entries()?,
+            verdicts: self.verdicts.entries()?,
+            egress: self.egress.entries()?,
+            ports: self.ports.entries()?,
+            exceptions: self.exceptions.entries()?,
+            addresses: self.addresses.entries()?,
+            denials: self.denials.entries()?,
+        })
     }
 
     /// What is in them.

@@ -11,7 +11,7 @@ use aya::{
     maps::{Map, MapData, PerCpuArray},
     programs::{
         CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps,
-        links::{FdLink, LinkError},
+        links::{FdLink, LinkError, PinnedLink},
     },
 };
 use murmesh_common::{Counter, LAYOUT, Settings};
@@ -106,11 +106,24 @@ impl LoadOptions {
 /// The loaded programs. Dropping this leaves them attached: they are pinned.
 pub struct KernelHalf {
     ebpf: Ebpf,
-    pins: Pins,
+    pub(super) pins: Pins,
     /// The maps of connections are those of an earlier agent.
     keeps_maps: bool,
-    /// Programs attached, with the kernel's number of each.
-    attached: Vec<(Hook, u32)>,
+    /// Held beside their pins: a hook whose pin is removed by hand stays attached while the agent lives.
+    pub(super) attached: Vec<Attached>,
+    /// Every pinned map, to be pinned again if need be.
+    pub(super) pinned: Vec<(&'static str, MapData)>,
+    /// Another agent is taking over: what it changes is no fault.
+    pub(super) is_handing_over: bool,
+}
+
+/// A hook that is on.
+pub(super) struct Attached {
+    pub hook: Hook,
+    /// The kernel's number of its program.
+    pub program: u32,
+    /// Holds it.
+    pub _link: PinnedLink,
 }
 
 impl KernelHalf {
@@ -120,7 +133,8 @@ impl KernelHalf {
     /// The kernel lacks something, or rights are missing.
     pub fn load(options: &LoadOptions) -> Result<Self, BpfError> {
         let (pins, keeps_maps) = (options.pins.clone(), options.keeps_maps());
-        Ok(Self { ebpf: load(options, keeps_maps)?, pins, keeps_maps, attached: Vec::new() })
+        let ebpf = load(options, keeps_maps)?;
+        Ok(Self { ebpf, pins, keeps_maps, attached: Vec::new(), pinned: Vec::new(), is_handing_over: false })
     }
 
     /// Attaches and pins everything, then removes what an earlier agent left pinned at the same place. Before any hook
@@ -134,14 +148,16 @@ impl KernelHalf {
         let earlier = self.pins.prepare()?;
         // A start that is cut short between the two loses nothing either: what was put aside counts until every hook
         // is on.
+        let pins = self.pins.clone();
         let attached = self
-            .pin_maps(|_| true, |name| self.pins.map(name))
+            .pin_maps(|_| true, |name| pins.map(name))
             .and_then(|()| self.inherit(&earlier))
             .and_then(|()| {
                 fill(PolicyMaps::new(|name| open_pinned(&self.pins, name))?);
                 Ok(())
             });
         if let Err(error) = attached.and_then(|()| self.attach_all(&cgroup)) {
+            self.attached.clear();
             self.pins.take_back(&earlier)?;
             return Err(error);
         }
@@ -162,17 +178,38 @@ impl KernelHalf {
         let pins = self.pins.clone();
         let kept: &[&str] = if self.keeps_maps { &KEPT_MAPS } else { &[] };
         self.pin_maps(|name| !kept.contains(&name), |name| pins.next_map(name))?;
+        for name in kept {
+            self.pinned.push((name, open_data(&pins.map(name), name)?));
+        }
         let next = |name| open_map(&pins.next_map(name), name);
         if self.keeps_maps {
             let theirs = PolicyMaps::new(|name| open_map(&pins.map(name), name))?.present().clone();
             PolicyMaps::new(next)?.update(&theirs)?;
         }
         fill(PolicyMaps::new(next)?);
+        let mut numbers = Vec::new();
         for hook in HOOKS {
-            let program = self.load_one(hook).map_err(|error| BpfError::Hook { hook: hook.name, error })?;
-            self.attached.push((hook, program));
+            numbers.push(self.load_one(hook).map_err(|error| BpfError::Hook { hook: hook.name, error })?);
         }
-        self.programs()?.put_in_place()
+        self.programs()?.put_in_place()?;
+        for (hook, program) in HOOKS.into_iter().zip(numbers) {
+            let path = pins.link(hook.name);
+            let link = PinnedLink::from_pin(&path)
+                .map_err(|error| BpfError::Pin { path, error: std::io::Error::other(error) })?;
+            self.attached.push(Attached { hook, program, _link: link });
+        }
+        Ok(())
+    }
+
+    /// While another agent takes over, and until it has, or has given up.
+    pub fn hand_over(&mut self, is_handing_over: bool) {
+        self.is_handing_over = is_handing_over;
+    }
+
+    /// Holds on to nothing any more that another agent has taken over.
+    pub fn leave(&mut self) {
+        self.attached.clear();
+        self.pinned.clear();
     }
 
     /// To be called when the earlier agent has given up what [`Self::take_over`] has taken.
@@ -192,9 +229,9 @@ impl KernelHalf {
             let program = self.ebpf.program(hook.program).ok_or(ProgramError::NotLoaded)?;
             program.fd()?.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)
         };
-        let programs = self.attached.iter().map(|(hook, _)| {
-            let descriptor = descriptor(*hook).map_err(|error| BpfError::Hook { hook: hook.name, error })?;
-            Ok((*hook, descriptor))
+        let programs = HOOKS.into_iter().map(|hook| {
+            let descriptor = descriptor(hook).map_err(|error| BpfError::Hook { hook: hook.name, error })?;
+            Ok((hook, descriptor))
         });
         Ok(Programs::new(self.pins.clone(), programs.collect::<Result<_, BpfError>>()?))
     }
@@ -203,13 +240,14 @@ impl KernelHalf {
     ///
     /// # Errors
     /// A pin cannot be removed.
-    pub fn detach(self) -> Result<(), BpfError> {
+    pub fn detach(&mut self) -> Result<(), BpfError> {
+        self.leave();
         self.pins.remove()
     }
 
     /// Programs attached, with the kernel's number of each.
-    pub fn attached(&self) -> &[(Hook, u32)] {
-        &self.attached
+    pub fn attached(&self) -> Vec<(Hook, u32)> {
+        self.attached.iter().map(|attached| (attached.hook, attached.program)).collect()
     }
 
     /// The maps that say who may connect to what, and what is redirected.
@@ -248,40 +286,53 @@ impl KernelHalf {
     }
 
     fn pin_maps(
-        &self,
+        &mut self,
         wanted: impl Fn(&str) -> bool,
         path: impl Fn(&str) -> PathBuf,
     ) -> Result<(), BpfError> {
-        let names = POLICY_MAPS.into_iter().chain(KEPT_MAPS).chain(MESSAGE_MAPS);
-        for name in names.filter(|name| wanted(name)) {
+        for name in POLICY_MAPS.into_iter().chain(KEPT_MAPS).chain(MESSAGE_MAPS).filter(|name| wanted(name)) {
             let path = path(name);
             let map = self.ebpf.map(name).ok_or_else(|| {
                 BpfError::system("a map of the kernel half")(std::io::Error::other(format!(
                     "{name} is missing"
                 )))
             })?;
-            map.pin(&path)
-                .map_err(|error| BpfError::Pin { path, error: std::io::Error::other(error.to_string()) })?;
+            map.pin(&path).map_err(|error| BpfError::Pin {
+                path: path.clone(),
+                error: std::io::Error::other(error.to_string()),
+            })?;
+            self.pinned.push((name, open_data(&path, name)?));
         }
         Ok(())
     }
 
     fn attach_all(&mut self, cgroup: &File) -> Result<(), BpfError> {
         for hook in HOOKS {
-            let (link, program) =
-                self.attach_one(hook, cgroup).map_err(|error| BpfError::Hook { hook: hook.name, error })?;
-            let path = self.pins.link(hook.name);
-            // The pin keeps the link; our own descriptor is not needed any more.
-            link.pin(&path)
-                .map_err(|error| BpfError::Pin { path, error: std::io::Error::other(error.to_string()) })?;
-            self.attached.push((hook, program));
+            let attached = self.attach_one(hook, cgroup, &self.pins.link(hook.name))?;
+            self.attached.push(attached);
         }
         Ok(())
     }
 
+    /// Attaches a hook's program, and pins the link at `path`.
+    pub(super) fn attach_one(
+        &mut self,
+        hook: Hook,
+        cgroup: &File,
+        path: &Path,
+    ) -> Result<Attached, BpfError> {
+        let (link, program) =
+            self.link(hook, cgroup).map_err(|error| BpfError::Hook { hook: hook.name, error })?;
+        let pinned = |error: aya::pin::PinError| BpfError::Pin {
+            path: path.to_owned(),
+            error: std::io::Error::other(error.to_string()),
+        };
+        Ok(Attached { hook, program, _link: link.pin(path).map_err(pinned)? })
+    }
+
     /// `Single` is no exclusive mode here: with a `bpf_link` the kernel allows several programs by itself, and
     /// refuses an explicit `BPF_F_ALLOW_MULTI` (`cgroup_bpf_link_attach`).
-    fn attach_one(&mut self, hook: Hook, cgroup: &File) -> Result<(FdLink, u32), ProgramError> {
+    fn link(&mut self, hook: Hook, cgroup: &File) -> Result<(FdLink, u32), ProgramError> {
         let number = self.load_one(hook)?;
         let program = self.ebpf.program_mut(hook.program).ok_or(ProgramError::NotLoaded)?;
         if hook.target == Target::Namespace {
@@ -302,12 +353,12 @@ impl KernelHalf {
     /// Returns the kernel's number of it.
     fn load_one(&mut self, hook: Hook) -> Result<u32, ProgramError> {
         let program = self.ebpf.program_mut(hook.program).ok_or(ProgramError::NotLoaded)?;
-        match program {
-            Program::SkLookup(program) => program.load()?,
-            Program::SockOps(program) => program.load()?,
-            Program::CgroupSockAddr(program) => program.load()?,
-            _ => return Err(ProgramError::UnexpectedProgramType),
-        }
+        load_once(match program {
+            Program::SkLookup(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        })?;
         Ok(program.info()?.id())
     }
 }
@@ -317,6 +368,14 @@ fn ensure_same_hooks(mut pinned: Vec<String>) -> Result<(), BpfError> {
     pinned.sort_unstable();
     own.sort_unstable();
     if pinned == own { Ok(()) } else { Err(BpfError::OtherHooks(pinned.join(" "))) }
+}
+
+/// A program that is attached again is loaded already.
+fn load_once(loaded: Result<(), ProgramError>) -> Result<(), ProgramError> {
+    match loaded {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        loaded => loaded,
+    }
 }
 
 /// A cgroup link is a descriptor since Linux 5.7, which is older than every kernel that has all hooks.
@@ -387,6 +446,9 @@ pub(super) fn open_pinned(pins: &Pins, name: &'static str) -> Result<Map, BpfErr
 }
 
 fn open_map(path: &Path, name: &'static str) -> Result<Map, BpfError> {
-    let data = MapData::from_pin(path).map_err(BpfError::map(name))?;
-    Map::from_map_data(data).map_err(BpfError::map(name))
+    Map::from_map_data(open_data(path, name)?).map_err(BpfError::map(name))
+}
+
+fn open_data(path: &Path, name: &'static str) -> Result<MapData, BpfError> {
+    MapData::from_pin(path).map_err(BpfError::map(name))
 }

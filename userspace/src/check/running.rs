@@ -43,6 +43,10 @@ pub async fn check(options: &CheckOptions) -> Vec<Finding> {
             let hint = "until then some connections are refused that the rules allow";
             Finding::failed(GROUP, "maps of the kernel half", problem.clone(), hint)
         }));
+        findings.extend(interception.faults.iter().map(|fault| {
+            let hint = "the agent repairs it within seconds if it can; its log says when it happened";
+            Finding::failed(GROUP, "kernel half", fault.clone(), hint)
+        }));
         findings.extend(interception.unheld_services.iter().map(|service| {
             let detail = format!("nothing on this host listens for {service}, which is strict");
             let hint = "start it; a port that is published from a container is forwarded past the kernel half, and reached in clear: publish it on 127.0.0.1 only, or stop publishing it";
@@ -98,7 +102,12 @@ fn hooks(interception: &v1::Interception) -> Finding {
         );
     }
     let detail = format!("{} not attached to {}", interception.missing.join(", "), interception.cgroup);
-    Finding::failed(GROUP, NAME, detail, "restart the agent; until then connections may be NOT encrypted")
+    Finding::failed(
+        GROUP,
+        NAME,
+        detail,
+        "the agent attaches them again within seconds, else restart it; until then connections may be NOT encrypted",
+    )
 }
 
 /// From this process, if it is where the hooks are.

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, builder::RangedI64ValueParser};
+use tracing::info;
 
 use super::daemon::{self, DaemonOptions, KernelOptions};
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
     cgroup,
     discovery::ExemptPorts,
     identity::{JoinToken, NodeName},
+    leftovers::Leftovers,
     policy::compile::Room,
     seal::KeySource,
     workload::Explicit,
@@ -37,6 +39,14 @@ pub struct AgentArgs {
     workloads: Vec<Explicit>,
     #[command(flatten)]
     room: RoomOptions,
+    /// While no agent runs, let connections to services of the mesh go on in clear, except to strict ones, and except
+    /// where a rule forbids it. Without this they are refused until an agent runs again.
+    #[arg(long)]
+    fail_open: bool,
+    /// Remove what an agent that was killed left in the kernel, and end: hooks, links, maps and pins. From then on
+    /// connections of this host are plain.
+    #[arg(long)]
+    cleanup: bool,
     #[command(flatten)]
     upgrade: UpgradeOptions,
 }
@@ -152,13 +162,18 @@ impl MemberOptions {
 /// When the agent cannot start.
 pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
     let _last_lines = daemon::start_log(arguments.daemon.log_format)?;
+    if arguments.cleanup {
+        let (run_dir, bpf_dir) = (arguments.daemon.run_dir(), arguments.kernel.bpf_dir);
+        return clean_up(&Leftovers { run_dir, bpf_dir, data_dir: None });
+    }
     run_until_stopped(arguments.options()?)
 }
 
 impl AgentArgs {
     /// The options of the agent to run.
     pub(super) fn options(self) -> anyhow::Result<AgentOptions> {
-        let Self { daemon, kernel, member, outbound_port, mark, workloads, room, upgrade } = self;
+        let Self { daemon, kernel, member, outbound_port, mark, workloads, room, upgrade, fail_open, .. } =
+            self;
         anyhow::ensure!(mark != 0, "--mark 0 is what every socket has: choose another number");
         let cgroup = match kernel.cgroup {
             // Resolved, because it is compared with where processes are.
@@ -171,6 +186,7 @@ impl AgentArgs {
             bpf_dir: kernel.bpf_dir,
             mark,
             outbound_port,
+            fail_open,
             room: room.room(),
             workloads,
         });
@@ -178,6 +194,20 @@ impl AgentArgs {
         let UpgradeOptions { take_over, upgrade_drain_timeout } = upgrade;
         Ok(AgentOptions { take_over, upgrade_drain_timeout, ..options })
     }
+}
+
+fn clean_up(leftovers: &Leftovers) -> anyhow::Result<ExitCode> {
+    if let Some(running) = leftovers.running().first() {
+        anyhow::bail!("{running}: stop it, which leaves nothing to be cleaned up");
+    }
+    let removed = leftovers.remove()?;
+    for path in &removed {
+        info!("removed {}", path.display());
+    }
+    if removed.is_empty() {
+        info!("there was nothing of an agent to be removed");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs an agent or a sidecar.

@@ -24,6 +24,7 @@ pub mod services;
 pub mod sidecar;
 pub mod status;
 pub mod token;
+pub mod uninstall;
 pub mod up;
 pub mod whois;
 
@@ -98,6 +99,8 @@ pub enum Command {
     /// Measure what connections cost: plain TCP, the mesh, and other ways, side by side.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Remove everything of Murmesh from this host: hooks, maps, keys, certificates, units.
+    Uninstall(uninstall::UninstallArgs),
     /// Run a daemon, and run it again when it fails.
     #[command(hide = true)]
     Supervise(daemons::supervisor::SuperviseArgs),

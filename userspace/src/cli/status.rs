@@ -2,7 +2,7 @@
 //! certificate_expires_at, catalog_revision, saved_revision, first_certificate_ends_at, endpoints,
 //! contested_addresses, servers, connected_server, interception, traffic, encryption, older_agents}`. `older_agents` are
 //! `[{pid, version, streams}]`, those that were taken over and still carry connections. `interception` is `{cgroup,
-//! bpf_dir, attached, missing, canary_error, map_problems, unheld_services}`, `traffic` has the counters of the running
+//! bpf_dir, attached, missing, canary_error, map_problems, unheld_services, faults}`, `traffic` has the counters of the running
 //! agent, and `encryption` what was and was not encrypted; each is null where it does not apply.
 
 use std::fmt::Write;
@@ -65,6 +65,7 @@ struct Interception<'a> {
     canary_error: Option<&'a str>,
     map_problems: &'a [String],
     unheld_services: &'a [String],
+    faults: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -157,13 +158,15 @@ fn interception_problems(interception: &v1::Interception) -> Vec<String> {
     let mut problems = Vec::new();
     if !interception.missing.is_empty() {
         let hooks = interception.missing.join(", ");
-        problems
-            .push(format!("hooks are not attached to {}: {hooks}; restart the agent", interception.cgroup));
+        problems.push(format!("hooks are not attached to {}: {hooks}", interception.cgroup));
     }
     if !interception.canary_error.is_empty() {
         problems.push(format!("a test connection was not intercepted: {}", interception.canary_error));
     }
     problems.extend(interception.map_problems.iter().cloned());
+    let fault =
+        |fault| format!("the kernel half is not as the agent made it, and is being repaired: {fault}");
+    problems.extend(interception.faults.iter().map(fault));
     problems
 }
 
@@ -269,6 +272,7 @@ impl<'a> Status<'a> {
                 canary_error: some(&found.canary_error),
                 map_problems: &found.map_problems,
                 unheld_services: &found.unheld_services,
+                faults: &found.faults,
             }),
             traffic: status.traffic.as_ref().map(Traffic::from),
             encryption: status.encryption.as_ref().map(Encryption::from),
@@ -338,9 +342,9 @@ mod tests {
         let broken = v1::Interception {
             missing: vec!["connect4".to_owned()],
             canary_error: "refused".to_owned(),
-            map_problems: Vec::new(),
+            faults: vec!["map PORTS was changed".to_owned()],
             ..v1::Interception::default()
         };
-        assert_eq!(one(v1::StatusResponse { interception: Some(broken), ..agent() }), 2);
+        assert_eq!(one(v1::StatusResponse { interception: Some(broken), ..agent() }), 3);
     }
 }

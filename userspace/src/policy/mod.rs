@@ -162,6 +162,14 @@ impl Policy {
         }
     }
 
+    /// Whether nobody may connect to it in clear.
+    pub fn is_strict(&self, destination: &Destination) -> bool {
+        match destination {
+            Destination::Mesh { party, port } => self.mode_at(&party.node, *port) == Mode::Strict,
+            Destination::Outside(_) => false,
+        }
+    }
+
     /// A workload as a source. It goes by the name of every service that it listens for on its host, at `ports`, and that
     /// is its own.
     pub fn source(

@@ -17,8 +17,8 @@ pub struct Settings {
     pub mark: u32,
     /// Port of the agent's outbound listener on 127.0.0.1 and ::1, network byte order.
     pub outbound_port: u16,
-    /// Always zero.
-    pub padding: u16,
+    /// Not 0: while no agent listens, connections to services that are not strict go on in clear.
+    pub fail_open: u16,
 }
 
 const _: () = assert!(size_of::<Settings>() == 24);
@@ -127,7 +127,7 @@ pub fn decide(settings: &Settings, attempt: &Attempt, knowledge: &impl Knowledge
     if matches!(protocol, Protocol::Tcp)
         && let Some(endpoint) = endpoint(attempt, is_loopback && policy.loopback != 0, knowledge)
     {
-        return to_endpoint(&endpoint, is_ours, attempt.bound_interface, knowledge);
+        return to_endpoint(settings, &endpoint, is_ours, attempt.bound_interface, knowledge);
     }
     if policy.egress == 0 || is_loopback { Decision::PASS } else { to_outside(attempt, protocol, knowledge) }
 }
@@ -165,18 +165,19 @@ fn endpoint(attempt: &Attempt, or_loopback: bool, knowledge: &impl Knowledge) ->
 
 #[inline(always)]
 fn to_endpoint(
+    settings: &Settings,
     endpoint: &Endpoint,
     is_ours: bool,
     bound_interface: u32,
     knowledge: &impl Knowledge,
 ) -> Decision {
     let carried = is_ours && !endpoint.destination.has(Destination::OWN);
-    let report = match judge(&endpoint.destination, knowledge) {
+    let (report, is_judged) = match judge(&endpoint.destination, knowledge) {
         Judgement::Denied(rule) => return Decision::denied(rule),
         // The agent finds out who the caller is, and judges itself.
-        Judgement::Unknown if carried => None,
+        Judgement::Unknown if carried => (None, false),
         Judgement::Unknown => return Decision::denied(UNKNOWN_SOURCE),
-        Judgement::Allowed(dry_run) => dry_run,
+        Judgement::Allowed(dry_run) => (dry_run, true),
     };
     let action = if !carried {
         Action::Pass
@@ -184,10 +185,12 @@ fn to_endpoint(
         Action::RefuseUnavailable
     } else if bound_interface != 0 {
         Action::RefuseBoundInterface
-    } else if !knowledge.agent_listens() {
-        Action::RefuseWithoutAgent
-    } else {
+    } else if knowledge.agent_listens() {
         Action::Redirect(endpoint.source)
+    } else if settings.fail_open != 0 && is_judged && !endpoint.destination.has(Destination::STRICT) {
+        Action::Pass
+    } else {
+        Action::RefuseWithoutAgent
     };
     Decision { action, report }
 }

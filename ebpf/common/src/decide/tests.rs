@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 const SETTINGS: Settings =
-    Settings { netns_cookie: 7, cgroup: 5, mark: 0x6d6d, outbound_port: 15001_u16.to_be(), padding: 0 };
+    Settings { netns_cookie: 7, cgroup: 5, mark: 0x6d6d, outbound_port: 15001_u16.to_be(), fail_open: 0 };
 
 const SERVICE: SocketAddress = SocketAddress::from_v4(u32::from_ne_bytes([10, 0, 0, 2]), 80_u16.to_be());
 const SOURCE: SocketAddress = SocketAddress::from_v4(u32::from_ne_bytes([10, 0, 0, 1]), 0);
@@ -98,6 +98,21 @@ fn without_rules_a_mesh_endpoint_is_redirected_and_nothing_else() {
 fn without_an_agent_a_mesh_endpoint_is_refused() {
     let world = World { agent_listens: false, ..world(Destination::OPEN) };
     assert_eq!(action(&attempt(), &world), Action::RefuseWithoutAgent);
+}
+
+#[test]
+fn without_an_agent_a_host_that_fails_open_lets_go_in_clear_what_is_not_strict_and_no_rule_forbids() {
+    let open = Settings { fail_open: 1, ..SETTINGS };
+    let action = |destination, agent_listens| {
+        decide(&open, &attempt(), &World { agent_listens, ..world(destination) }).action
+    };
+    let flags = |flags| Destination { flags, ..Destination::OPEN };
+    assert_eq!(action(Destination::OPEN, false), Action::Pass);
+    assert_eq!(action(Destination::OPEN, true), Action::Redirect(SOURCE));
+    assert_eq!(action(flags(Destination::STRICT), false), Action::RefuseWithoutAgent);
+    assert_eq!(action(flags(Destination::UNAVAILABLE), false), Action::RefuseUnavailable);
+    assert_eq!(action(flags(Destination::BY_SOURCE), false), Action::RefuseWithoutAgent, "nobody judges it");
+    assert_eq!(action(forbidden_by(3), false), Action::Deny);
 }
 
 #[test]

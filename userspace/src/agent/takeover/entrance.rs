@@ -108,7 +108,9 @@ impl Entrance {
         Ok(Some(Predecessor {
             terms: self.terms.clone(),
             listeners,
-            programs: interception.map(Interception::programs).transpose()?,
+            kernel: interception
+                .map(|interception| anyhow::Ok((interception.programs()?, interception.half())))
+                .transpose()?,
             catalog: control.catalog.clone(),
             failing: failing.subscribe(),
         }))

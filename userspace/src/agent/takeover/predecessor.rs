@@ -1,6 +1,11 @@
 //! The side of the agent that is taken over.
 
-use std::{io, os::unix::net, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::unix::net,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use nix::unistd::geteuid;
 use tokio::{
@@ -13,7 +18,11 @@ use tracing::{error, info, warn};
 use super::{
     Answer, Hello, Listeners, OlderAgents, PROTOCOL, Request, TakeoverError, Terms, wire::Connection,
 };
-use crate::{agent::health::Failing, bpf::Programs, catalog::Catalog};
+use crate::{
+    agent::health::Failing,
+    bpf::{KernelHalf, Programs},
+    catalog::Catalog,
+};
 
 /// How long the new agent may take to load its programs and to be ready. It goes on from what is on disk, so nothing of
 /// that waits for a server.
@@ -31,8 +40,8 @@ pub struct Predecessor {
     pub terms: Terms,
     /// What it gets.
     pub listeners: Listeners,
-    /// Ours, to be put back if it ends too early.
-    pub programs: Option<Programs>,
+    /// Our programs, to be put back if it ends too early, and what would otherwise do so at once.
+    pub kernel: Option<(Programs, Arc<Mutex<KernelHalf>>)>,
     /// What it must know before it serves.
     pub catalog: watch::Receiver<Arc<Catalog>>,
     /// Services of this host whose checks fail: they are not to count as well because another process looks.
@@ -78,6 +87,7 @@ impl Predecessor {
             return Err(TakeoverError::Refused(reason));
         }
         info!(pid, version = hello.version, "another agent takes over");
+        self.set_handing_over(true);
         let taken = timeout(PATIENCE, self.hand_over(connection)).await;
         let taken = taken.unwrap_or_else(|_| {
             Err(TakeoverError::Protocol(format!("it was not ready within {PATIENCE:?}")))
@@ -126,8 +136,15 @@ impl Predecessor {
     }
 
     fn put_back(&self) {
-        if let Some(Err(error)) = self.programs.as_ref().map(Programs::put_back) {
+        if let Some(Err(error)) = self.kernel.as_ref().map(|(programs, _)| programs.put_back()) {
             error!("this agent's programs cannot be put back, restart it: {error}");
+        }
+        self.set_handing_over(false);
+    }
+
+    fn set_handing_over(&self, is_handing_over: bool) {
+        if let Some((_, half)) = &self.kernel {
+            half.lock().unwrap_or_else(PoisonError::into_inner).hand_over(is_handing_over);
         }
     }
 }

@@ -283,7 +283,10 @@ fn endpoints(
             }
             Some(source) => {
                 let unavailable = if reachable.available { 0 } else { kernel::Destination::UNAVAILABLE };
-                let flags = destination.flags | unavailable;
+                let is_strict =
+                    reachable.destination.as_ref().is_some_and(|destination| policy.is_strict(destination));
+                let strict = if is_strict { kernel::Destination::STRICT } else { 0 };
+                let flags = destination.flags | unavailable | strict;
                 let destination = kernel::Destination { flags, ..destination };
                 Endpoint { source: SocketAddr::new(source, 0).into(), destination }
             }

@@ -1,0 +1,113 @@
+//! Sees that the kernel half stays as the agent made it, and makes it so again.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{error, warn};
+
+use super::{
+    Interception, canary,
+    enforce::{SharedMaps, locked},
+};
+use crate::bpf::{Fault, KernelHalf};
+
+/// How often it looks. One look takes less than a millisecond, and two connections to the agent itself.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Looks at hooks, pins and maps, and connects through the hooks.
+pub struct Watchdog {
+    half: Arc<Mutex<KernelHalf>>,
+    maps: SharedMaps,
+    cgroup: PathBuf,
+    turn: AtomicUsize,
+    /// What the last look of its own found, whether it was repaired or not: `status` shows it until the next one
+    /// finds nothing.
+    found: Mutex<Vec<Fault>>,
+}
+
+impl Watchdog {
+    /// Of the hooks of `interception`, and `maps`, which are theirs.
+    pub fn new(interception: &Interception, maps: SharedMaps) -> Self {
+        Self {
+            half: interception.half(),
+            maps,
+            cgroup: interception.options().cgroup.clone(),
+            turn: AtomicUsize::new(0),
+            found: Mutex::default(),
+        }
+    }
+
+    /// Looks and repairs until it is dropped.
+    ///
+    /// # Errors
+    /// A look panicked.
+    pub async fn run(self: Arc<Self>) -> anyhow::Result<()> {
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let watchdog = self.clone();
+            tokio::task::spawn_blocking(move || watchdog.look_and_repair()).await?;
+        }
+    }
+
+    /// What is wrong at this moment, or was at the last look. Blocks for a moment.
+    pub fn faults(&self) -> Vec<Fault> {
+        let mut faults = self.look();
+        for found in &*lock(&self.found) {
+            if !faults.contains(found) {
+                faults.push(found.clone());
+            }
+        }
+        faults
+    }
+
+    fn look(&self) -> Vec<Fault> {
+        let mut faults = lock(&self.half).faults(&self.cgroup);
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        match locked(&self.maps).altered(turn) {
+            Ok(maps) => faults.extend(maps.into_iter().map(Fault::MapChanged)),
+            Err(error) => faults.push(Fault::Unknown(error.to_string())),
+        }
+        faults
+    }
+
+    fn look_and_repair(&self) {
+        let begun = Instant::now();
+        let mut faults = self.look();
+        let broken = !faults.is_empty();
+        if broken {
+            *lock(&self.found) = faults.clone();
+            self.repair(&faults, begun);
+        }
+        // Through what was repaired; not before the kernel half knows of it.
+        let is_told = locked(&self.maps).present().endpoints.contains_key(&canary::CANARIES[0].into());
+        if is_told && let Err(error) = canary::probe() {
+            error!("a test connection was not intercepted: {error}");
+            faults.push(Fault::Canary(error));
+        }
+        *lock(&self.found) = faults;
+    }
+
+    fn repair(&self, faults: &[Fault], begun: Instant) {
+        let words: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        error!("the kernel half is not as this agent made it: {}", words.join("; "));
+        let maps = faults.iter().any(|fault| matches!(fault, Fault::MapChanged(_)));
+        let restored = if maps { locked(&self.maps).restore() } else { Ok(()) };
+        match lock(&self.half).repair(&self.cgroup).and(restored) {
+            Ok(()) => warn!(took = ?begun.elapsed(), "the kernel half is repaired; find out who changed it"),
+            Err(error) => error!("the kernel half cannot be repaired: {error}; restart the agent"),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,98 @@
+//! What somebody else may do to the kernel half while an agent runs, and how it is undone.
+
+use std::{fs, fs::File, io, path::Path};
+
+use super::{
+    BpfError, KernelHalf,
+    attached::attached_hooks,
+    programs::{Attached, Hook},
+};
+
+/// Something about the kernel half that is not as the agent left it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The kernel does not run the program of this hook.
+    #[error("hook {0} was taken off")]
+    Detached(&'static str),
+    /// The hook would go with the agent.
+    #[error("the pin of hook {0} was removed")]
+    HookUnpinned(&'static str),
+    /// The next agent would not find the map.
+    #[error("the pin of map {0} was removed")]
+    MapUnpinned(&'static str),
+    /// Its entries are not those that the agent wrote.
+    #[error("map {0} was changed")]
+    MapChanged(&'static str),
+    /// A connection through the hooks did not come to the agent.
+    #[error("a test connection was not intercepted: {0}")]
+    Canary(String),
+    /// It could not be looked at.
+    #[error("the kernel half cannot be looked at: {0}")]
+    Unknown(String),
+}
+
+impl KernelHalf {
+    /// Which hooks and pins are not as they were made. None, once detached, or while another agent takes over.
+    pub fn faults(&self, cgroup: &Path) -> Vec<Fault> {
+        if self.attached.is_empty() || self.is_handing_over {
+            return Vec::new();
+        }
+        let detached = match self.detached(cgroup) {
+            Ok(detached) => detached.into_iter().map(|hook| Fault::Detached(hook.name)).collect(),
+            Err(error) => vec![Fault::Unknown(error.to_string())],
+        };
+        let links = self.attached.iter().map(|attached| attached.hook.name);
+        let links = links.filter(|hook| !self.pins.link(hook).exists()).map(Fault::HookUnpinned);
+        let maps = self.pinned.iter().map(|(name, _)| *name);
+        let maps = maps.filter(|map| !self.pins.map(map).exists()).map(Fault::MapUnpinned);
+        detached.into_iter().chain(links).chain(maps).collect()
+    }
+
+    /// Attaches and pins again what is not, in the place where it was. Hooks first.
+    ///
+    /// # Errors
+    /// The cgroup or the BPF file system is gone, or the kernel does not take a program.
+    pub fn repair(&mut self, cgroup: &Path) -> Result<(), BpfError> {
+        if self.attached.is_empty() || self.is_handing_over {
+            return Ok(());
+        }
+        let directory =
+            File::open(cgroup).map_err(|error| BpfError::Cgroup { path: cgroup.to_owned(), error })?;
+        self.pins.make_directories()?;
+        let detached = self.detached(cgroup)?;
+        for index in 0..self.attached.len() {
+            let hook = self.attached[index].hook;
+            let path = self.pins.link(hook.name);
+            if detached.contains(&hook) || !path.exists() {
+                self.attached[index] = self.attach_again(hook, &directory, &path)?;
+            }
+        }
+        for (name, map) in &self.pinned {
+            let path = self.pins.map(name);
+            if !path.exists() {
+                map.pin(&path)
+                    .map_err(|error| BpfError::Pin { path, error: io::Error::other(error.to_string()) })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn detached(&self, cgroup: &Path) -> Result<Vec<Hook>, BpfError> {
+        let expected = self.attached();
+        let attached = attached_hooks(cgroup, &expected)?;
+        Ok(expected.into_iter().map(|(hook, _)| hook).filter(|hook| !attached.contains(hook)).collect())
+    }
+
+    /// The new link is on before the old one, if it still is, goes: with what takes its place.
+    fn attach_again(&mut self, hook: Hook, cgroup: &File, path: &Path) -> Result<Attached, BpfError> {
+        let new = path.with_file_name(format!("{}-new", hook.name));
+        let failed = |error| BpfError::Pin { path: path.to_owned(), error };
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let attached = self.attach_one(hook, cgroup, &new)?;
+        fs::rename(&new, path).map_err(failed)?;
+        Ok(attached)
+    }
+}
