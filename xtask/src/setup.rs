@@ -39,6 +39,11 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("tcpdump", "tcpdump"),
 ];
 
+/// What packages are made and looked at with; the crate is pinned to a version that this compiler builds.
+const PACKAGING_PROGRAMS: [(&str, &str); 3] =
+    [("dpkg-shlibdeps", "dpkg-dev"), ("lintian", "lintian"), ("man", "man-db")];
+const PACKAGER: (&str, &str) = ("cargo-deb", "3.8.0");
+
 /// What boots other kernels, each with its package.
 const EMULATION: [(&str, &str); 4] = [
     ("busybox", "busybox-static"),
@@ -46,11 +51,6 @@ const EMULATION: [(&str, &str); 4] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("xz", "xz-utils"),
 ];
-
-/// What packages are made and looked at with; the crate is pinned to a version that this compiler builds.
-const PACKAGING_PROGRAMS: [(&str, &str); 3] =
-    [("dpkg-shlibdeps", "dpkg-dev"), ("lintian", "lintian"), ("man", "man-db")];
-const PACKAGER: (&str, &str) = ("cargo-deb", "3.8.0");
 
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 
@@ -120,7 +120,6 @@ pub fn for_emulating() -> Result<()> {
     install_packages(&missing_packages(&EMULATION))
 }
 
-/// The Debian packages of the programs that this machine lacks.
 fn missing_packages(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
     let missing = programs.iter().filter(|(program, _)| find_program(program).is_none());
     missing.map(|(_, package)| *package).collect()

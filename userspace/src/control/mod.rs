@@ -32,7 +32,7 @@ pub use membership::Membership;
 use crate::api::v1;
 use crate::catalog::{Catalog, Report, WireError};
 use crate::identity::token::ServerAddress;
-use crate::identity::{Fingerprint, Identity, IdentityError, JoinToken, NodeName};
+use crate::identity::{Fingerprint, Identity, IdentityError, JoinToken, NodeName, TrustDomain};
 use crate::seal::{KeySource, SealError};
 
 /// How long a clean stop waits for the server to acknowledge that nothing is served any more.
@@ -135,7 +135,32 @@ pub struct Control {
     pub cached_identities: Vec<Identity>,
     acknowledged: watch::Receiver<Option<Report>>,
     mark: Option<u32>,
+    handed_over: CancellationToken,
     _tasks: JoinSet<()>,
+}
+
+/// What a host is a member as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    /// The mesh.
+    pub trust_domain: TrustDomain,
+    /// The name of the host in it.
+    pub node: NodeName,
+    /// Whether it has just become that.
+    pub is_new: bool,
+}
+
+/// Joins the mesh if need be, and no more.
+///
+/// # Errors
+/// As [`start`].
+pub async fn join(options: &ControlOptions) -> Result<Joined, ControlError> {
+    let sealer = membership::sealer(&options.data_dir, &options.seal)?;
+    let before = Membership::load(&options.data_dir, &sealer)?;
+    let membership = enrolment::membership(options, &sealer, &CancellationToken::new()).await?;
+    let (trust_domain, node) = membership.name()?;
+    let is_new = before.is_none_or(|before| !before.is_of_the_same_token(&membership));
+    Ok(Joined { trust_domain, node, is_new })
 }
 
 /// Joins the mesh if need be, then keeps identity, catalog and report up to date in the background.
@@ -156,6 +181,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let (status_sender, status) = watch::channel(ServerStatus { servers, ..ServerStatus::default() });
     let (acknowledged_sender, acknowledged) = watch::channel(None);
 
+    let handed_over = CancellationToken::new();
     let (issuers, issuers_receiver) = watch::channel(BTreeSet::new());
     let trust = catalog.clone();
     let renewal =
@@ -169,11 +195,14 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
         acknowledged: acknowledged_sender,
         status: status_sender,
         issuers: issuers_receiver,
+        handed_over: handed_over.clone(),
     };
-    let mut tasks = JoinSet::new();
-    let stop = shutdown.clone();
+    let (mut tasks, stop, renewals) = (JoinSet::new(), shutdown.clone(), handed_over.clone());
     tasks.spawn(async move { stop.run_until_cancelled(session.run()).await.unwrap_or_default() });
-    tasks.spawn(async move { shutdown.run_until_cancelled(renewal).await.unwrap_or_default() });
+    tasks.spawn(async move {
+        let renewal = renewals.run_until_cancelled(renewal);
+        shutdown.run_until_cancelled(renewal).await.flatten().unwrap_or_default()
+    });
     Ok(Control {
         identity,
         catalog,
@@ -185,6 +214,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
         cached_identities,
         acknowledged,
         mark: options.mark,
+        handed_over,
         _tasks: tasks,
     })
 }
@@ -193,6 +223,11 @@ impl Control {
     /// Gets certificates for the workloads and services of this host.
     pub fn issuer(&self) -> Issuer {
         Issuer { identity: self.identity.clone(), status: self.status.clone(), mark: self.mark }
+    }
+
+    /// Another process of this host reports from now on, and renews its certificate. The catalog is still followed.
+    pub fn hand_over(&self) {
+        self.handed_over.cancel();
     }
 
     /// Reports that nothing is served here any more and waits, for at most two seconds, until a server

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::Channel;
 use tracing::{info, warn};
@@ -36,6 +37,8 @@ pub struct Session {
     pub status: watch::Sender<ServerStatus>,
     /// Roots that signed what workloads and services use.
     pub issuers: watch::Receiver<BTreeSet<Fingerprint>>,
+    /// Cancelled when another process reports.
+    pub handed_over: CancellationToken,
 }
 
 impl Session {
@@ -72,11 +75,13 @@ impl Session {
             let events = watching.map_err(|status| refused(server, &status))?.into_inner();
             info!(%server, "connected to the server");
             let confirming = confirm(server, client.clone(), identity.clone(), &mut self.issuers);
+            let plaintext = report_plaintext(server, client.clone(), &mut self.plaintext);
+            let reports = report(server, client, &mut self.report, &self.acknowledged, &self.status);
             tokio::select! {
                 ended = follow(server, events, &self.catalog, &self.status, backoff) => return ended,
-                ended = report_plaintext(server, client.clone(), &mut self.plaintext) => return ended,
+                ended = while_ours(&self.handed_over, plaintext) => return ended,
                 ended = confirming => return ended,
-                ended = report(server, client, &mut self.report, &self.acknowledged, &self.status) => return ended,
+                ended = while_ours(&self.handed_over, reports) => return ended,
                 changed = self.identity.changed() => if changed.is_err() { return Ok(()) },
             }
         }
@@ -92,6 +97,14 @@ impl Session {
             status.error = Some(message.clone());
             news
         });
+    }
+}
+
+/// Until another process reports, which is no reason not to listen to the server any more.
+async fn while_ours<T>(handed_over: &CancellationToken, reporting: impl Future<Output = T>) -> T {
+    match handed_over.run_until_cancelled(reporting).await {
+        Some(ended) => ended,
+        None => std::future::pending().await,
     }
 }
 
