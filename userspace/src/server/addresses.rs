@@ -2,7 +2,8 @@
 //!
 //! Keys of the store: `addresses/IP`, whose value is the owner's name. They change together with the owner's
 //! catalog entry, which holds no address that is not its own: a host that reports another's address, by
-//! mistake or on purpose, changes nothing for the other.
+//! mistake or on purpose, changes nothing for the other. Many addresses change in several steps, for each of which that
+//! holds.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -16,6 +17,8 @@ use crate::identity::NodeName;
 use crate::store::{Change, Condition, Store, Transaction};
 
 const ADDRESSES: &str = "addresses/";
+/// Changes in one transaction; etcd takes 128 operations unless told otherwise.
+const BATCH: usize = 100;
 
 /// What becomes of the addresses that a host reports.
 #[derive(Debug, Default)]
@@ -27,6 +30,8 @@ pub struct Claims {
     /// Takes what nobody owns and lets go of what is not claimed any more. What is let go was read without
     /// a condition of its own: the caller adds one on the host's catalog entry, which every report changes.
     pub transaction: Transaction,
+    /// There is more to take or to let go than goes into one transaction: settle again after it.
+    pub unfinished: bool,
 }
 
 impl Claims {
@@ -53,6 +58,9 @@ impl Claims {
                 None => Some(Condition::Absent(key.clone())),
             };
             if let Some(condition) = condition {
+                if !claims.has_room() {
+                    continue;
+                }
                 claims.transaction.conditions.push(condition);
                 claims.transaction.changes.push(Change::Put(key, node.as_str().into()));
             }
@@ -61,11 +69,19 @@ impl Claims {
         let kept: BTreeSet<_> = claims.owned.iter().map(ToString::to_string).collect();
         for address in before.iter().filter(|address| !kept.contains(*address)) {
             let key = format!("{ADDRESSES}{address}");
-            if owner(store, &key).await?.is_some_and(|(owner, _)| owner == *node) {
+            let is_ours = owner(store, &key).await?.is_some_and(|(owner, _)| owner == *node);
+            if is_ours && claims.has_room() {
                 claims.transaction.changes.push(Change::Delete(key));
+            } else if is_ours {
+                claims.owned.extend(address.parse::<IpAddr>());
             }
         }
         Ok(claims)
+    }
+
+    fn has_room(&mut self) -> bool {
+        self.unfinished |= self.transaction.changes.len() >= BATCH;
+        !self.unfinished
     }
 }
 
