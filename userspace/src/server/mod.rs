@@ -70,9 +70,11 @@ use transfer::TransferError;
 pub const DEFAULT_PORT: u16 = 9190;
 
 const DATABASE_FILE: &str = "server.redb";
-/// A connection that was silent for the interval, and answers no ping within the timeout, is closed: its host is gone.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A connection that was silent for the interval, and answers no ping within the timeout, is closed: its agent hangs.
+/// Kernels tell much sooner that its host is gone. A server that is busy with a thousand agents at once, or shares its
+/// machine with them, must not take that for their end, and have them all come again.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_STREAMS_PER_CONNECTION: u32 = 16;
 /// Pause before a store is asked again that did not answer at the start.
 const QUORUM_PAUSE: Duration = Duration::from_secs(1);

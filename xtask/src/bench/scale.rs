@@ -42,7 +42,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     prepare(arguments.quick)?;
     progress("building the crowd of agents");
     let profile = if arguments.quick { "dev" } else { "release" };
-    let build = ["build", "--package", "murmesh-lab", "--example", "murmesh-crowd", "--locked", "--profile"];
+    // For the whole workspace, as everything else is built: nothing is compiled twice.
+    let build = ["build", "--workspace", "--example", "murmesh-crowd", "--locked", "--profile"];
     shell::run(cargo().args(build).arg(profile))?;
     limits::raise_open_files()?;
     for agents in &arguments.agents {
