@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::patience::deadline;
+
 /// How long killed processes may take to go.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -40,7 +42,7 @@ pub(crate) fn remove(cgroup: &Path) -> Result<()> {
 
 /// The kernel signals a change of `cgroup.events` as exceptional data.
 fn wait_until_empty(cgroup: &Path) -> Result<()> {
-    let deadline = Instant::now() + KILL_DEADLINE;
+    let deadline = deadline(KILL_DEADLINE);
     let mut events = File::open(cgroup.join("cgroup.events"))?;
     loop {
         let mut text = String::new();

@@ -42,7 +42,7 @@ pub fn add_rules(
 ) -> Result<()> {
     let mut workloads = hash::<u64, WorkloadEntry>(host, "WORKLOADS")?;
     let cgroup = std::fs::metadata(host.cgroup()).context("looking at the host's cgroup")?.ino();
-    workloads.insert(cgroup, WorkloadEntry { class: SOURCE, by_user: 0 }, 0)?;
+    workloads.insert(cgroup, WorkloadEntry { class: SOURCE, ..WorkloadEntry::default() }, 0)?;
     let mut verdicts = hash::<VerdictKey, Verdict>(host, "VERDICTS")?;
     let allowed = Verdict { denied: 0, rule: 0, dry_run: 0 };
     let forbidden = Verdict { denied: 1, rule: 1, dry_run: 0 };

@@ -16,6 +16,7 @@ use crate::capture::Capture;
 use crate::entry::Entry;
 use crate::murmesh::program_directory;
 use crate::namespace::{self, inside, ip_batch};
+use crate::patience::deadline;
 use crate::process::Process;
 use crate::record::{HostRecord, Record};
 
@@ -114,7 +115,7 @@ impl Host {
 
     /// Waits until something in this host listens on TCP `port`.
     pub fn wait_listening(&self, port: u16, within: Duration) -> Result<()> {
-        let deadline = Instant::now() + within;
+        let deadline = deadline(within);
         inside(self.entry.namespace(), || {
             while !is_listening(port)? {
                 if Instant::now() >= deadline {

@@ -20,6 +20,7 @@ use crate::host::Host;
 use crate::is_root;
 use crate::lab::Lab;
 use crate::murmesh::READY;
+use crate::patience::deadline;
 use crate::process::Process;
 use crate::topology::Topology;
 
@@ -189,7 +190,7 @@ pub fn services(host: &Host) -> Result<Vec<SocketAddr>> {
 
 /// The addresses of a named service are redirected before anybody listens there.
 fn wait_listed(host: &Host, destinations: &[SocketAddr]) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = deadline(DEADLINE);
     loop {
         let mut wanted = destinations.iter().filter(|wanted| !host.addresses().contains(&wanted.ip()));
         let listed = services(host)?;
@@ -237,7 +238,7 @@ fn wait_in_map(
     wanted: impl Fn(Option<Endpoint>) -> bool,
 ) -> Result<()> {
     let map = endpoint_map(host.bpf_directory()).with_context(|| format!("on {}", host.name()))?;
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = deadline(DEADLINE);
     while !wanted(map.get(&destination.into(), 0).ok()) {
         if Instant::now() >= deadline {
             bail!("{destination} is {not_yet} on {} after {DEADLINE:?}", host.name());

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::host::Host;
+use crate::patience::deadline;
 use crate::process::Process;
 
 /// Where agents accept tunnels.
@@ -63,7 +64,7 @@ impl Host {
 
     /// Waits until `murmesh services` here lists TCP `port` of the host called `node` as part of the mesh.
     pub fn wait_for_service(&self, node: &str, port: u16, within: Duration) -> Result<()> {
-        let deadline = Instant::now() + within;
+        let deadline = deadline(within);
         loop {
             let listed = self.murmesh(["services", "-o", "json"])?;
             let services: Value =
@@ -105,7 +106,7 @@ impl Host {
     pub fn detach(&self, command: &mut Command, log_name: &str) -> Result<()> {
         let path = self.log_directory().join(log_name);
         let mut child = self.detach_at_once(command, log_name)?;
-        let deadline = Instant::now() + READY_DEADLINE;
+        let deadline = deadline(READY_DEADLINE);
         loop {
             let said = fs::read_to_string(&path).unwrap_or_default();
             if said.contains(READY) {

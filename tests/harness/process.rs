@@ -13,6 +13,8 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
+use crate::patience::deadline;
+
 /// A running process, which is killed with its group when this is dropped.
 ///
 /// Both outputs are read as they come. When a test fails, what the process said is printed.
@@ -65,7 +67,7 @@ impl Process {
 
     /// Waits for a line with `text` on either output, from the start on, and returns it.
     pub fn wait_for_line(&self, text: &str, within: Duration) -> Result<String> {
-        let found = self.wait_until(within, |state| {
+        let found = self.wait_until(deadline(within), |state| {
             let line = [&state.stdout, &state.stderr].into_iter().find_map(|output| line_with(output, text));
             line.map(Some).or_else(|| (state.exited && state.closed_outputs == 2).then_some(None))
         });
@@ -82,13 +84,13 @@ impl Process {
 
     /// Waits until stdout, as far as it has been read, satisfies `condition`.
     pub fn wait_for_stdout(&self, within: Duration, condition: impl Fn(&[u8]) -> bool) -> Result<()> {
-        let met = self.wait_until(within, |state| condition(&state.stdout).then_some(()));
+        let met = self.wait_until(deadline(within), |state| condition(&state.stdout).then_some(()));
         met.with_context(|| format!("{} did not write what was expected within {within:?}", self.name))
     }
 
     /// Waits for the process to end.
     pub fn wait(&mut self, within: Duration) -> Result<ExitStatus> {
-        let exited = self.wait_until(within, |state| state.exited.then_some(()));
+        let exited = self.wait_until(deadline(within), |state| state.exited.then_some(()));
         exited.with_context(|| {
             format!("{} still runs after {within:?}. It said:\n{}", self.name, self.said())
         })?;
@@ -97,10 +99,9 @@ impl Process {
 
     /// Waits for the process to end and both outputs to be closed, and returns all of it.
     pub fn output(mut self, within: Duration) -> Result<Output> {
-        let deadline = Instant::now() + within;
+        let deadline = deadline(within);
         let status = self.wait(within)?;
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        self.wait_until(remaining, |state| (state.closed_outputs == 2).then_some(())).with_context(|| {
+        self.wait_until(deadline, |state| (state.closed_outputs == 2).then_some(())).with_context(|| {
             format!("{} ended, and its output is still held open after {within:?}", self.name)
         })?;
         let mut state = self.shared.lock();
@@ -152,8 +153,7 @@ impl Process {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    fn wait_until<T>(&self, within: Duration, check: impl Fn(&State) -> Option<T>) -> Option<T> {
-        let deadline = Instant::now() + within;
+    fn wait_until<T>(&self, deadline: Instant, check: impl Fn(&State) -> Option<T>) -> Option<T> {
         let mut state = self.shared.lock();
         loop {
             if let Some(found) = check(&state) {

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use murmesh_lab::{DEADLINE, Host, Lab, Mesh, Process, Topology};
+use murmesh_lab::{DEADLINE, Host, Lab, Mesh, Process, Topology, patience};
 
 use crate::support::{Daemons, greet, skipped, text, wait_for_endpoint};
 
@@ -29,7 +29,10 @@ fn until(host: &Host, cgroup: &str, script: &str, allowed: bool) -> Result<()> {
         if succeeded == allowed && (allowed || said.contains(FORBIDDEN)) {
             return Ok(());
         }
-        ensure!(begun.elapsed() < DEADLINE, "{script} in {cgroup:?}: wanted {allowed}, it said {said:?}");
+        ensure!(
+            begun.elapsed() < patience(DEADLINE),
+            "{script} in {cgroup:?}: wanted {allowed}, it said {said:?}"
+        );
     }
 }
 
@@ -147,7 +150,7 @@ fn a_strict_service_refuses_plaintext_from_outside_and_nothing_else() -> Result<
                 ensure!(admitted || said.contains("refused"), "{said}");
                 return Ok(());
             }
-            ensure!(begun.elapsed() < DEADLINE, "wanted {admitted}: {said}");
+            ensure!(begun.elapsed() < patience(DEADLINE), "wanted {admitted}: {said}");
         }
     };
     mode("strict", "none")?;

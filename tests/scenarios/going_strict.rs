@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use murmesh_lab::{DEADLINE, Host, Lab, Mesh, Process, Topology};
+use murmesh_lab::{DEADLINE, Host, Lab, Mesh, Process, Topology, patience};
 use serde_json::Value;
 
 use crate::support::{Daemons, greet, murmesh, skipped, text, wait_for_endpoint, wait_until};
@@ -58,7 +58,7 @@ fn a_service_that_somebody_reaches_in_clear_becomes_strict_only_by_force() -> Re
             break refused;
         }
         ensure_set(outsider, &["--mode", "default"])?;
-        ensure!(begun.elapsed() < DEADLINE, "going strict is not refused");
+        ensure!(begun.elapsed() < patience(DEADLINE), "going strict is not refused");
     };
     for part in ["fcs00:8181", &address, "ago", "--force"] {
         ensure!(refused.contains(part), "no {part} in: {refused}");
@@ -84,7 +84,7 @@ fn a_host_that_cannot_tell_who_comes_in_clear_is_named() -> Result<()> {
             break refused;
         }
         ensure_set(server, &["--mode", "permissive"])?;
-        ensure!(begun.elapsed() < DEADLINE, "going strict is not refused");
+        ensure!(begun.elapsed() < patience(DEADLINE), "going strict is not refused");
     };
     ensure!(refused.contains("fcs00 cannot tell") && refused.contains("not connected"), "{refused}");
     ensure_set(server, &["--mode", "strict", "--force"])
@@ -252,7 +252,7 @@ fn status_tells_the_share_of_encrypted_connections_and_counts_each_one_in_clear(
         if counts(&found.0) == [3, 0, 1, 0, 0, 0] && counts(&found.1) == [0, 3, 0, 0, 2, 0] {
             break found;
         }
-        ensure!(begun.elapsed() < QUICKLY, "{found:?}");
+        ensure!(begun.elapsed() < patience(QUICKLY), "{found:?}");
     };
     ensure!(of_client["share"] == 0.75 && of_service["share"] == 1.0, "{of_client} {of_service}");
     let listed = &of_service["services"][0];

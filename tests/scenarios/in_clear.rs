@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use murmesh_lab::{DEADLINE, Host, Mesh, Process};
+use murmesh_lab::{DEADLINE, Host, Mesh, Process, patience};
 
 use crate::support::text;
 
@@ -27,7 +27,7 @@ fn dial_until(client: &Host, address: &str, port: u16, made: bool) -> Result<()>
             ensure!(made || said.contains("Connection refused"), "{said}");
             return Ok(());
         }
-        ensure!(begun.elapsed() < DEADLINE, "{address} port {port}, wanted {made}: {said}");
+        ensure!(begun.elapsed() < patience(DEADLINE), "{address} port {port}, wanted {made}: {said}");
     }
 }
 
@@ -50,7 +50,7 @@ fn link_local(host: &Host) -> Result<String> {
         if let Some(address) = words.nth(1) {
             return Ok(address.split('/').next().context("a prefix")?.to_owned());
         }
-        ensure!(begun.elapsed() < DEADLINE, "{} has no link-local address: {shown}", host.name());
+        ensure!(begun.elapsed() < patience(DEADLINE), "{} has no link-local address: {shown}", host.name());
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use murmesh_lab::{DEADLINE, Mesh, Process};
+use murmesh_lab::{DEADLINE, Mesh, Process, patience};
 use nix::sys::signal::Signal;
 
 const PORT: u16 = 8570;
@@ -73,7 +73,7 @@ fn a_rule_cuts_the_connections_that_it_forbids_on_both_hosts_and_no_others() -> 
     let other = Connection::open(&mesh, OTHER_PORT, &GOES_ON)?;
     let denied = deny(&mesh)?;
     forbidden.expect_cut()?;
-    ensure!(denied.elapsed() < QUICKLY, "it took {:?}", denied.elapsed());
+    ensure!(denied.elapsed() < patience(QUICKLY), "it took {:?}", denied.elapsed());
     for host in ["fcc00", "fcs00"] {
         let line = mesh.agent(host)?.wait_for_line("reason=\"cut: rule 1 forbids it\"", DEADLINE)?;
         ensure!(line.contains(" close ") && line.contains(" rule=1 "), "{line}");
@@ -90,7 +90,7 @@ fn a_client_whose_agent_hears_of_no_rule_is_cut_off_by_the_other_host() -> Resul
     mesh.host("murmesh00")?.cut_off_from(mesh.client()?)?;
     let denied = deny(&mesh)?;
     forbidden.expect_cut()?;
-    ensure!(denied.elapsed() < QUICKLY, "it took {:?}", denied.elapsed());
+    ensure!(denied.elapsed() < patience(QUICKLY), "it took {:?}", denied.elapsed());
     mesh.agent("fcs00")?.wait_for_line("reason=\"cut: rule 1 forbids it\"", DEADLINE)?;
     mesh.agent("fcc00")?.wait_for_line("reason=\"reset by the other host: Policy\"", DEADLINE)?;
     other.expect_alive()
@@ -108,7 +108,7 @@ fn a_connection_that_is_stuck_is_cut_too() -> Result<()> {
     for host in ["fcc00", "fcs00"] {
         mesh.agent(host)?.wait_for_line("reason=\"cut: rule 1 forbids it\"", DEADLINE)?;
     }
-    ensure!(denied.elapsed() < QUICKLY, "it took {:?}", denied.elapsed());
+    ensure!(denied.elapsed() < patience(QUICKLY), "it took {:?}", denied.elapsed());
     stuck.service.take_stdin().context("stdin is a pipe")?.write_all(b"now\n")?;
     stuck.expect_cut()
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use murmesh_lab::{DEADLINE, Host, Mesh, Process};
+use murmesh_lab::{DEADLINE, Host, Mesh, Process, patience};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -30,7 +30,7 @@ fn wait_for(host: &Host, filter: &[&str]) -> Result<Value> {
         if let Some(event) = observed(host, filter)?.pop() {
             return Ok(event);
         }
-        if begun.elapsed() > DEADLINE {
+        if begun.elapsed() > patience(DEADLINE) {
             bail!("{filter:?}: nothing on {}; there is {:?}", host.name(), observed(host, &[])?);
         }
     }
@@ -41,7 +41,7 @@ fn deny(mesh: &Mesh) -> Result<()> {
     mesh.host("murmesh00")?.murmesh(["deny", "fcc00", "fcs00:8181"])?;
     let begun = Instant::now();
     while mesh.client()?.run("nc", ["-z", "fcs00", "8181"], b"", DEADLINE)?.status.success() {
-        ensure!(begun.elapsed() < DEADLINE, "the rule is not enforced");
+        ensure!(begun.elapsed() < patience(DEADLINE), "the rule is not enforced");
     }
     Ok(())
 }
@@ -95,7 +95,7 @@ fn a_dry_run_rule_refuses_nothing_and_is_named_where_it_would() -> Result<()> {
             if let Some(event) = observed(client, &["--verdict", "allowed", "--to", to])?.pop() {
                 break event;
             }
-            ensure!(begun.elapsed() < DEADLINE, "rule {rule} is not reported");
+            ensure!(begun.elapsed() < patience(DEADLINE), "rule {rule} is not reported");
         };
         let what = event["what"].as_str().unwrap_or_default();
         ensure!(event["rule"] == rule && event["process"] == "nc" && what.contains("dry-run"), "{event}");
@@ -187,7 +187,11 @@ fn events_that_had_to_be_dropped_are_counted() -> Result<()> {
             ensure!(events.len() <= 1001, "{} events are remembered", events.len() - 1);
             return Ok(());
         }
-        ensure!(begun.elapsed() < DEADLINE, "nothing says that events were lost: {:?}", events.first());
+        ensure!(
+            begun.elapsed() < patience(DEADLINE),
+            "nothing says that events were lost: {:?}",
+            events.first()
+        );
     }
 }
 
@@ -214,7 +218,7 @@ fn whois_names_a_process_a_service_and_the_rules_about_them() -> Result<()> {
         if process["process"] == "sleep" {
             break process;
         }
-        ensure!(begun.elapsed() < DEADLINE, "{process}");
+        ensure!(begun.elapsed() < patience(DEADLINE), "{process}");
     };
     identity(&process, "/host/fcc00/user-4321")?;
     ensure!(process["uid"] == 4321 && process["rules"][0]["id"] == 1, "{process}");

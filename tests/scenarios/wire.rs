@@ -19,8 +19,10 @@ fn ask(client: &Host, address: &str, port: u16) -> Result<()> {
     Ok(())
 }
 
-fn command(port: u16) -> [String; 2] {
-    [format!("tcp6-l:{port},ipv6only=0,fork,reuseaddr"), format!("system:cat; echo {ANSWER}")]
+/// socat gives up half a second after its client has ended, unless told otherwise.
+fn command(port: u16) -> [String; 3] {
+    let listen = format!("tcp6-l:{port},ipv6only=0,fork,reuseaddr");
+    ["-t30".to_owned(), listen, format!("system:cat; echo {ANSWER}")]
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Each workload has its own identity, and connections are between workloads.
 
 use std::fs;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -9,7 +10,7 @@ use murmesh::tunnel::frame::{Open, RefusalReason};
 use murmesh_lab::{DEADLINE, Lab, Mesh, Process, Topology, wait_for_availability};
 
 use crate::support::peer::{Target, refusal, stolen};
-use crate::support::{Daemons, ask, greet, greeting, skipped, wait_for_endpoint, wait_until};
+use crate::support::{Daemons, ask, greet, greeting, murmesh, skipped, text, wait_for_endpoint, wait_until};
 
 const PORT: u16 = 8580;
 const OTHER_PORT: u16 = 8581;
@@ -102,7 +103,7 @@ fn a_workload_goes_by_the_name_that_the_operator_of_its_host_gave_it() -> Result
     let config = client.run_directory().with_extension("toml");
     fs::write(
         &config,
-        "[agent]\nworkload = ['shop=unit:web.service,uid:4321', 'batch=cgroup:jobs/night']\n",
+        "[agent]\nworkload = ['shop=unit:web.service,uid:4321', 'batch=cgroup:jobs/night', 'backup=gid:34']\n",
     )?;
     let mut agent = client.agent_command(&daemons.token(client)?)?;
     let agent = Process::spawn(agent.arg("--config").arg(&config))?;
@@ -111,28 +112,31 @@ fn a_workload_goes_by_the_name_that_the_operator_of_its_host_gave_it() -> Result
     wait_for_endpoint(client, service, PORT)?;
     server.murmesh(["deny", "host/fcc00/shop", "fcs00"])?;
     server.murmesh(["deny", "host/*/batch", "fcs00"])?;
+    server.murmesh(["deny", "host/fcc00/backup", "fcs00"])?;
     let destination = format!("{}:{PORT}", service.ipv4());
-    let dial = |cgroup: &str, uid: u32, forbidden: bool| {
+    let dial = |cgroup: &str, uid: u32, gid: u32, forbidden: bool| {
         let directory = client.cgroup().join(cgroup);
         fs::create_dir_all(&directory)?;
         let expected = if forbidden { "--fails=EPERM" } else { "expect=hello" };
         let script = format!(
-            "echo $$ > {}/cgroup.procs; exec setpriv --reuid={uid} --clear-groups murmesh-probe connect {destination} {expected}",
+            "echo $$ > {}/cgroup.procs; exec setpriv --reuid={uid} --regid={gid} --clear-groups murmesh-probe connect {destination} {expected}",
             directory.display()
         );
         Ok(client.run("sh", ["-c", &script], b"", DEADLINE)?.status.success())
     };
-    for (cgroup, uid, forbidden) in [
-        ("web.service", 4321, true),
-        ("web.service/worker", 4321, true),
-        ("web.service", 0, false),
-        ("other.service", 4321, false),
-        ("", 4321, false),
-        ("jobs/night/1", 0, true),
-        ("jobs/day", 4321, false),
+    for (cgroup, uid, gid, forbidden) in [
+        ("web.service", 4321, 0, true),
+        ("web.service/worker", 4321, 0, true),
+        ("web.service", 0, 0, false),
+        ("web.service", 0, 34, true),
+        ("other.service", 4321, 0, false),
+        ("", 4321, 0, false),
+        ("", 4321, 34, true),
+        ("jobs/night/1", 0, 0, true),
+        ("jobs/day", 4321, 0, false),
     ] {
-        let what = format!("user {uid} in {cgroup:?} is forbidden: {forbidden}");
-        wait_until(&what, || dial(cgroup, uid, forbidden))?;
+        let what = format!("user {uid} of group {gid} in {cgroup:?} is forbidden: {forbidden}");
+        wait_until(&what, || dial(cgroup, uid, gid, forbidden))?;
     }
     for id in ["host/fcc00/web.service", "host/fcc00/cgroup-jobs", "host/fcc00/user-4321"] {
         agent.wait_for_line(&format!("local=spiffe://murmesh.internal/{id} "), DEADLINE)?;
@@ -158,6 +162,38 @@ fn a_tunnel_for_one_service_does_not_lead_to_another() -> Result<()> {
     let answer = ask(OTHER_PORT)?;
     ensure!(answer == Some(RefusalReason::AnotherService), "{answer:?}");
     Ok(())
+}
+
+#[test]
+fn a_caller_goes_by_the_program_that_it_runs_where_the_operator_says_so() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (server, client, service) = (lab.host("murmesh00")?, lab.host("fcc00")?, lab.host("fcs00")?);
+    let mut daemons = Daemons::server_only(&lab)?;
+    daemons.start_agent(service)?;
+    let mut agent = client.agent_command(&daemons.token(client)?)?;
+    let agent = Process::spawn(agent.args(["--workload", "netcat=exe:/bin/nc"]))?;
+    agent.wait_for_line(": ready", DEADLINE)?;
+    let listen = format!("tcp4-listen:{PORT},fork,reuseaddr");
+    let _echo = service.spawn("socat", [&listen, "exec:cat"])?;
+    wait_for_endpoint(client, service, PORT)?;
+
+    let port = PORT.to_string();
+    let talking = Process::spawn(client.command("nc")?.args(["fcs00", &port]).stdin(Stdio::piped()))?;
+    let line = agent.wait_for_line("local=spiffe://murmesh.internal/host/fcc00/netcat ", DEADLINE)?;
+    ensure!(line.contains(&format!("pid={} ", talking.id())), "{line}");
+    let known = text(&murmesh(client, &["whois", &talking.id().to_string()])?.stdout);
+    ensure!(known.contains("host/fcc00/netcat"), "{known}");
+    talking.stop(DEADLINE)?;
+    server.murmesh(["deny", "host/fcc00/netcat", "fcs00"])?;
+    let destination = format!("{}:{PORT}", service.ipv4());
+    wait_until("it is reset, and others are served", || {
+        let dial = client.run("nc", ["-N", "fcs00", &port], b"x", DEADLINE)?;
+        let mut other = client.probe(["connect", &destination, "send=x", "expect=x"])?;
+        Ok(dial.stdout.is_empty() && other.wait(DEADLINE)?.success())
+    })
 }
 
 #[test]

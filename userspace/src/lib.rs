@@ -14,6 +14,7 @@ pub mod identity;
 mod limited_log;
 pub mod local;
 pub mod log_writer;
+pub mod notify;
 pub mod observe;
 pub mod policy;
 pub mod proxy;

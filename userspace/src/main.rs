@@ -25,6 +25,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Init(arguments) => cli::init::run(&arguments),
+        Command::Up(arguments) => cli::up::run(arguments),
+        Command::Down(arguments) => cli::down::run(&arguments),
         Command::Server(arguments) => cli::server::run(*arguments),
         Command::Agent(arguments) => cli::agent::run(arguments),
         Command::Sidecar(arguments) => cli::sidecar::run(arguments),
@@ -42,6 +45,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Whois(arguments) => cli::whois::run(&arguments),
         Command::Check(arguments) => cli::check::run(arguments),
         Command::Bench(command) => cli::bench::run(command),
+        Command::Supervise(arguments) => cli::daemons::supervisor::run(&arguments),
+        Command::PackageFiles(arguments) => cli::package_files::run(&arguments),
         Command::Completions { shell } => completions(shell),
     }
 }

@@ -3,9 +3,14 @@
 use std::env;
 
 use anyhow::{Context as _, Result};
+use murmesh_lab::is_root;
 
+use crate::kernel::{self, Selection};
 use crate::shell::{self, cargo, find_program, progress};
-use crate::{bench, setup, test};
+use crate::{bench, package, setup, test};
+
+/// The oldest series that Debian 12 has, and so the most likely to lack something.
+const OLDEST_KERNEL: &str = "6.1";
 
 /// Runs the checks, the quick ones first, and ends with the count of tests.
 pub fn run() -> Result<()> {
@@ -29,7 +34,14 @@ pub fn run() -> Result<()> {
     check_dependencies()?;
     progress("the benchmarks, for their function only");
     bench::quick()?;
-    test::run(&test::Arguments::default())
+    package::run(&package::Arguments { dev: true })?;
+    let mut count = test::here(&[])?;
+    if is_root() && env::consts::ARCH == "x86_64" {
+        count += kernel::test(OLDEST_KERNEL, &Selection::Quick)?;
+    } else {
+        progress("nothing is tested on other kernels: that needs root, on x86-64");
+    }
+    count.conclude()
 }
 
 fn lint_kernel_half() -> Result<()> {

@@ -4,7 +4,9 @@ mod bench;
 mod build;
 mod ci;
 mod demo;
+mod kernel;
 mod lab;
+mod package;
 mod setup;
 mod shell;
 mod test;
@@ -34,8 +36,10 @@ enum Command {
     /// Makes hosts on this machine and runs commands in them. Needs root.
     #[command(subcommand)]
     Lab(lab::Command),
-    /// Runs the unit tests, then the integration tests (which need root), and counts them.
+    /// Runs the unit tests, then the integration tests (which need root), and counts them; or the latter elsewhere.
     Test(test::Arguments),
+    /// Makes the Debian package, and tries it on an overlay of this machine (which needs root).
+    Package(package::Arguments),
     /// Checks formatting, lints, documentation and dependencies, then runs all tests.
     Ci,
 }
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Lab(command) => lab::run(command),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Package(arguments) => package::run(&arguments),
         Command::Ci => ci::run(),
     };
     match result {

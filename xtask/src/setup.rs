@@ -39,6 +39,19 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("tcpdump", "tcpdump"),
 ];
 
+/// What packages are made and looked at with; the crate is pinned to a version that this compiler builds.
+const PACKAGING_PROGRAMS: [(&str, &str); 3] =
+    [("dpkg-shlibdeps", "dpkg-dev"), ("lintian", "lintian"), ("man", "man-db")];
+const PACKAGER: (&str, &str) = ("cargo-deb", "3.8.0");
+
+/// What boots other kernels, each with its package.
+const EMULATION: [(&str, &str); 4] = [
+    ("busybox", "busybox-static"),
+    ("modprobe", "kmod"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("xz", "xz-utils"),
+];
+
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 
 /// Prepares the machine for building and for running.
@@ -74,18 +87,42 @@ pub fn for_building() -> Result<()> {
     Ok(())
 }
 
+/// Makes sure of what makes packages.
+pub fn for_packaging() -> Result<()> {
+    for_building()?;
+    install_packages(&missing_packages(&PACKAGING_PROGRAMS))?;
+    let (name, version) = PACKAGER;
+    if is_installed_crate(name, version) {
+        return Ok(());
+    }
+    progress(&format!("setup: building {name} {version} (a few minutes)"));
+    let arguments = ["install", name, "--version", version, "--locked", "--force", "--quiet"];
+    shell::run(shell::cargo().args(arguments)).with_context(|| format!("building {name}"))
+}
+
+fn is_installed_crate(name: &str, version: &str) -> bool {
+    let said = Command::new(name).arg("--version").output();
+    said.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).trim().ends_with(version))
+}
+
 /// Makes sure of what the lab, the demo and the tests run.
 pub fn for_running() -> Result<()> {
-    let mut missing: Vec<&str> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| find_program(program).is_none())
-        .map(|(_, package)| *package)
-        .collect();
+    let mut missing = missing_packages(&PROGRAMS);
     if !Path::new("/usr/share/games/fortunes/fortunes").exists() {
         missing.push("fortunes-min");
     }
     install_packages(&missing)?;
     mount_bpf_file_system()
+}
+
+/// Makes sure of what tests on other kernels need.
+pub fn for_emulating() -> Result<()> {
+    install_packages(&missing_packages(&EMULATION))
+}
+
+fn missing_packages(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
+    let missing = programs.iter().filter(|(program, _)| find_program(program).is_none());
+    missing.map(|(_, package)| *package).collect()
 }
 
 /// Installs Debian packages; nothing happens when there are none to install.
@@ -103,13 +140,17 @@ pub fn install_packages(packages: &[&str]) -> Result<()> {
         bail!("these packages are missing: {list}. Install them as root: apt-get install {list}");
     }
     progress(&format!("setup: installing {list}"));
-    // Lists of another day can offer an older version than the one that is needed, and no error tells.
-    if let Err(error) = apt_get(&["update", "--quiet"], &[]) {
-        progress(&format!("setup: package lists could not be fetched ({error}), using those that are here"));
-    }
+    fetch_package_lists();
     apt_get(&["install", "--yes", "--quiet", "--no-install-recommends"], packages)
         .with_context(|| format!("installing {list}"))?;
     Ok(())
+}
+
+/// Lists of another day can offer an older version than the one that is needed, and no error tells.
+pub fn fetch_package_lists() {
+    if let Err(error) = apt_get(&["update", "--quiet"], &[]) {
+        progress(&format!("setup: package lists could not be fetched ({error}), using those that are here"));
+    }
 }
 
 fn apt_get(arguments: &[&str], packages: &[&str]) -> Result<()> {

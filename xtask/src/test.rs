@@ -8,36 +8,54 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use murmesh_lab::{is_root, sweep};
 
+use crate::kernel::{self, Selection};
 use crate::shell::{self, cargo, progress};
 use crate::{build, setup};
 
 /// Options of `cargo xtask test`.
 #[derive(Args, Default)]
 pub struct Arguments {
-    /// Only tests whose name contains this.
-    filter: Option<String>,
+    /// Only tests whose name contains one of these.
+    filters: Vec<String>,
+    /// Integration tests on the newest Linux of this series that Debian offers, such as 6.1, in an emulated machine:
+    /// those that touch the kernel, or else those that the filters name.
+    #[arg(long, value_name = "SERIES")]
+    kernel: Option<String>,
 }
 
 /// How many tests ended how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
+pub struct Count {
+    /// Those that proved their claim.
+    pub passed: u64,
+    /// Those that did not, or did not come to an end.
+    pub failed: u64,
+    /// Those that said why they cannot run here.
+    pub skipped: u64,
 }
 
-/// Builds, runs unit tests and integration tests, and prints the count as the last line of stdout.
+/// Runs tests, here or on another kernel, and prints the count as the last line of stdout.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let filters = &arguments.filters;
+    let count = match &arguments.kernel {
+        Some(series) => kernel::test(series, &Selection::new(filters))?,
+        None => here(filters)?,
+    };
+    count.conclude()
+}
+
+/// Builds, and runs unit tests and integration tests.
+pub fn here(filters: &[String]) -> Result<Count> {
     build::run()?;
     let runner = Runner::find();
 
     progress("unit tests");
-    let (mut count, mut healthy) = runner.run(&["--workspace", "--lib", "--bins"], arguments)?;
+    let (mut count, mut healthy) = runner.run(&["--workspace", "--lib", "--bins"], filters)?;
     if is_root() {
         setup::for_running()?;
         progress("integration tests");
         let (integration, integration_healthy) =
-            runner.run(&["--workspace", "--test", "scenarios"], arguments)?;
+            runner.run(&["--workspace", "--test", "scenarios"], filters)?;
         count += integration;
         healthy &= integration_healthy;
         // A run that was stopped half way leaves its hosts to whoever comes next.
@@ -45,11 +63,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     } else {
         progress("integration tests are left out: they make network namespaces, which needs root");
     }
-    println!("{count}");
-    if count.failed > 0 || !healthy {
-        bail!("tests failed; their output is above");
+    if count.failed == 0 && !healthy {
+        bail!("the tests did not run to their end ({count}); the reason is above");
     }
-    Ok(())
+    Ok(count)
 }
 
 /// What runs tests.
@@ -67,13 +84,13 @@ impl Runner {
     }
 
     /// Runs the tests of `selection`; returns their count, and whether the runner says that all is well.
-    fn run(&self, selection: &[&str], arguments: &Arguments) -> Result<(Count, bool)> {
+    fn run(&self, selection: &[&str], filters: &[String]) -> Result<(Count, bool)> {
         let mut command = cargo();
         match self {
             Self::Nextest => command.args(["nextest", "run", "--no-tests", "pass"]),
             Self::Cargo => command.arg("test"),
         };
-        command.arg("--no-fail-fast").args(selection).args(&arguments.filter);
+        command.arg("--no-fail-fast").args(selection).arg("--").args(filters);
         // Errors say where they come from; the runner's own frames below them say nothing.
         command.env("RUST_LIB_BACKTRACE", "0");
         if std::io::stdout().is_terminal() {
@@ -108,6 +125,15 @@ impl Runner {
 }
 
 impl Count {
+    /// Prints it, and fails when a test did.
+    pub fn conclude(self) -> Result<()> {
+        println!("{self}");
+        if self.failed > 0 {
+            bail!("tests failed; their output is above");
+        }
+        Ok(())
+    }
+
     /// Reads numbers with what they count. Tests that a filter left out count as nothing.
     fn parse(counts: &str) -> Self {
         let mut count = Self::default();

@@ -44,9 +44,12 @@ impl Knowledge for Maps {
         black_box(self.endpoint)
     }
     fn workload(&self) -> Option<WorkloadEntry> {
-        black_box(Some(WorkloadEntry { class: 1, by_user: 0 }))
+        black_box(Some(WorkloadEntry { class: 1, ..WorkloadEntry::default() }))
     }
     fn user(&self, _: u32) -> Option<SourceClass> {
+        black_box(None)
+    }
+    fn group(&self, _: u32) -> Option<SourceClass> {
         black_box(None)
     }
     fn verdict(&self, _: &VerdictKey) -> Option<Verdict> {

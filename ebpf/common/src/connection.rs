@@ -42,10 +42,10 @@ pub struct ConnectionRecord {
     pub role: u32,
     /// Thread group that called `connect`; for logs, not for decisions.
     pub pid: u32,
-    /// User that called `connect`.
+    /// User of the caller of `connect`.
     pub uid: u32,
-    /// Always zero.
-    pub padding: u32,
+    /// Group of the caller of `connect`.
+    pub gid: u32,
     /// cgroup v2 id (inode number) of the caller of `connect`.
     pub cgroup: u64,
 }

@@ -74,24 +74,27 @@ impl Destination {
 
 /// Value of the `WORKLOADS` map, keyed by cgroup id: who the processes of a cgroup are.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct WorkloadEntry {
     /// The class of the workload, or of the users that are not in `USERS`.
     pub class: SourceClass,
     /// Not 0: some users are not this workload; their classes are in `USERS`, by this number and the user id.
     pub by_user: u32,
+    /// Not 0: some groups are not this workload, whoever the user is; likewise, by this number and the group id.
+    pub by_group: u32,
 }
 
-const _: () = assert!(size_of::<WorkloadEntry>() == 8);
+const _: () = assert!(size_of::<WorkloadEntry>() == 12);
 
 /// Key of the `USERS` map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserKey {
-    /// A [`WorkloadEntry::by_user`]: cgroups in which users are told apart in the same way.
+    /// A [`WorkloadEntry::by_user`] or [`WorkloadEntry::by_group`]: cgroups in which users, or groups, are told apart in
+    /// the same way.
     pub scope: u32,
-    /// The user.
-    pub uid: u32,
+    /// The user or the group.
+    pub id: u32,
 }
 
 const _: () = assert!(size_of::<UserKey>() == 8);

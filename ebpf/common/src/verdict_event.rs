@@ -54,8 +54,8 @@ pub struct VerdictEvent {
     pub protocol: u32,
     /// Where from, if from another host; else zero.
     pub origin: SocketAddress,
-    /// Always zero.
-    pub padding: u32,
+    /// Group of the caller.
+    pub gid: u32,
 }
 
 const _: () = assert!(size_of::<VerdictEvent>() == 96);

@@ -87,7 +87,7 @@ fn redirect(asked: &Asked<'_>, source: SocketAddress) -> Outcome {
         role: Role::Client as u32,
         pid: Caller::pid(),
         uid: Caller::uid(),
-        padding: 0,
+        gid: Caller::gid(),
         cgroup: Caller::cgroup(),
     };
     if !asked.call.keep(&record) {

@@ -45,7 +45,7 @@ impl<'a> Asked<'a> {
             destination: self.attempt.destination,
             protocol: self.attempt.protocol.map_or(0, |protocol| protocol as u32),
             origin: SocketAddress::default(),
-            padding: 0,
+            gid: Caller::gid(),
         });
     }
 }
@@ -77,7 +77,13 @@ impl Knowledge for Asked<'_> {
     #[inline(always)]
     fn user(&self, scope: u32) -> Option<SourceClass> {
         // SAFETY: copied at once.
-        unsafe { USERS.get(UserKey { scope, uid: Caller::uid() }) }.copied()
+        unsafe { USERS.get(UserKey { scope, id: Caller::uid() }) }.copied()
+    }
+
+    #[inline(always)]
+    fn group(&self, scope: u32) -> Option<SourceClass> {
+        // SAFETY: copied at once.
+        unsafe { USERS.get(UserKey { scope, id: Caller::gid() }) }.copied()
     }
 
     #[inline(always)]

@@ -35,7 +35,7 @@ impl Asked {
             destination: self.0.local,
             protocol: Protocol::Tcp as u32,
             origin: self.0.remote,
-            padding: 0,
+            gid: 0,
         });
     }
 }

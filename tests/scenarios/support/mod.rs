@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 pub use murmesh_lab::DEADLINE;
-use murmesh_lab::{Host, Lab, Process, contains, services};
+use murmesh_lab::{Host, Lab, Process, contains, deadline, services};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -221,7 +221,7 @@ fn wait_for_kernel(client: &Host, endpoint: SocketAddr, wanted: bool) -> Result<
 
 /// Waits until `condition` holds, asking again and again: each time takes as long as a program's start.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = deadline(DEADLINE);
     while !condition()? {
         if Instant::now() >= deadline {
             bail!("after {DEADLINE:?} it is still not so that {what}");

@@ -56,7 +56,7 @@ impl World {
         };
         let endpoints = (0..endpoints).map(reachable).collect();
         let cgroups = (0..WORKLOADS)
-            .map(|number| (number, Cgroup { workload: Some(unit(number)), by_uid: BTreeMap::new() }))
+            .map(|number| (number, Cgroup { workload: Some(unit(number)), ..Cgroup::default() }))
             .collect();
         Self { policy, node: name("here"), endpoints, cgroups }
     }

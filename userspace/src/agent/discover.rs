@@ -19,7 +19,7 @@ use crate::{
     catalog::{Listener, Report},
     discovery::{DiscoveryError, ExemptPorts, Listeners, ListeningSocket, host_addresses, listening_sockets},
     identity::WorkloadName,
-    workload::{Finder, Workloads},
+    workload::{Credentials, Finder, Workloads},
 };
 
 /// How often everything is looked at again: it finds listeners from before the agent, whose end the kernel half is
@@ -61,9 +61,9 @@ pub struct Discovery {
 pub struct Owners {
     finder: Arc<Finder>,
     workloads: watch::Receiver<Workloads>,
-    /// By cgroup and user; those who are listening now. `None` for who was looked for in vain, and is not waited for
+    /// Those who are listening now. `None` for who was looked for in vain, and is not waited for
     /// again: the finder gets to know them.
-    found: HashMap<(u64, u32), Option<WorkloadName>>,
+    found: HashMap<Credentials, Option<WorkloadName>>,
 }
 
 /// What this host serves at this moment.
@@ -73,8 +73,13 @@ pub struct Owners {
 pub fn now(exempt: &ExemptPorts, workloads: &Workloads) -> Result<Served, DiscoveryError> {
     let mut listeners = Listeners::default();
     dump(&mut listeners)?;
-    let listeners = listeners.public(exempt, |socket| workloads.of(socket.cgroup?, socket.uid));
+    let listeners = listeners.public(exempt, |socket| workloads.of(credentials(socket)?));
     Ok(Served { addresses: host_addresses()?, listeners })
+}
+
+/// The kernel does not tell the group that opened a socket.
+fn credentials(socket: &ListeningSocket) -> Option<Credentials> {
+    Some(Credentials { cgroup: socket.cgroup?, uid: socket.uid, gid: None })
 }
 
 impl Owners {
@@ -87,18 +92,18 @@ impl Owners {
     /// Finds out who owns `sockets`.
     async fn find(&mut self, sockets: impl Iterator<Item = &ListeningSocket>) {
         let before = std::mem::take(&mut self.found);
-        for (cgroup, uid) in sockets.filter_map(|socket| Some((socket.cgroup?, socket.uid))) {
-            let owner = match (self.finder.known(cgroup, uid), before.get(&(cgroup, uid))) {
+        for credentials in sockets.filter_map(credentials) {
+            let owner = match (self.finder.known(credentials), before.get(&credentials)) {
                 (None, Some(found)) => found.clone(),
-                (None, None) => self.finder.find(cgroup, uid).await,
+                (None, None) => self.finder.find(credentials).await,
                 (known, _) => known,
             };
-            self.found.insert((cgroup, uid), owner);
+            self.found.insert(credentials, owner);
         }
     }
 
     fn of(&self, socket: &ListeningSocket) -> Option<WorkloadName> {
-        self.found.get(&(socket.cgroup?, socket.uid))?.clone()
+        self.found.get(&credentials(socket)?)?.clone()
     }
 
     /// Until more is known.

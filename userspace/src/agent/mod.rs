@@ -36,10 +36,11 @@ use crate::{
     api::v1::local_server::LocalServer,
     bpf::Records,
     catalog::Catalog,
-    control::{self, Control, ControlOptions},
+    control::{self, Control, ControlError, ControlOptions, Joined},
     discovery::ExemptPorts,
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
+    notify,
     proxy::{BoundWorkers, Listen, Origin, Shared, Workers, instances::Loads},
     seal::KeySource,
     workload::{self, Finder, Naming},
@@ -166,7 +167,7 @@ pub struct SidecarOptions {
 pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let socket = LocalSocket::bind(&options.run_dir, options.capture.socket_name())?;
-    let mut control = join(&options, &shutdown).await?;
+    let mut control = start_control(&options, &shutdown).await?;
     let (shared, wanted) = Shared::new(control.identity.borrow().clone(), options.capture.mark())?;
     let shared = Arc::new(shared);
     // Ports first: an agent that cannot serve must not touch the hooks of one that was killed, which still
@@ -191,6 +192,9 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     if let Ok(running) = &mut running {
         running.tasks.spawn(keeper.run(wanted));
     }
+    if running.is_ok() {
+        notify::ready();
+    }
     let running = match running {
         Ok(mut running) => match running.until(&shutdown).await {
             Ok(()) => Ok(running),
@@ -210,17 +214,28 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     }
 }
 
-async fn join(options: &AgentOptions, shutdown: &CancellationToken) -> anyhow::Result<Control> {
-    let control = ControlOptions {
+/// Becomes a member of the mesh if need be, and no more.
+///
+/// # Errors
+/// When the host is not a member and cannot become one, or its files are unusable.
+pub async fn join(options: &AgentOptions) -> Result<Joined, ControlError> {
+    control::join(&control_options(options)).await
+}
+
+fn control_options(options: &AgentOptions) -> ControlOptions {
+    ControlOptions {
         data_dir: options.data_dir.clone(),
         seal: options.seal.clone(),
         join: options.join.clone(),
         node: options.node.clone(),
         mark: options.capture.mark(),
-    };
+    }
+}
+
+async fn start_control(options: &AgentOptions, shutdown: &CancellationToken) -> anyhow::Result<Control> {
     // The control plane outlives the signal to stop: it still has to tell the servers.
     let control = tokio::select! {
-        control = control::start(control, CancellationToken::new()) => control?,
+        control = control::start(control_options(options), CancellationToken::new()) => control?,
         () = shutdown.cancelled() => anyhow::bail!("stopped while joining"),
     };
     info!(id = %control.identity.borrow().id, "member of the mesh");
@@ -247,6 +262,7 @@ fn start(
 
     let (served_sender, served) = watch::channel(Served::default());
     let problems = Problems::default();
+    let (published_sender, published) = watch::channel(0);
     let publisher = Publisher {
         shared: shared.clone(),
         exempt: options.exempt.clone(),
@@ -258,6 +274,7 @@ fn start(
             .transpose()?,
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
         loads: Loads::default(),
+        published: published_sender,
     };
     let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
     let verdicts = interception.as_mut().map(|interception| interception.verdict_events()).transpose()?;
@@ -292,7 +309,7 @@ fn start(
     if let Some(pins) = pins {
         tasks.spawn(plaintext::watch(pins, control.plaintext.clone()));
     }
-    tasks.spawn(announce_ready(control.catalog.clone()));
+    tasks.spawn(announce_ready(control.catalog.clone(), published));
     Ok(Running { workers, discovery, tasks })
 }
 
@@ -366,10 +383,13 @@ async fn follow_identity(
     Ok(())
 }
 
-/// Says `ready` once the first catalog is here: from then on connections are carried.
-async fn announce_ready(mut catalog: watch::Receiver<Arc<Catalog>>) -> anyhow::Result<()> {
-    if let Ok(catalog) = catalog.wait_for(|catalog| catalog.revision > 0).await {
-        info!(hosts = catalog.hosts.len(), "ready");
+/// Says `ready` once the first catalog is published: from then on connections are carried.
+async fn announce_ready(
+    catalog: watch::Receiver<Arc<Catalog>>,
+    mut published: watch::Receiver<u64>,
+) -> anyhow::Result<()> {
+    if published.wait_for(|revision| *revision > 0).await.is_ok() {
+        info!(hosts = catalog.borrow().hosts.len(), "ready");
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use crate::{
     identity::{NodeName, Subject},
     observe::{Event, Filter, Follower, Outcome, Process, Told},
     proxy::Shared,
+    workload::Credentials,
 };
 
 /// Verdicts of the kernel half that wait to be told. Beyond it they wait in the kernel's ring buffer.
@@ -31,7 +32,7 @@ pub async fn tell(mut verdicts: mpsc::Receiver<KernelVerdict>, shared: Arc<Share
 }
 
 fn event(verdict: KernelVerdict, shared: &Shared) -> Event {
-    let KernelVerdict { kind, time, reason, pid, uid, cgroup, command, destination, origin, protocol } =
+    let KernelVerdict { kind, time, reason, pid, credentials, command, destination, origin, protocol } =
         verdict;
     let rule = match reason {
         Reason::Rule(rule) => Some(rule),
@@ -47,8 +48,8 @@ fn event(verdict: KernelVerdict, shared: &Shared) -> Event {
             VerdictKind::Plaintext => Outcome::Plaintext,
             VerdictKind::Unavailable => Outcome::Error,
         },
-        process: is_local.then_some(Process { pid, uid, name: Some(command) }),
-        caller: if is_local { caller(shared, cgroup, uid) } else { None },
+        process: is_local.then_some(Process { pid, uid: credentials.uid, name: Some(command) }),
+        caller: if is_local { caller(shared, credentials) } else { None },
         source: origin,
         node: node(shared, destination, is_local),
         destination,
@@ -60,8 +61,8 @@ fn event(verdict: KernelVerdict, shared: &Shared) -> Event {
 }
 
 /// Looks at the snapshot only: verdicts may come in great numbers.
-fn caller(shared: &Shared, cgroup: u64, uid: u32) -> Option<Subject> {
-    let workload = shared.workloads.get()?.known(cgroup, uid)?;
+fn caller(shared: &Shared, credentials: Credentials) -> Option<Subject> {
+    let workload = shared.workloads.get()?.known(credentials)?;
     Some(Subject::Workload(shared.node.as_ref().clone(), workload))
 }
 

@@ -16,6 +16,8 @@ pub struct ProcessStatus {
     pub pid: u32,
     /// Its real user, by which the kernel half knows it.
     pub uid: u32,
+    /// Its real group.
+    pub gid: u32,
     /// What it calls itself.
     pub name: String,
     /// Its cgroup v2 directory.
@@ -29,10 +31,12 @@ impl ProcessStatus {
     pub fn of(pid: u32) -> Option<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let real = |name: &str| field(name)?.split_whitespace().next()?.parse().ok();
         let cgroup = cgroup::of(&cgroup::root().ok()?, pid).ok()?;
         Some(Self {
             pid,
-            uid: field("Uid:")?.split_whitespace().next()?.parse().ok()?,
+            uid: real("Uid:")?,
+            gid: real("Gid:")?,
             name: field("Name:")?.to_owned(),
             cgroup_id: fs::metadata(&cgroup).ok()?.ino(),
             cgroup,
@@ -98,6 +102,7 @@ mod tests {
         let own = std::process::id();
         let status = ProcessStatus::of(own).expect("this process");
         assert_eq!((status.pid, status.uid), (own, nix::unistd::getuid().as_raw()));
+        assert_eq!(status.gid, nix::unistd::getgid().as_raw());
         for address in ["127.0.0.1:0", "[::]:0"] {
             let listener = TcpListener::bind(address).expect("a free port");
             let port = listener.local_addr().expect("an address").port();

@@ -86,6 +86,8 @@ pub struct Publisher {
     pub upstream: Option<(Upstream, Arc<ArcSwapOption<SocketAddr>>)>,
     /// What connections have told of instances.
     pub loads: Loads,
+    /// The revision of the catalog that was published last.
+    pub published: watch::Sender<u64>,
 }
 
 impl Publisher {
@@ -124,6 +126,7 @@ impl Publisher {
             // Nothing is carried without routes, and nothing may be carried before its rules are here.
             self.shared.set_rules(Rules::new(known.clone(), services, node.clone()));
             let is_in_force = self.publish_routes(node, &serving, &known, routes);
+            self.published.send_replace(known.revision);
             if is_in_force {
                 backoff.reset();
             }

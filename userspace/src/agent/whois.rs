@@ -12,6 +12,7 @@ use crate::{
     identity::{NodeName, SpiffeId, Subject, WorkloadName},
     policy::{Destination, DestinationPattern, Party, Rule},
     proxy::Shared,
+    workload::Credentials,
 };
 
 /// Everybody that the question may mean. Blocks.
@@ -59,7 +60,9 @@ impl Knowledge<'_> {
     /// `None` for one outside of the cgroup that the hooks are attached to.
     fn workload(&self, process: &ProcessStatus) -> Option<WorkloadName> {
         let finder = self.shared.workloads.get()?;
-        Handle::current().block_on(finder.find(process.cgroup_id, process.uid))
+        let ProcessStatus { pid, uid, gid, cgroup_id: cgroup, .. } = *process;
+        let credentials = Credentials { cgroup, uid, gid: Some(gid) };
+        finder.by_program(pid).or_else(|| Handle::current().block_on(finder.find(credentials)))
     }
 
     /// By the names of the services that it listens for, too.

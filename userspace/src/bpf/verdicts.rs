@@ -15,7 +15,10 @@ use tokio::{
 use tracing::warn;
 
 use super::{BpfError, KernelHalf};
-use crate::policy::{Protocol, RuleId};
+use crate::{
+    policy::{Protocol, RuleId},
+    workload::Credentials,
+};
 
 /// Why the kernel half refused something, or would have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,10 +44,8 @@ pub struct KernelVerdict {
     pub reason: Reason,
     /// Process of the caller; 0, as all that is said of the caller, if a connection comes from another host.
     pub pid: u32,
-    /// User of the caller.
-    pub uid: u32,
-    /// cgroup v2 id of the caller.
-    pub cgroup: u64,
+    /// To whom it belongs.
+    pub credentials: Credentials,
     /// Name of the calling thread.
     pub command: String,
     /// Where to.
@@ -68,8 +69,7 @@ impl KernelVerdict {
                 rule => RuleId::new(rule).map_or(Reason::Default, Reason::Rule),
             },
             pid: event.pid,
-            uid: event.uid,
-            cgroup: event.cgroup,
+            credentials: Credentials { cgroup: event.cgroup, uid: event.uid, gid: Some(event.gid) },
             command: event.command().to_owned(),
             destination: event.destination.into(),
             origin: (event.origin != SocketAddress::default()).then(|| event.origin.into()),

@@ -84,10 +84,16 @@ pub struct CheckOptions {
     pub cgroup: Option<PathBuf>,
 }
 
-/// Looks at everything, in the order in which a problem explains the next. Blocks for a few seconds at most.
-pub async fn run(options: &CheckOptions) -> Vec<Finding> {
+/// Whether the kernel and this host have what an agent needs, without one.
+pub fn preflight(options: &CheckOptions) -> Vec<Finding> {
     let mut findings = kernel::check();
     findings.extend(host::check(options));
+    findings
+}
+
+/// Looks at everything, in the order in which a problem explains the next. Blocks for a few seconds at most.
+pub async fn run(options: &CheckOptions) -> Vec<Finding> {
+    let mut findings = preflight(options);
     findings.extend(disk::check(&options.data_dir));
     findings.extend(running::check(options).await);
     findings

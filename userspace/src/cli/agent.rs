@@ -32,7 +32,7 @@ pub struct AgentArgs {
     #[arg(long, default_value_t = DEFAULT_MARK, value_name = "NUMBER")]
     mark: u32,
     /// A workload of this host by your own name instead of that of its unit or user, such as
-    /// shop=unit:web.service,user:shop; may be given several times.
+    /// shop=unit:web.service,user:shop or backup=group:backup; may be given several times.
     #[arg(long = "workload", value_name = "NAME=SELECTOR[,SELECTOR]")]
     workloads: Vec<Explicit>,
     #[command(flatten)]
@@ -134,23 +134,30 @@ impl MemberOptions {
 /// When the agent cannot start.
 pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
     let _last_lines = daemon::start_log(arguments.daemon.log_format)?;
-    let AgentArgs { daemon, kernel, member, outbound_port, mark, workloads, room } = arguments;
-    anyhow::ensure!(mark != 0, "--mark 0 is what every socket has: choose another number");
-    let cgroup = match kernel.cgroup {
-        // Resolved, because it is compared with where processes are.
-        Some(cgroup) => std::fs::canonicalize(&cgroup)
-            .map_err(|error| anyhow::anyhow!("--cgroup {}: {error}", cgroup.display()))?,
-        None => cgroup::root()?,
-    };
-    let capture = Capture::Kernel(InterceptionOptions {
-        cgroup,
-        bpf_dir: kernel.bpf_dir,
-        mark,
-        outbound_port,
-        room: room.room(),
-        workloads,
-    });
-    run_until_stopped(member.agent_options(daemon, capture, &[outbound_port])?)
+    run_until_stopped(arguments.options()?)
+}
+
+impl AgentArgs {
+    /// The options of the agent to run.
+    pub(super) fn options(self) -> anyhow::Result<AgentOptions> {
+        let Self { daemon, kernel, member, outbound_port, mark, workloads, room } = self;
+        anyhow::ensure!(mark != 0, "--mark 0 is what every socket has: choose another number");
+        let cgroup = match kernel.cgroup {
+            // Resolved, because it is compared with where processes are.
+            Some(cgroup) => std::fs::canonicalize(&cgroup)
+                .map_err(|error| anyhow::anyhow!("--cgroup {}: {error}", cgroup.display()))?,
+            None => cgroup::root()?,
+        };
+        let capture = Capture::Kernel(InterceptionOptions {
+            cgroup,
+            bpf_dir: kernel.bpf_dir,
+            mark,
+            outbound_port,
+            room: room.room(),
+            workloads,
+        });
+        member.agent_options(daemon, capture, &[outbound_port])
+    }
 }
 
 /// Runs an agent or a sidecar.

@@ -15,6 +15,7 @@ use super::RunDirectory;
 use crate::{
     identity::NodeName,
     log_writer::{self, LastLines},
+    notify,
     proxy::access_log,
 };
 
@@ -95,12 +96,14 @@ pub fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::R
     runtime.context("the runtime cannot start its threads")?.block_on(future)
 }
 
-/// A token that is cancelled at the first SIGTERM or SIGINT. Needs a tokio runtime.
+/// A token that is cancelled at the first SIGTERM or SIGINT. From now on the service manager is told that the daemon
+/// lives. Needs a tokio runtime.
 ///
 /// # Errors
 /// When the signals cannot be caught.
 pub fn stop_on_signal() -> anyhow::Result<CancellationToken> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(notify::keep_alive());
     let token = CancellationToken::new();
     let stop = token.clone();
     tokio::spawn(async move {
@@ -109,6 +112,7 @@ pub fn stop_on_signal() -> anyhow::Result<CancellationToken> {
             _ = interrupt.recv() => "SIGINT",
         };
         info!(signal = name, "stopping");
+        notify::stopping();
         stop.cancel();
     });
     Ok(token)

@@ -6,12 +6,16 @@ pub mod ca;
 pub mod check;
 mod config;
 pub mod daemon;
+pub mod daemons;
+pub mod down;
 mod encryption;
 mod going_strict;
 pub mod host;
+pub mod init;
 pub mod members;
 pub mod observe;
 pub mod output;
+pub mod package_files;
 pub mod policy;
 pub mod rule;
 pub mod server;
@@ -20,6 +24,7 @@ pub mod services;
 pub mod sidecar;
 pub mod status;
 pub mod token;
+pub mod up;
 pub mod whois;
 
 use std::ffi::OsString;
@@ -32,11 +37,10 @@ pub use config::with_config_file;
 
 /// Encrypts the TCP connections between Linux hosts without changing any program.
 ///
-/// Start a server on one host, then an agent on every host, joined by a token:
+/// One host begins, and prints the line to run on another, which then joins:
 ///
-///   murmesh server
-///   murmesh token create
-///   murmesh agent --join TOKEN
+///   murmesh init
+///   murmesh up --join TOKEN
 #[derive(Debug, Parser)]
 #[command(name = "murmesh", version, verbatim_doc_comment, arg_required_else_help = true)]
 pub struct Cli {
@@ -48,6 +52,12 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Begin a mesh: make this host its first server and a member, and print the line by which another host joins.
+    Init(init::InitArgs),
+    /// Join a mesh if need be, and protect this host, also after its next boot where systemd runs.
+    Up(up::UpArgs),
+    /// Stop the agent of this host, which lets connections end first, and keep it stopped.
+    Down(down::DownArgs),
     /// Run the server of a mesh: certificates, catalog, join tokens.
     Server(Box<server::ServerArgs>),
     /// Run the agent of this host: intercept connections and carry them encrypted.
@@ -88,6 +98,12 @@ pub enum Command {
     /// Measure what connections cost: plain TCP, the mesh, and other ways, side by side.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Run a daemon, and run it again when it fails.
+    #[command(hide = true)]
+    Supervise(daemons::supervisor::SuperviseArgs),
+    /// Write what a package holds beside the program: manual pages, completions, the default configuration.
+    #[command(hide = true)]
+    PackageFiles(package_files::PackageFilesArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

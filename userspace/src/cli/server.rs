@@ -108,6 +108,13 @@ pub struct ResealArgs {
     new_seal_passphrase_file: Option<PathBuf>,
 }
 
+impl ServerArgs {
+    /// Its directories.
+    pub(super) fn daemon(&self) -> &DaemonOptions {
+        &self.daemon
+    }
+}
+
 impl SealOptions {
     fn source(self, data_dir: &Path) -> KeySource {
         KeySource::choose(self.seal_key_file, self.seal_passphrase_file, data_dir)

@@ -96,7 +96,7 @@ pub(super) fn local_error(status: tonic::Status) -> anyhow::Error {
 }
 
 /// Everything that is wrong, in words.
-fn problems(status: &v1::StatusResponse, now: SystemTime) -> Vec<String> {
+pub(super) fn problems(status: &v1::StatusResponse, now: SystemTime) -> Vec<String> {
     let mut problems = Vec::new();
     if time_from_unix(status.certificate_expires_at).is_none_or(|end| end <= now) {
         problems.push("the certificate has expired: no connection can be carried".to_owned());

@@ -61,6 +61,11 @@ pub(super) fn sealer(directory: &Path, key: &KeySource) -> Result<Sealer, Contro
 }
 
 impl Membership {
+    /// Whether `directory` holds one.
+    pub fn exists(directory: &Path) -> bool {
+        directory.join(MEMBERSHIP_FILE).exists()
+    }
+
     /// Loads what `directory` holds; `None` if the host never joined.
     ///
     /// # Errors
@@ -141,6 +146,11 @@ impl Membership {
     /// Whether this is what `token` gave.
     pub(super) fn is_of(&self, token: &JoinToken) -> bool {
         self.token == token_hash(token)
+    }
+
+    /// Whether both are what one token gave.
+    pub(super) fn is_of_the_same_token(&self, other: &Self) -> bool {
+        self.token == other.token
     }
 
     /// The servers of the mesh.

@@ -32,7 +32,7 @@ pub use membership::Membership;
 use crate::api::v1;
 use crate::catalog::{Catalog, Report, WireError};
 use crate::identity::token::ServerAddress;
-use crate::identity::{Fingerprint, Identity, IdentityError, JoinToken, NodeName};
+use crate::identity::{Fingerprint, Identity, IdentityError, JoinToken, NodeName, TrustDomain};
 use crate::seal::{KeySource, SealError};
 
 /// How long a clean stop waits for the server to acknowledge that nothing is served any more.
@@ -136,6 +136,30 @@ pub struct Control {
     acknowledged: watch::Receiver<Option<Report>>,
     mark: Option<u32>,
     _tasks: JoinSet<()>,
+}
+
+/// What a host is a member as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    /// The mesh.
+    pub trust_domain: TrustDomain,
+    /// The name of the host in it.
+    pub node: NodeName,
+    /// Whether it has just become that.
+    pub is_new: bool,
+}
+
+/// Joins the mesh if need be, and no more.
+///
+/// # Errors
+/// As [`start`].
+pub async fn join(options: &ControlOptions) -> Result<Joined, ControlError> {
+    let sealer = membership::sealer(&options.data_dir, &options.seal)?;
+    let before = Membership::load(&options.data_dir, &sealer)?;
+    let membership = enrolment::membership(options, &sealer, &CancellationToken::new()).await?;
+    let (trust_domain, node) = membership.name()?;
+    let is_new = before.is_none_or(|before| !before.is_of_the_same_token(&membership));
+    Ok(Joined { trust_domain, node, is_new })
 }
 
 /// Joins the mesh if need be, then keeps identity, catalog and report up to date in the background.

@@ -18,6 +18,7 @@ use crate::{
     identity::SpiffeId,
     observe::{End, Event, Outcome, Process},
     policy::{Action, Protocol, Verdict},
+    workload::Credentials,
 };
 
 /// Reason of the end of a stream that did not fail.
@@ -47,10 +48,8 @@ impl Direction {
 pub struct Caller {
     /// Thread group, which is what users call a process.
     pub pid: u32,
-    /// Its user.
-    pub uid: u32,
-    /// Its cgroup, by the inode number.
-    pub cgroup: u64,
+    /// To whom it belonged when it connected.
+    pub credentials: Credentials,
 }
 
 /// Who is connected.
@@ -134,9 +133,9 @@ impl AccessRecord {
             Direction::Outbound => (self.parties.local.as_ref(), self.parties.peer.node().cloned()),
             Direction::Inbound => (Some(&self.parties.peer), Some(self.shared.node.as_ref().clone())),
         };
-        let process = self.caller.map(|Caller { pid, uid, .. }| {
+        let process = self.caller.map(|Caller { pid, credentials }| {
             let name = self.process_name.as_ref().map(ToString::to_string);
-            Process { pid, uid, name: name.or_else(|| Process::name_of(pid)) }
+            Process { pid, uid: credentials.uid, name: name.or_else(|| Process::name_of(pid)) }
         });
         Event {
             time: SystemTime::now(),

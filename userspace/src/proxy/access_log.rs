@@ -17,7 +17,7 @@ use tracing_subscriber::fmt::{
 };
 
 use super::access::{Caller, Direction, Parties};
-use crate::{log_writer, policy::Verdict};
+use crate::{log_writer, policy::Verdict, workload::Credentials};
 
 /// The target that filters know it by.
 const TARGET: &str = "access";
@@ -139,7 +139,7 @@ impl Line<'_> {
         if let Some(local) = &parties.local {
             write!(into, " local={local}")?;
         }
-        if let Some(Caller { pid, uid, .. }) = caller {
+        if let Some(Caller { pid, credentials: Credentials { uid, .. } }) = caller {
             write!(into, " pid={pid} uid={uid}")?;
         }
         match verdict.rule {
@@ -168,7 +168,7 @@ impl Line<'_> {
         if let Some(local) = &parties.local {
             write!(into, ",\"local\":\"{local}\"")?;
         }
-        if let Some(Caller { pid, uid, .. }) = caller {
+        if let Some(Caller { pid, credentials: Credentials { uid, .. } }) = caller {
             write!(into, ",\"pid\":{pid},\"uid\":{uid}")?;
         }
         match verdict.rule {
@@ -211,7 +211,7 @@ mod tests {
                 local: "spiffe://mesh.test/host/fcc00/user-root".parse().ok().map(Arc::new),
                 peer: SpiffeId::host(trust_domain, "fcs00".parse().expect("a name")).into(),
             },
-            caller: Some(Caller { pid: 7, uid: 8, cgroup: 9 }),
+            caller: Some(Caller { pid: 7, credentials: Credentials { cgroup: 9, uid: 8, gid: Some(8) } }),
             verdict: Verdict { action: Action::Allow, rule: RuleId::new(3), dry_run: None },
             close,
         };

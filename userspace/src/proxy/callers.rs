@@ -1,17 +1,26 @@
-//! Who the processes are that connect, by the cgroup and the user that the kernel half saw.
+//! Who the processes are that connect, by the credentials that the kernel half saw.
 
 use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
 use super::{Shared, access::Caller};
-use crate::identity::{NodeName, SpiffeId, Subject};
+use crate::{
+    identity::{NodeName, SpiffeId, Subject, WorkloadName},
+    workload::Credentials,
+};
 
 /// Callers that are remembered by a worker.
 const MAX_CALLERS: usize = 4096;
 
+#[derive(PartialEq, Eq, Hash)]
+enum Known {
+    Credentials(Credentials),
+    Program(WorkloadName),
+}
+
 /// One worker's memory of this host's workloads.
 pub struct Callers {
     shared: Arc<Shared>,
-    known: RefCell<HashMap<(u64, u32), Arc<SpiffeId>>>,
+    known: RefCell<HashMap<Known, Arc<SpiffeId>>>,
 }
 
 impl Callers {
@@ -26,13 +35,16 @@ impl Callers {
         let (Some(caller), Some(finder)) = (caller, self.shared.workloads.get()) else {
             return Some(self.shared.identities.host().id.clone());
         };
-        if let Some(id) = self.known.borrow().get(&(caller.cgroup, caller.uid)) {
+        let Caller { pid, credentials } = caller;
+        let program = finder.by_program(pid);
+        let key = program.clone().map_or(Known::Credentials(credentials), Known::Program);
+        if let Some(id) = self.known.borrow().get(&key) {
             return Some(id.clone());
         }
         // Streams of callers that are known have no room for a search in their tasks.
-        let workload = match finder.known(caller.cgroup, caller.uid) {
+        let workload = match program.or_else(|| finder.known(credentials)) {
             Some(workload) => workload,
-            None => Box::pin(finder.find(caller.cgroup, caller.uid)).await?,
+            None => Box::pin(finder.find(credentials)).await?,
         };
         let mut known = self.known.borrow_mut();
         if known.len() >= MAX_CALLERS {
@@ -41,7 +53,7 @@ impl Callers {
         let trust_domain = self.shared.identities.host().id.trust_domain.clone();
         let subject = Subject::Workload(NodeName::clone(&self.shared.node), workload);
         let id = Arc::new(SpiffeId { trust_domain, subject });
-        known.insert((caller.cgroup, caller.uid), id.clone());
+        known.insert(key, id.clone());
         Some(id)
     }
 

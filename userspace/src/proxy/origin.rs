@@ -6,6 +6,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use murmesh_common::ConnectionRecord;
 use tokio::net::TcpStream;
 use tracing::{error, warn};
 
@@ -13,6 +14,7 @@ use super::{Shared, access::Caller, traffic::Counter};
 use crate::{
     bpf::{BpfError, Records},
     limited_log::LimitedLog,
+    workload::Credentials,
 };
 
 /// Anybody on this host can connect to the outbound listener.
@@ -57,7 +59,7 @@ impl Origin {
                     Some(Original {
                         destination: record.peer.into(),
                         client: source.map(|source| SocketAddr::new(source, peer.port())),
-                        caller: Some(Caller { pid: record.pid, uid: record.uid, cgroup: record.cgroup }),
+                        caller: Some(Caller { pid: record.pid, credentials: credentials(&record) }),
                     })
                 }
                 Ok(None) => {
@@ -88,6 +90,10 @@ impl Origin {
             Self::Upstream(_) => Ok(()),
         }
     }
+}
+
+fn credentials(record: &ConnectionRecord) -> Credentials {
+    Credentials { cgroup: record.cgroup, uid: record.uid, gid: Some(record.gid) }
 }
 
 /// A client that bound its socket keeps that address; any other arrives from loopback, where it was redirected.

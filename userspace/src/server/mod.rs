@@ -49,6 +49,7 @@ use crate::api::{MAX_REQUEST_BYTES, unix_seconds, v1};
 use crate::identity::token::{ServerAddress, ServerAddressError};
 use crate::identity::{IdentityError, NodeName, SpiffeId, TrustDomain};
 use crate::local::{LocalError, LocalSocket, SERVER_SOCKET};
+use crate::notify;
 use crate::seal::{KeyId, KeySource};
 use crate::store::{EmbeddedStore, EtcdOptions, EtcdStore, Store, StoreError};
 use admin::AdminService;
@@ -284,6 +285,7 @@ impl Server {
         let routes =
             Routes::new(LocalServer::new(admin)).add_service(AdministrationServer::new(self.administration));
         let local = self.socket.serve(routes, shutdown.clone());
+        notify::ready();
         let serving = GrpcServer::builder()
             .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))

@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Users, Workloads};
+use super::{Credentials, Users, Workloads};
 use crate::identity::WorkloadName;
 
 /// How long anybody waits for the file system and the database of users.
@@ -51,22 +51,28 @@ impl Finder {
         &self.workloads
     }
 
-    /// The workload of a process of user `uid` in a cgroup, as far as that is known. Never waits.
-    pub fn known(&self, cgroup: u64, uid: u32) -> Option<WorkloadName> {
-        self.workloads.borrow().of(cgroup, uid)
+    /// The workload of whom `credentials` are, as far as that is known. Never waits.
+    pub fn known(&self, credentials: Credentials) -> Option<WorkloadName> {
+        self.workloads.borrow().of(credentials)
     }
 
-    /// The workload of a process of user `uid` in a cgroup. `None` if there is no such cgroup (any more) below ours, or if
-    /// it cannot be found out in time.
-    pub async fn find(&self, cgroup: u64, uid: u32) -> Option<WorkloadName> {
-        let known = self.known(cgroup, uid);
-        if known.is_some() || self.strangers().contains(&cgroup) {
+    /// The workload of whom `credentials` are. `None` if there is no such cgroup (any more) below ours, or if it cannot be
+    /// found out in time.
+    pub async fn find(&self, credentials: Credentials) -> Option<WorkloadName> {
+        let known = self.known(credentials);
+        if known.is_some() || self.strangers().contains(&credentials.cgroup) {
             return known;
         }
-        timeout(PATIENCE, self.search(cgroup, uid)).await.ok()?
+        timeout(PATIENCE, self.search(credentials)).await.ok()?
     }
 
-    async fn search(&self, cgroup: u64, uid: u32) -> Option<WorkloadName> {
+    /// The workload of process `pid`, if it is one by the program that it runs.
+    pub fn by_program(&self, pid: u32) -> Option<WorkloadName> {
+        self.workloads.borrow().of_program(|| std::fs::read_link(format!("/proc/{pid}/exe")).ok())
+    }
+
+    async fn search(&self, credentials: Credentials) -> Option<WorkloadName> {
+        let Credentials { cgroup, uid, .. } = credentials;
         let mut workloads = self.workloads.borrow().clone();
         if !workloads.cgroups.contains_key(&cgroup) {
             workloads = self.look(cgroup, Instant::now()).await?;
@@ -76,7 +82,7 @@ impl Finder {
             return None;
         };
         let users = workloads.users.clone();
-        match found.of(uid, || users.name(uid)) {
+        match found.of(credentials, || users.name(uid)) {
             Some(name) => Some(name),
             None => self.ask(users, uid).await,
         }
@@ -153,6 +159,10 @@ mod tests {
         (root, Finder::new(watch::channel(workloads).1))
     }
 
+    fn of(cgroup: u64, uid: u32) -> Credentials {
+        Credentials { cgroup, uid, gid: Some(0) }
+    }
+
     fn id(path: &std::path::Path) -> u64 {
         fs::metadata(path).expect("there").ino()
     }
@@ -163,13 +173,13 @@ mod tests {
         let unit = root.path().join("nginx.service");
         fs::create_dir(&unit).expect("made");
         let cgroup = id(&unit);
-        assert_eq!(finder.known(cgroup, 0), None);
-        assert_eq!(finder.find(cgroup, 0).await, WorkloadName::of_unit("nginx.service").ok());
+        assert_eq!(finder.known(of(cgroup, 0)), None);
+        assert_eq!(finder.find(of(cgroup, 0)).await, WorkloadName::of_unit("nginx.service").ok());
         fs::remove_dir(&unit).expect("removed");
         let gone = cgroup + 1_000_000;
-        assert_eq!(finder.find(gone, 0).await, None);
+        assert_eq!(finder.find(of(gone, 0)).await, None);
         assert!(finder.strangers().contains(&gone));
-        assert_eq!(finder.find(id(root.path()), 0).await, WorkloadName::of_user("root").ok());
+        assert_eq!(finder.find(of(id(root.path()), 0)).await, WorkloadName::of_user("root").ok());
     }
 
     #[tokio::test]
@@ -180,8 +190,8 @@ mod tests {
         fs::create_dir(&unit).expect("made");
         let finder = Arc::new(finder);
         let (waiting, cgroup) = (finder.clone(), id(root.path()));
-        let waiting = tokio::spawn(async move { waiting.find(cgroup, 7).await });
-        assert_eq!(finder.find(id(&unit), 7).await, WorkloadName::of_unit("nginx.service").ok());
+        let waiting = tokio::spawn(async move { waiting.find(of(cgroup, 7)).await });
+        assert_eq!(finder.find(of(id(&unit), 7)).await, WorkloadName::of_unit("nginx.service").ok());
         answer.send(()).expect("it is asked");
         assert_eq!(waiting.await.expect("no panic"), WorkloadName::of_user("number-7").ok());
         assert_eq!(finder.workloads.borrow().users().name(7), WorkloadName::of_user("number-7").ok());

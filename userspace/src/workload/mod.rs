@@ -33,6 +33,17 @@ pub struct WorkloadError {
     error: io::Error,
 }
 
+/// To whom a process or a socket belongs, as the kernel tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Credentials {
+    /// The kernel's number of its cgroup.
+    pub cgroup: u64,
+    /// Real user id.
+    pub uid: u32,
+    /// Real group id. A socket has none.
+    pub gid: Option<u32>,
+}
+
 /// The processes of a cgroup.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cgroup {
@@ -40,6 +51,8 @@ pub struct Cgroup {
     pub workload: Option<WorkloadName>,
     /// Users who are a workload of their own here.
     pub by_uid: BTreeMap<u32, WorkloadName>,
+    /// Groups that are one, whoever the user is.
+    pub by_gid: BTreeMap<u32, WorkloadName>,
 }
 
 /// The cgroups below one directory, and who is in each.
@@ -67,9 +80,15 @@ impl Workloads {
         &self.users
     }
 
-    /// The workload of a process of user `uid` in a cgroup, as far as that is known. Never waits.
-    pub fn of(&self, cgroup: u64, uid: u32) -> Option<WorkloadName> {
-        self.cgroups.get(&cgroup)?.of(uid, || self.users.name(uid))
+    /// The workload of whom `credentials` are, as far as that is known. Never waits.
+    pub fn of(&self, credentials: Credentials) -> Option<WorkloadName> {
+        let name = || self.users.name(credentials.uid);
+        self.cgroups.get(&credentials.cgroup)?.of(credentials, name)
+    }
+
+    /// The workload of whoever runs `program`, if it is told by that. See [`Naming::of_program`].
+    pub fn of_program(&self, program: impl FnOnce() -> Option<PathBuf>) -> Option<WorkloadName> {
+        self.naming.of_program(program)
     }
 
     /// With the cgroups that there are now, and the users who own them. Looks at all of them, which takes milliseconds,
@@ -86,20 +105,26 @@ impl Workloads {
 
     /// The cgroup at `path`, whose owner is named by `name` if it is a user.
     fn cgroup(&self, path: &Path, name: impl Fn(&Users, u32) -> Option<WorkloadName>) -> Option<Cgroup> {
-        let Members { owner, by_uid } = self.naming.of(path.strip_prefix(&self.root).ok()?)?;
+        let Members { owner, by_uid, by_gid } = self.naming.of(path.strip_prefix(&self.root).ok()?)?;
         let workload = match owner {
             Owner::Workload(workload) => Some(workload),
             Owner::User(uid) => Some(name(&self.users, uid)?),
             Owner::Caller => None,
         };
-        Some(Cgroup { workload, by_uid })
+        Some(Cgroup { workload, by_uid, by_gid })
     }
 }
 
 impl Cgroup {
-    /// Who a process of user `uid` is; `name` is what the user is called.
-    fn of(&self, uid: u32, name: impl FnOnce() -> Option<WorkloadName>) -> Option<WorkloadName> {
-        self.by_uid.get(&uid).or(self.workload.as_ref()).cloned().or_else(name)
+    /// Who it is; `name` is what the user is called.
+    fn of(
+        &self,
+        credentials: Credentials,
+        name: impl FnOnce() -> Option<WorkloadName>,
+    ) -> Option<WorkloadName> {
+        let by_group = credentials.gid.and_then(|gid| self.by_gid.get(&gid));
+        let told = by_group.or_else(|| self.by_uid.get(&credentials.uid)).or(self.workload.as_ref());
+        told.cloned().or_else(name)
     }
 }
 

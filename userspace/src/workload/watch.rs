@@ -225,7 +225,8 @@ mod tests {
             .expect("followed")
             .clone();
         let nginx = WorkloadName::of_unit("nginx.service").ok();
-        assert_eq!((known.of(unit_id, 0), known.of(worker, 0)), (nginx.clone(), nginx));
+        let of = |cgroup| known.of(crate::workload::Credentials { cgroup, uid: 0, gid: None });
+        assert_eq!((of(unit_id), of(worker)), (nginx.clone(), nginx));
         fs::remove_dir_all(&unit).expect("removed");
         workloads.wait_for(|now| !now.cgroups.contains_key(&unit_id)).await.expect("followed");
         fs::create_dir(&unit).expect("made again");

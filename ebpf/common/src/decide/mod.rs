@@ -54,6 +54,8 @@ pub trait Knowledge {
     fn workload(&self) -> Option<WorkloadEntry>;
     /// `USERS`, by the user id of the caller.
     fn user(&self, scope: u32) -> Option<SourceClass>;
+    /// `USERS`, by the group id of the caller.
+    fn group(&self, scope: u32) -> Option<SourceClass>;
     /// `VERDICTS`.
     fn verdict(&self, key: &VerdictKey) -> Option<Verdict>;
     /// The longest prefix in `EGRESS` for the address of `destination`, with `port` (network byte order) in place
@@ -227,7 +229,11 @@ fn judge(destination: &Destination, knowledge: &impl Knowledge) -> Judgement {
 fn source(knowledge: &impl Knowledge) -> Option<SourceClass> {
     let workload = knowledge.workload()?;
     let mut class = workload.class;
-    if workload.by_user != 0
+    if workload.by_group != 0
+        && let Some(group) = knowledge.group(workload.by_group)
+    {
+        class = group;
+    } else if workload.by_user != 0
         && let Some(user) = knowledge.user(workload.by_user)
     {
         class = user;

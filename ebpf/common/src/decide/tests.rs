@@ -22,6 +22,7 @@ struct World {
     endpoints: HashMap<SocketAddress, Endpoint>,
     workload: Option<WorkloadEntry>,
     user: Option<SourceClass>,
+    group: Option<SourceClass>,
     verdicts: HashMap<VerdictKey, Verdict>,
     /// By port.
     egress: HashMap<u16, Destination>,
@@ -43,6 +44,9 @@ impl Knowledge for World {
     }
     fn user(&self, scope: u32) -> Option<SourceClass> {
         self.user.filter(|_| scope == SCOPE)
+    }
+    fn group(&self, scope: u32) -> Option<SourceClass> {
+        self.group.filter(|_| scope == SCOPE)
     }
     fn verdict(&self, key: &VerdictKey) -> Option<Verdict> {
         self.verdicts.get(key).copied()
@@ -181,25 +185,38 @@ fn worlds() -> impl Strategy<Value = World> {
     let endpoint = destination().prop_map(|destination| Endpoint { source: SOURCE, destination });
     let key = (1_u32..3, 1_u32..3).prop_map(|(source, destination)| VerdictKey { source, destination });
     let class = prop::sample::select(vec![0, 1, 2, CLASS_CHANGES]);
-    let workload =
-        (class.clone(), 0_u32..=SCOPE + 1).prop_map(|(class, by_user)| WorkloadEntry { class, by_user });
+    let scope = || 0_u32..=SCOPE + 1;
+    let workload = (class.clone(), scope(), scope()).prop_map(|(class, by_user, by_group)| WorkloadEntry {
+        class,
+        by_user,
+        by_group,
+    });
     (
         (0_u32..2, 0_u32..2, any::<bool>()),
         prop::collection::hash_map(addresses, endpoint, 0..3),
         prop::option::of(workload),
-        prop::option::of(class),
+        (prop::option::of(class.clone()), prop::option::of(class)),
         prop::collection::hash_map(key, verdict(), 0..5),
         prop::collection::hash_map(prop::sample::select(vec![0, SERVICE.port]), destination(), 0..3),
         any::<bool>(),
     )
         .prop_map(
-            |((egress_on, loopback, agents), endpoints, workload, user, verdicts, egress, agent_listens)| {
+            |(
+                (egress_on, loopback, agents),
+                endpoints,
+                workload,
+                (user, group),
+                verdicts,
+                egress,
+                agent_listens,
+            )| {
                 World {
                     cgroup: if agents { SETTINGS.cgroup } else { 6 },
                     policy: PolicyState { egress: egress_on, loopback, ..PolicyState::default() },
                     endpoints,
                     workload,
                     user,
+                    group,
                     verdicts,
                     egress,
                     agent_listens,
@@ -239,8 +256,9 @@ fn reference(attempt: &Attempt, world: &World) -> Decision {
     }
     let exact = world.egress.get(&attempt.destination.port);
     let outside = exact.or_else(|| world.egress.get(&0)).filter(|_| tcp && world.policy.egress != 0);
-    let caller = world.workload.map(|workload| match world.user {
-        Some(class) if workload.by_user == SCOPE => class,
+    let caller = world.workload.map(|workload| match (world.group, world.user) {
+        (Some(class), _) if workload.by_group == SCOPE => class,
+        (_, Some(class)) if workload.by_user == SCOPE => class,
         _ => workload.class,
     });
     let caller = caller.filter(|class| *class != CLASS_CHANGES);

@@ -41,6 +41,12 @@ impl Caller {
     }
 
     #[inline(always)]
+    pub fn gid() -> u32 {
+        // SAFETY: the helper takes no arguments.
+        (unsafe { bpf_get_current_uid_gid() } >> 32) as u32
+    }
+
+    #[inline(always)]
     pub fn cgroup() -> u64 {
         // SAFETY: the helper takes no arguments.
         unsafe { bpf_get_current_cgroup_id() }

@@ -69,7 +69,7 @@ struct DefaultChanges {
     #[arg(long, value_name = "ACTION")]
     egress: Option<Action>,
     /// Of services that have no mode of their own: observe, permissive or strict.
-    #[arg(long, value_name = "MODE")]
+    #[arg(long, visible_alias = "default-mode", value_name = "MODE")]
     mode: Option<Mode>,
 }
 

@@ -64,7 +64,7 @@ pub fn changes(present: &Tables, wanted: &Tables) -> Vec<Change> {
     let (workloads, come_or_gone) = altered(&present.workloads, &wanted.workloads)
         .partition::<Vec<_>, _>(|(cgroup, entry)| entry.is_some() && present.workloads.contains_key(cgroup));
     let users: Vec<_> = altered(&present.users, &wanted.users).collect();
-    let marked = WorkloadEntry { class: CLASS_CHANGES, by_user: 0 };
+    let marked = WorkloadEntry { class: CLASS_CHANGES, ..WorkloadEntry::default() };
     changes.extend(workloads.iter().map(|(cgroup, _)| Change::Workload(*cgroup, Some(marked))));
     changes.extend(users.iter().map(|(uid, _)| Change::User(*uid, Some(CLASS_CHANGES))));
 

@@ -23,8 +23,19 @@ pub struct Numbers {
     sources: HashMap<Vec<IdentityPattern>, Given>,
     destinations: HashMap<(bool, Vec<DestinationPattern>), Given>,
     groups: HashMap<Closed, Given>,
-    /// Of cgroups by what is not told by the class of their own: whether any user is, and which users are others.
-    scopes: HashMap<(bool, BTreeMap<u32, WorkloadName>), Given>,
+    /// Of cgroups by what is not told by the class of their own.
+    scopes: HashMap<Scope, Given>,
+}
+
+/// Who is told apart in a cgroup.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Scope {
+    /// Every user.
+    AllUsers(BTreeMap<u32, WorkloadName>),
+    /// These users.
+    Users(BTreeMap<u32, WorkloadName>),
+    /// These groups.
+    Groups(BTreeMap<u32, WorkloadName>),
 }
 
 #[derive(Debug)]
@@ -36,7 +47,8 @@ struct Given {
 impl Numbers {
     /// Starting with numbers that no entry of `present` has.
     pub fn beyond(present: &Tables) -> Self {
-        let workloads = present.workloads.values().flat_map(|entry| [entry.class, entry.by_user]);
+        let workloads =
+            present.workloads.values().flat_map(|entry| [entry.class, entry.by_user, entry.by_group]);
         let sources = workloads.chain(present.users.values().copied());
         let endpoints = present.endpoints.values().map(|endpoint| endpoint.destination.class);
         let destinations = endpoints.chain(present.egress.values().map(|destination| destination.class));
@@ -68,14 +80,23 @@ impl Numbers {
         give(&mut self.groups, closed, &mut self.last)
     }
 
-    fn scope(&mut self, cgroup: &Cgroup) -> u32 {
-        match (&cgroup.workload, cgroup.by_uid.is_empty()) {
-            (Some(_), true) => 0,
-            (None, true) => BY_USER,
-            (workload, false) => {
-                give(&mut self.scopes, (workload.is_none(), cgroup.by_uid.clone()), &mut self.last)
-            }
+    /// Of the users of a cgroup; 0 if they are all the same.
+    fn users(&mut self, cgroup: &Cgroup) -> u32 {
+        let scope = match (&cgroup.workload, cgroup.by_uid.is_empty()) {
+            (Some(_), true) => return 0,
+            (None, true) => return BY_USER,
+            (Some(_), false) => Scope::Users(cgroup.by_uid.clone()),
+            (None, false) => Scope::AllUsers(cgroup.by_uid.clone()),
+        };
+        give(&mut self.scopes, scope, &mut self.last)
+    }
+
+    /// Of the groups of a cgroup; 0 if none tells who a process is.
+    fn groups(&mut self, cgroup: &Cgroup) -> u32 {
+        if cgroup.by_gid.is_empty() {
+            return 0;
         }
+        give(&mut self.scopes, Scope::Groups(cgroup.by_gid.clone()), &mut self.last)
     }
 
     /// Forgets what was not asked for since the last call.
@@ -117,23 +138,31 @@ impl Sources {
         };
         let (mut workloads, mut users, mut told) = (BTreeMap::new(), HashMap::new(), HashSet::new());
         for (id, cgroup) in who.cgroups {
-            let scope = numbers.scope(cgroup);
+            let (by_user, by_group) = (numbers.users(cgroup), numbers.groups(cgroup));
             let own = cgroup.workload.as_ref().map_or(0, |name| class(name, numbers));
-            let entry = WorkloadEntry { class: own, by_user: scope };
+            let entry = WorkloadEntry { class: own, by_user, by_group };
             workloads.insert(*id, entry);
-            if !told.insert((scope, own)) {
+            if !told.insert(entry) {
                 continue;
             }
+            // Who is nobody in particular needs no entry where the others are nobody either.
+            let mut users_differ = false;
             let mut tell = |uid, name| {
                 let class = class(name, numbers);
-                // A user that is nobody in particular needs no entry where the others are nobody either.
                 if class != own {
-                    users.insert(UserKey { scope, uid }, class);
+                    users.insert(UserKey { scope: by_user, id: uid }, class);
+                    users_differ = true;
                 }
             };
             cgroup.by_uid.iter().for_each(|(uid, name)| tell(*uid, name));
             let others = who.users.iter().filter(|(uid, _)| !cgroup.by_uid.contains_key(uid));
             others.filter(|_| cgroup.workload.is_none()).for_each(|(uid, name)| tell(*uid, name));
+            for (gid, name) in &cgroup.by_gid {
+                let class = class(name, numbers);
+                if users_differ || class != own {
+                    users.insert(UserKey { scope: by_group, id: *gid }, class);
+                }
+            }
         }
         (sources.workloads, sources.users) = (workloads, users);
         sources

@@ -244,11 +244,11 @@ impl Compiler {
                 map: "USERS",
                 room: self.room.users,
                 wanted: users.len(),
-                consequence: "nobody outside of units gets where that depends on who it is",
+                consequence: "nobody who is told by a user or group gets where that depends on who it is",
                 option: "--max-users",
             });
             users.clear();
-            workloads.retain(|_, entry| entry.by_user == 0);
+            workloads.retain(|_, entry| entry.by_user == 0 && entry.by_group == 0);
         }
         if workloads.len() > self.room.workloads {
             full.push(Full {

@@ -22,7 +22,11 @@ pub const BY_USER: u64 = 3;
 const MIXED: u64 = 4;
 /// A unit, and one user who is another workload.
 const MIXED_UNIT: u64 = 5;
-pub const UNSEEN: u64 = 6;
+/// By user, but for a group that is a workload.
+const GROUPS: u64 = 6;
+/// A unit, and a group that is another one.
+const GROUPS_OF_UNIT: u64 = 7;
+pub const UNSEEN: u64 = 8;
 
 /// A host of the mesh, with rules about it.
 #[derive(Clone, Debug)]
@@ -47,18 +51,21 @@ pub fn here() -> BTreeSet<IpAddr> {
 
 /// A cgroup of which all is this workload.
 pub fn unit(text: &str) -> Cgroup {
-    Cgroup { workload: Some(name(text)), by_uid: BTreeMap::new() }
+    Cgroup { workload: Some(name(text)), ..Cgroup::default() }
 }
 
 impl World {
     pub fn cgroups() -> HashMap<u64, Cgroup> {
-        let nginx = |uid| BTreeMap::from([(uid, name("nginx.service"))]);
+        let other = |id| BTreeMap::from([(id, name("other.service"))]);
+        let nginx = |id| BTreeMap::from([(id, name("nginx.service"))]);
         HashMap::from([
             (UNIT, unit("nginx.service")),
             (OTHER_UNIT, unit("other.service")),
             (BY_USER, Cgroup::default()),
-            (MIXED, Cgroup { workload: None, by_uid: nginx(1) }),
+            (MIXED, Cgroup { by_uid: nginx(1), ..Cgroup::default() }),
             (MIXED_UNIT, Cgroup { by_uid: nginx(0), ..unit("other.service") }),
+            (GROUPS, Cgroup { by_gid: nginx(1), ..Cgroup::default() }),
+            (GROUPS_OF_UNIT, Cgroup { by_uid: nginx(1), by_gid: other(0), ..unit("nginx.service") }),
         ])
     }
 
@@ -108,7 +115,13 @@ impl World {
     fn source(&self, call: &Call) -> Option<Party> {
         let cgroup = Self::cgroups().remove(&call.cgroup)?;
         let user = || if call.uid == 0 { name("user-root") } else { WorkloadName::of_uid(call.uid) };
-        let workload = cgroup.by_uid.get(&call.uid).cloned().or(cgroup.workload).unwrap_or_else(user);
+        let workload = cgroup
+            .by_gid
+            .get(&call.gid)
+            .or(cgroup.by_uid.get(&call.uid))
+            .cloned()
+            .or(cgroup.workload)
+            .unwrap_or_else(user);
         let ports = self.listening.get(&workload).into_iter().flatten().copied();
         Some(self.policy.source(&node(0), Some(workload.clone()), ports))
     }
@@ -172,6 +185,7 @@ impl World {
 pub struct Call {
     cgroup: u64,
     uid: u32,
+    gid: u32,
     destination: SocketAddr,
     protocol: Protocol,
 }
@@ -198,7 +212,10 @@ impl Knowledge for Kernel<'_> {
         self.tables.workloads.get(&self.call.cgroup).copied()
     }
     fn user(&self, scope: u32) -> Option<SourceClass> {
-        self.tables.users.get(&UserKey { scope, uid: self.call.uid }).copied()
+        self.tables.users.get(&UserKey { scope, id: self.call.uid }).copied()
+    }
+    fn group(&self, scope: u32) -> Option<SourceClass> {
+        self.tables.users.get(&UserKey { scope, id: self.call.gid }).copied()
     }
     fn verdict(&self, key: &VerdictKey) -> Option<kernel::Verdict> {
         self.tables.verdicts.get(key).copied()
@@ -275,8 +292,10 @@ pub fn decided(tables: &Tables, call: &Call) -> (Decision, bool) {
         assert_eq!(decide_datagram(&SETTINGS, &attempt, &kernel), decision, "connected or not");
     }
     let class = tables.workloads.get(&call.cgroup).map(|entry| {
-        let user = tables.users.get(&UserKey { scope: entry.by_user, uid: call.uid });
-        user.copied().filter(|_| entry.by_user != 0).unwrap_or(entry.class)
+        let group = tables.users.get(&UserKey { scope: entry.by_group, id: call.gid });
+        let user = tables.users.get(&UserKey { scope: entry.by_user, id: call.uid });
+        let group = group.filter(|_| entry.by_group != 0);
+        *group.or(user.filter(|_| entry.by_user != 0)).unwrap_or(&entry.class)
     });
     let is_known = class.is_some_and(|class| class != kernel::CLASS_CHANGES);
     (decision, kernel.asked_for_source.get() && !is_known)
@@ -314,13 +333,13 @@ pub fn calls() -> impl Strategy<Value = Vec<Call>> {
         .collect();
     let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Udp]);
     let port = prop::sample::select(vec![PORTS[0], PORTS[1], 9]);
-    let call = (UNIT..=UNSEEN, 0_u32..2, prop::sample::select(addresses), port, protocol).prop_map(
-        |(cgroup, uid, ip, port, protocol)| Call {
+    let call = (UNIT..=UNSEEN, (0_u32..2, 0_u32..2), prop::sample::select(addresses), port, protocol)
+        .prop_map(|(cgroup, (uid, gid), ip, port, protocol)| Call {
             cgroup,
             uid,
+            gid,
             destination: SocketAddr::new(ip, port),
             protocol,
-        },
-    );
+        });
     prop::collection::vec(call, 1..24)
 }

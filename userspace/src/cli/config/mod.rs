@@ -8,6 +8,8 @@
 //!
 //! Its values are put on the command line where the flag is not given there, so both mean the same.
 
+mod reference;
+
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
@@ -18,6 +20,7 @@ use clap::{ArgAction, ArgMatches, Command, CommandFactory};
 use toml::{Table, Value};
 
 use super::Cli;
+pub use reference::reference;
 
 /// The command line with the values of its `--config` file, if it names one.
 ///
