@@ -46,6 +46,8 @@ impl Claims {
         wanted: &[IpAddr],
     ) -> Result<Self, RegistryError> {
         let (mut claims, mut seen) = (Self::default(), BTreeSet::new());
+        // First, so that the host never has more than it may have.
+        let left = claims.let_go(store, node, before, wanted).await?;
         for address in wanted.iter().filter(|address| seen.insert(**address)) {
             let key = format!("{ADDRESSES}{address}");
             let condition = match owner(store, &key).await? {
@@ -66,17 +68,30 @@ impl Claims {
             }
             claims.owned.push(*address);
         }
-        let kept: BTreeSet<_> = claims.owned.iter().map(ToString::to_string).collect();
-        for address in before.iter().filter(|address| !kept.contains(*address)) {
+        claims.owned.extend(left);
+        Ok(claims)
+    }
+
+    /// Lets go of what is not wanted any more; returns what there is no room for yet.
+    async fn let_go(
+        &mut self,
+        store: &dyn Store,
+        node: &NodeName,
+        before: &[String],
+        wanted: &[IpAddr],
+    ) -> Result<Vec<IpAddr>, RegistryError> {
+        let (wanted, mut left): (BTreeSet<_>, _) =
+            (wanted.iter().map(ToString::to_string).collect(), Vec::new());
+        for address in before.iter().filter(|address| !wanted.contains(*address)) {
             let key = format!("{ADDRESSES}{address}");
             let is_ours = owner(store, &key).await?.is_some_and(|(owner, _)| owner == *node);
-            if is_ours && claims.has_room() {
-                claims.transaction.changes.push(Change::Delete(key));
+            if is_ours && self.has_room() {
+                self.transaction.changes.push(Change::Delete(key));
             } else if is_ours {
-                claims.owned.extend(address.parse::<IpAddr>());
+                left.extend(address.parse::<IpAddr>());
             }
         }
-        Ok(claims)
+        Ok(left)
     }
 
     fn has_room(&mut self) -> bool {
