@@ -31,7 +31,12 @@ pub struct SteadyOutcome {
 impl Steady {
     /// Begins to connect from `client` to `destination` 200 times a second.
     pub fn begin(client: &Host, destination: SocketAddr) -> Result<Self> {
-        let load = client.probe(["steady", &destination.to_string()])?;
+        Self::begin_at(client, destination, 200)
+    }
+
+    /// Begins to connect from `client` to `destination` `rate` times a second.
+    pub fn begin_at(client: &Host, destination: SocketAddr, rate: u32) -> Result<Self> {
+        let load = client.probe(["steady", &destination.to_string(), "--rate", &rate.to_string()])?;
         load.wait_for_line("running", DEADLINE)?;
         Ok(Self(load))
     }

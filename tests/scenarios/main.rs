@@ -51,6 +51,7 @@ mod three_servers;
 mod units;
 mod unreachable;
 mod up_and_down;
+mod upgrade;
 mod wire;
 mod without_servers;
 mod workload_identity;

@@ -1,13 +1,14 @@
 //! Three servers over etcd: whatever becomes of one of them, connections go on, and so do changes while two are left.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use murmesh_lab::{DEADLINE, Lab, Topology};
+use murmesh_lab::{DEADLINE, Lab, Steady, Topology};
 use nix::sys::signal::Signal;
 
-use crate::support::cluster::{Cluster, Witness};
+use crate::support::cluster::{Cluster, PORT, Witness};
 use crate::support::{murmesh, skipped, text, wait_until};
 
 fn lab() -> Result<Lab> {
@@ -38,6 +39,29 @@ fn the_leading_server_is_killed() -> Result<()> {
     tell("kill -9 of the leading server", writes, connections);
     cluster.restart(leader)?;
     cluster.wait_until_whole()?;
+    cluster.ensure_nothing_lost()
+}
+
+#[test]
+fn servers_are_upgraded_one_at_a_time_under_load() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let mut cluster = Cluster::start(&lab)?;
+    let witness = Witness::start(&cluster)?;
+    let load = Steady::begin_at(cluster.client, SocketAddr::from((cluster.service.ipv4(), PORT)), 100)?;
+    for server in cluster.servers.clone() {
+        cluster.stop_server(server)?;
+        // The others go on taking changes.
+        cluster.write(&cluster.others(server), Instant::now())?;
+        cluster.restart(server)?;
+        cluster.wait_until_whole()?;
+    }
+    let outcome = load.end()?;
+    println!("three servers, one after the other, 100 connections per second: {outcome:?}");
+    outcome.ensure_all_answered(100)?;
+    witness.ensure_unharmed(cluster.service)?;
     cluster.ensure_nothing_lost()
 }
 

@@ -5,8 +5,12 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyper_util::rt::TokioIo;
 use nix::unistd::geteuid;
@@ -78,13 +82,36 @@ impl LocalSocket {
     /// When a daemon answers there already, or the socket cannot be made.
     pub fn bind(run_dir: &Path, name: &str) -> Result<Self, LocalError> {
         let path = run_dir.join(name);
-        if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+        if net::UnixStream::connect(&path).is_ok() {
             return Err(LocalError::InUse(path));
         }
         let bound = bind_private(run_dir, &path);
         let listener =
             bound.map_err(|error| LocalError::Bind { path: path.clone(), reason: error.to_string() })?;
-        Ok(Self { listener, file: SocketFile(path) })
+        Ok(Self { listener, file: SocketFile { path, ownership: Ownership::ours() } })
+    }
+
+    /// The socket `name` in `run_dir` of a process that is taken over.
+    ///
+    /// # Errors
+    /// It cannot be polled. Needs a tokio runtime.
+    pub fn inherited(listener: net::UnixListener, run_dir: &Path, name: &str) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let file = SocketFile { path: run_dir.join(name), ownership: Ownership::of_another() };
+        Ok(Self { listener: UnixListener::from_std(listener)?, file })
+    }
+
+    /// Whose the file is.
+    pub fn ownership(&self) -> Ownership {
+        self.file.ownership.clone()
+    }
+
+    /// A copy, for a process that takes over from this one.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn copy(&self) -> io::Result<net::UnixListener> {
+        Ok(self.listener.as_fd().try_clone_to_owned()?.into())
     }
 
     /// Serves until `shutdown`.
@@ -157,12 +184,49 @@ async fn channel(run_dir: &Path, sockets: &[&str], what: &'static str) -> Result
     Err(LocalError::NoDaemon { what, run_dir: run_dir.to_owned() })
 }
 
-struct SocketFile(PathBuf);
+/// Which of two processes removes the file of a socket that both have.
+#[derive(Debug, Clone)]
+pub struct Ownership(Arc<AtomicBool>);
+
+impl Ownership {
+    fn ours() -> Self {
+        Self(Arc::new(true.into()))
+    }
+
+    fn of_another() -> Self {
+        Self(Arc::new(false.into()))
+    }
+
+    /// From now on it is this process.
+    pub fn take(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on it is another one.
+    pub fn give_up(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A socket's file, which is removed when this is dropped.
+pub struct SocketFile {
+    path: PathBuf,
+    ownership: Ownership,
+}
+
+impl SocketFile {
+    /// At `path`.
+    pub fn new(path: PathBuf, ownership: Ownership) -> Self {
+        Self { path, ownership }
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // It may be gone already, with the whole directory.
-        let _ = fs::remove_file(&self.0);
+        if self.ownership.0.load(Ordering::Relaxed) {
+            // It may be gone already, with the whole directory.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

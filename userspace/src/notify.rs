@@ -22,6 +22,11 @@ pub fn stopping() {
     tell("STOPPING=1");
 }
 
+/// Another process is the daemon from now on.
+pub fn followed_by(process: i32) {
+    tell(&format!("MAINPID={process}"));
+}
+
 /// Tells the manager's watchdog, if it has one, that this runtime still does its work; never ends. What runs on threads
 /// of its own is looked after by itself.
 pub async fn keep_alive() {

@@ -28,3 +28,7 @@ pub use policy::{
     UNKNOWN_SOURCE, UserKey, Verdict, VerdictKey, WorkloadEntry,
 };
 pub use verdict_event::{VerdictEvent, VerdictKind};
+
+/// The layout of the maps that an agent goes on with, or reads, when it follows another one: those of connections, of
+/// what was counted and of rules. To be raised whenever one of them, or a type in it, is not what it was.
+pub const LAYOUT: u32 = 1;

@@ -134,6 +134,13 @@ impl<'a> Cluster<'a> {
         kill(self.running.remove(host.name()).context("the server runs")?)
     }
 
+    /// Stops the server on `host` as an operator does.
+    pub fn stop_server(&mut self, host: &Host) -> Result<()> {
+        let status = self.running.remove(host.name()).context("the server runs")?.stop(DEADLINE)?;
+        ensure!(status.success(), "a clean stop ended with {status}");
+        Ok(())
+    }
+
     /// `kill -9` for the member of etcd on `host`.
     pub fn kill_etcd(&mut self, host: &Host) -> Result<()> {
         kill(self.etcd.remove(host.name()).context("etcd runs")?)

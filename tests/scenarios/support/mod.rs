@@ -84,6 +84,16 @@ impl<'a> Daemons<'a> {
         Ok(())
     }
 
+    /// From now on `agent` is that of `host`, which has none that runs.
+    pub fn adopt_agent(&mut self, host: &Host, agent: Process) {
+        self.agents.insert(host.name().to_owned(), agent);
+    }
+
+    /// From now on `agent` is that of `host`; returns the one before.
+    pub fn replace_agent(&mut self, host: &Host, agent: Process) -> Result<Process> {
+        self.agents.insert(host.name().to_owned(), agent).context("an agent ran before")
+    }
+
     /// The token of `host`, which is made when first asked for.
     pub fn token(&mut self, host: &Host) -> Result<String> {
         if let Some(token) = self.tokens.get(host.name()) {

@@ -9,7 +9,7 @@ use tracing::info;
 
 use super::observe;
 use crate::{
-    bpf::{self, BpfError, Hook, KernelHalf, KernelVerdict, LoadOptions, Pins, PolicyMaps},
+    bpf::{self, BpfError, Hook, KernelHalf, KernelVerdict, LoadOptions, Pins, PolicyMaps, Programs},
     cgroup,
     policy::compile::Room,
     workload::Explicit,
@@ -41,12 +41,17 @@ pub struct Interception {
 }
 
 impl Interception {
-    /// Loads and attaches the programs. What is in their maps before any is attached is up to `fill`.
+    /// Loads and attaches the programs, or puts them in the place of those of an agent that is taken over. What is in
+    /// their maps before any is attached is up to `fill`.
     ///
     /// # Errors
     /// The kernel lacks something, rights are missing, or this process is outside of the cgroup: the hooks must
     /// run for the agent's own sockets too.
-    pub fn attach(options: &InterceptionOptions, fill: impl FnOnce(PolicyMaps)) -> anyhow::Result<Self> {
+    pub fn attach(
+        options: &InterceptionOptions,
+        take_over: bool,
+        fill: impl FnOnce(PolicyMaps),
+    ) -> anyhow::Result<Self> {
         let own = cgroup::own(&cgroup::root()?)?;
         anyhow::ensure!(
             own.starts_with(&options.cgroup),
@@ -64,11 +69,15 @@ impl Interception {
             padding: 0,
         };
         let pins = Pins::new(&options.bpf_dir);
-        let load = LoadOptions { pins: pins.clone(), settings, room: options.room };
+        let load = LoadOptions { pins: pins.clone(), settings, room: options.room, take_over };
         let mut half = KernelHalf::load(&load).map_err(explain)?;
         // Whatever may fail comes before attaching, so that nothing is left half-way.
         let log = bpf::forward_log(&mut half)?;
-        half.attach(&options.cgroup, fill).map_err(explain)?;
+        if take_over {
+            half.take_over(fill).map_err(explain)?;
+        } else {
+            half.attach(&options.cgroup, fill).map_err(explain)?;
+        }
         info!(cgroup = %options.cgroup.display(), pins = %options.bpf_dir.display(), "hooks attached");
         Ok(Self { half, options: options.clone(), pins, log })
     }
@@ -80,6 +89,22 @@ impl Interception {
     pub fn detach(self) -> anyhow::Result<()> {
         self.log.abort();
         Ok(self.half.detach()?)
+    }
+
+    /// Makes final what was taken over.
+    ///
+    /// # Errors
+    /// A pin cannot be renamed.
+    pub fn settle(&self) -> anyhow::Result<()> {
+        Ok(self.half.settle()?)
+    }
+
+    /// The programs, to be put in place again.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn programs(&self) -> anyhow::Result<Programs> {
+        Ok(self.half.programs()?)
     }
 
     /// The maps that say who may connect to what, and what is redirected; once.

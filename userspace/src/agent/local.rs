@@ -12,6 +12,7 @@ use super::{
     AgentOptions, Interception, InterceptionOptions, canary,
     enforce::Problems,
     observe::{self, Watch},
+    takeover::{Older, OlderAgents},
     whois,
 };
 use crate::{
@@ -38,6 +39,7 @@ pub struct AgentLocal {
     /// Revision of the catalog on disk.
     saved: Arc<watch::Sender<u64>>,
     kernel: Option<Kernel>,
+    older: OlderAgents,
 }
 
 /// What it takes to look at the kernel half.
@@ -72,7 +74,14 @@ impl AgentLocal {
             server: control.status.clone(),
             saved,
             kernel,
+            older: OlderAgents::default(),
         }
+    }
+
+    /// Tells of agents from before, too.
+    #[must_use]
+    pub fn with_older(self, older: &OlderAgents) -> Self {
+        Self { older: older.clone(), ..self }
     }
 }
 
@@ -138,6 +147,12 @@ impl Kernel {
             plaintext_refused: get(KernelCounter::PlaintextRefused),
             services,
         }
+    }
+}
+
+impl From<Older> for v1::OlderAgent {
+    fn from(agent: Older) -> Self {
+        Self { pid: agent.pid, version: agent.version, streams: agent.streams }
     }
 }
 
@@ -225,6 +240,7 @@ impl v1::local_server::Local for AgentLocal {
             encryption: encryption.map(|encryption| named(encryption, &catalog.policy, &self.shared.node)),
             saved_revision: *self.saved.borrow(),
             first_end: unix_seconds(self.first_end(&current)),
+            older_agents: self.older.now().into_iter().map(v1::OlderAgent::from).collect(),
         }))
     }
 

@@ -15,6 +15,7 @@ mod protection;
 mod publish;
 mod remember;
 mod reset;
+mod takeover;
 mod whois;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -24,6 +25,7 @@ use arc_swap::ArcSwapOption;
 use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -39,19 +41,23 @@ use crate::{
     control::{self, Control, ControlError, ControlOptions, Joined},
     discovery::ExemptPorts,
     identity::{Identity, JoinToken, NodeName},
-    local::{AGENT_SOCKET, LocalSocket, SIDECAR_SOCKET},
+    local::{AGENT_SOCKET, Ownership, SIDECAR_SOCKET, SocketFile},
     notify,
-    proxy::{BoundWorkers, Listen, Origin, Shared, Workers, instances::Loads},
+    proxy::{BoundWorkers, Listen, Origin, Shared, Workers, instances::Loads, traffic::Counter},
     seal::KeySource,
     workload::{self, Finder, Naming},
 };
 use discover::{Discovery, Owners, Served};
 use enforce::{Enforcement, Problems};
-use health::Health;
+use health::{Failing, Health};
 use identities::Keeper;
 use protection::FirstProtection;
 use publish::Publisher;
 use remember::Memory;
+use takeover::{Claim, Entrance, OlderAgents, Predecessor, Taken, Terms, Upgrade};
+
+/// How long an agent that takes over may take to know what this host serves and reaches.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What an agent or a sidecar is started with.
 #[derive(Debug, Clone)]
@@ -74,6 +80,10 @@ pub struct AgentOptions {
     pub checks_dir: PathBuf,
     /// How long streams may go on after a stop.
     pub drain_timeout: Duration,
+    /// How long they may go on when another agent has taken over.
+    pub upgrade_drain_timeout: Duration,
+    /// To take over from the agent that runs, if one does.
+    pub take_over: bool,
     /// How connections of this host's applications get here.
     pub capture: Capture,
 }
@@ -109,12 +119,13 @@ impl Capture {
         &self,
         first: &FirstProtection<'_>,
         finder: Option<&Arc<Finder>>,
+        take_over: bool,
     ) -> anyhow::Result<Option<Interception>> {
         let (Self::Kernel(kernel), Some(finder)) = (self, finder) else { return Ok(None) };
         let workloads = finder.workloads();
         let mut put = Ok(());
         let interception =
-            Interception::attach(kernel, |maps| put = first.put(maps, kernel.room, workloads))?;
+            Interception::attach(kernel, take_over, |maps| put = first.put(maps, kernel.room, workloads))?;
         put?;
         Ok(Some(interception))
     }
@@ -166,13 +177,15 @@ pub struct SidecarOptions {
 /// Later, when a task or a worker fails that must not.
 pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
     raise_descriptor_limit();
-    let socket = LocalSocket::bind(&options.run_dir, options.capture.socket_name())?;
+    let terms = Terms::new(&options)?;
+    let mut entrance = Entrance::open(&options, terms).await?;
     let mut control = start_control(&options, &shutdown).await?;
+    entrance.catch_up(control.catalog.clone()).await;
     let (shared, wanted) = Shared::new(control.identity.borrow().clone(), options.capture.mark())?;
     let shared = Arc::new(shared);
     // Ports first: an agent that cannot serve must not touch the hooks of one that was killed, which still
     // refuse what they redirect.
-    let bound = Workers::bind(&options.capture.listen(options.tunnel_port), options.capture.mark())?;
+    let bound = entrance.workers(&options)?;
     let (catalog, identity) = (control.catalog.borrow().clone(), control.identity.borrow().clone());
     let servers = control.status.borrow().servers.clone();
     let first = FirstProtection {
@@ -185,28 +198,45 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     if let Some(finder) = options.capture.finder()? {
         shared.workloads.get_or_init(|| finder);
     }
-    let mut interception = options.capture.attach(&first, shared.workloads.get())?;
+    let takes_over = entrance.claim.is_some();
+    let mut interception = options.capture.attach(&first, shared.workloads.get(), takes_over)?;
     let mut keeper = Keeper::new(&control, shared.clone());
     keeper.adopt(std::mem::take(&mut control.cached_identities));
-    let mut running = start(&options, &control, &shared, bound, socket, interception.as_mut(), &shutdown);
-    if let Ok(running) = &mut running {
-        running.tasks.spawn(keeper.run(wanted));
-    }
-    if running.is_ok() {
+    let course = Course::new(shutdown, std::mem::take(&mut entrance.failing));
+    let started = start(&options, &control, &shared, bound, entrance, interception.as_mut(), &course);
+    let serving = match started {
+        Ok(mut running) => {
+            running.tasks.spawn(keeper.run(wanted));
+            running.take_over(interception.as_ref(), &course).await.map(|()| running)
+        }
+        Err(error) => Err(error),
+    };
+    if serving.is_ok() {
         notify::ready();
     }
-    let running = match running {
-        Ok(mut running) => match running.until(&shutdown).await {
-            Ok(()) => Ok(running),
+    let ended = match serving {
+        Ok(mut running) => match running.until(&course.shutdown).await {
+            Ok(end) => Ok((running, end)),
             Err(error) => {
                 running.workers.cut().await;
                 Err(error)
             }
         },
+        Err(error) if takes_over => {
+            return Err(error.context("nothing was taken over, the agent that runs goes on"));
+        }
         Err(error) => Err(error),
     };
-    match running {
-        Ok(running) => running.stop(&control, interception).await,
+    match ended {
+        Ok((running, End::Stopped)) => {
+            course.older.stop().await;
+            running.stop(&control, interception, options.drain_timeout).await
+        }
+        Ok((running, End::Taken(taken))) => {
+            drop(interception);
+            control.hand_over();
+            running.leave(&taken, &shared, &options, &course).await
+        }
         Err(error) if interception.is_some() => Err(error.context(
             "the agent failed; its hooks stay in force and refuse what they redirect: start the agent again",
         )),
@@ -248,14 +278,18 @@ fn start(
     control: &Control,
     shared: &Arc<Shared>,
     bound: BoundWorkers,
-    socket: LocalSocket,
+    entrance: Entrance,
     mut interception: Option<&mut Interception>,
-    shutdown: &CancellationToken,
+    course: &Course,
 ) -> anyhow::Result<Running> {
     let finder = shared.workloads.get().cloned();
     let upstream = Arc::new(ArcSwapOption::empty());
     let pins = interception.as_ref().map(|interception| interception.pins().clone());
-    let workers = bound.start(shared, options.drain_timeout, || match &pins {
+    let takeover_file = entrance.takeover_file(options);
+    let predecessor = entrance.predecessor(&bound, interception.as_deref(), control, &course.failing)?;
+    let Entrance { socket, claim, .. } = entrance;
+    let ownership = socket.ownership();
+    let workers = bound.start(shared, || match &pins {
         Some(pins) => Ok(Origin::Kernel(Records::open(pins)?)),
         None => Ok(Origin::Upstream(upstream.clone())),
     })?;
@@ -275,33 +309,34 @@ fn start(
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
         loads: Loads::default(),
         published: published_sender,
+        handed_over: course.handed_over.clone(),
     };
     let events = interception.as_mut().map(|interception| interception.listener_events()).transpose()?;
     let verdicts = interception.as_mut().map(|interception| interception.verdict_events()).transpose()?;
     let memory = Memory::new(control.cache.clone(), control.catalog.clone(), shared.clone());
     let local =
         local::AgentLocal::new(options, control, shared, interception.as_deref(), problems, memory.saved());
+    let local = local.with_older(&course.older);
 
     let mut tasks = JoinSet::new();
-    let failing = Arc::new(watch::Sender::default());
     let health = Health {
         node: NodeName::clone(&shared.node),
         mark: options.capture.mark(),
         directory: options.checks_dir.clone(),
-        failing: failing.clone(),
+        failing: course.failing.clone(),
     };
-    tasks.spawn(health.run(control.catalog.clone(), served.clone()));
-    tasks.spawn(memory.run());
+    tasks.spawn(course.while_ours(health.run(control.catalog.clone(), served.clone())));
+    tasks.spawn(course.while_ours(memory.run()));
     let discovery = Discovery {
         exempt: options.exempt.clone(),
         tunnel_port: options.tunnel_port,
         owners: finder.map(Owners::new),
-        failing: failing.subscribe(),
+        failing: course.failing.subscribe(),
     };
     let discovery = tokio::spawn(discovery.run(events, served_sender, control.report.clone()));
     tasks.spawn(publisher.run(control.identity.clone(), control.catalog.clone(), served));
     tasks.spawn(follow_identity(control.identity.clone(), shared.clone()));
-    let served = socket.serve(Routes::new(LocalServer::new(local)), shutdown.clone());
+    let served = socket.serve(Routes::new(LocalServer::new(local)), course.serving.clone());
     tasks.spawn(async move { Ok(served.await?) });
     if let Some(verdicts) = verdicts {
         tasks.spawn(observe::tell(verdicts, shared.clone()));
@@ -309,8 +344,20 @@ fn start(
     if let Some(pins) = pins {
         tasks.spawn(plaintext::watch(pins, control.plaintext.clone()));
     }
-    tasks.spawn(announce_ready(control.catalog.clone(), published));
-    Ok(Running { workers, discovery, tasks })
+    tasks.spawn(announce_ready(control.catalog.clone(), published.clone()));
+    if predecessor.is_some() {
+        tasks.spawn(Upgrade::on_signal()?.run(course.handed_over.clone()));
+    }
+    Ok(Running {
+        workers,
+        discovery,
+        tasks,
+        published,
+        predecessor,
+        claim,
+        ownership,
+        _takeover_file: takeover_file,
+    })
 }
 
 fn enforcement(
@@ -323,19 +370,98 @@ fn enforcement(
     Ok(Enforcement::new(interception.take_policy()?, room, workloads, problems.clone()))
 }
 
+/// What an agent lives through.
+struct Course {
+    /// It is to stop.
+    shutdown: CancellationToken,
+    /// It answers the command line.
+    serving: CancellationToken,
+    /// Another agent has taken over.
+    handed_over: CancellationToken,
+    /// Named services of this host whose check fails.
+    failing: Arc<watch::Sender<Failing>>,
+    /// Agents from before, which still carry streams.
+    older: OlderAgents,
+}
+
+impl Course {
+    fn new(shutdown: CancellationToken, failing: Failing) -> Self {
+        Self {
+            serving: shutdown.child_token(),
+            shutdown,
+            handed_over: CancellationToken::new(),
+            failing: Arc::new(watch::Sender::new(failing)),
+            older: OlderAgents::default(),
+        }
+    }
+
+    /// Runs what only one agent of a host does.
+    fn while_ours(
+        &self,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
+        let handed_over = self.handed_over.clone();
+        async move { handed_over.run_until_cancelled(task).await.unwrap_or(Ok(())) }
+    }
+}
+
+/// Why an agent ends.
+enum End {
+    /// It was told to stop.
+    Stopped,
+    /// Another one serves in its place.
+    Taken(Taken),
+}
+
 /// What runs between start and stop.
 struct Running {
     workers: Workers,
     discovery: JoinHandle<anyhow::Result<()>>,
     tasks: JoinSet<anyhow::Result<()>>,
+    /// The revision of the catalog that the data path goes by.
+    published: watch::Receiver<u64>,
+    predecessor: Option<Predecessor>,
+    claim: Option<Claim>,
+    ownership: Ownership,
+    _takeover_file: Option<SocketFile>,
 }
 
 impl Running {
-    /// Until the signal to stop, or until something ends that must not.
-    async fn until(&mut self, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    /// Begins to serve: in the place of another agent, if this one takes over.
+    async fn take_over(
+        &mut self,
+        interception: Option<&Interception>,
+        course: &Course,
+    ) -> anyhow::Result<()> {
+        let Some(claim) = self.claim.take() else {
+            self.workers.open();
+            return Ok(());
+        };
+        let published = timeout(PUBLISH_TIMEOUT, self.published.wait_for(|revision| *revision > 0));
+        published.await.context("this agent did not find out in time what there is to serve")??;
+        self.workers.open();
+        claim.take(&course.older).await?;
+        self.ownership.take();
+        if let Some(Err(error)) = interception.map(Interception::settle) {
+            warn!("a restart after a crash would know nothing until a server answers: {error:#}");
+        }
+        Ok(())
+    }
+
+    /// Until the signal to stop, until another agent has taken over, or until something ends that must not.
+    async fn until(&mut self, shutdown: &CancellationToken) -> anyhow::Result<End> {
+        let predecessor = self.predecessor.take();
+        let taken = async {
+            match predecessor {
+                Some(predecessor) => predecessor.run().await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut taken = std::pin::pin!(taken);
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => return Ok(End::Stopped),
+                taken = &mut taken => return Ok(End::Taken(taken?)),
                 error = self.workers.failed() => return Err(error),
                 ended = &mut self.discovery => {
                     ended.context("discovery panicked")??;
@@ -347,7 +473,12 @@ impl Running {
     }
 
     /// Tells other hosts while connections are still carried, then takes the hooks off, then drains.
-    async fn stop(mut self, control: &Control, interception: Option<Interception>) -> anyhow::Result<()> {
+    async fn stop(
+        mut self,
+        control: &Control,
+        interception: Option<Interception>,
+        drain_timeout: Duration,
+    ) -> anyhow::Result<()> {
         // It would report again what is withdrawn.
         self.discovery.abort();
         let _ = (&mut self.discovery).await;
@@ -361,7 +492,34 @@ impl Running {
             info!("hooks detached, pins removed");
         }
         self.tasks.abort_all();
-        self.workers.stop().await;
+        self.workers.stop(drain_timeout).await;
+        info!("stopped");
+        Ok(())
+    }
+
+    /// Leaves everything to another agent but the streams that are open. Rules are followed until the last has ended.
+    async fn leave(
+        mut self,
+        taken: &Taken,
+        shared: &Shared,
+        options: &AgentOptions,
+        course: &Course,
+    ) -> anyhow::Result<()> {
+        self.ownership.give_up();
+        course.serving.cancel();
+        course.handed_over.cancel();
+        self.workers.hand_over();
+        taken.give(&course.older).await;
+        notify::followed_by(taken.pid());
+        info!(to = taken.pid(), "handed over");
+        let is_drained = tokio::select! {
+            () = self.workers.drain(options.upgrade_drain_timeout) => true,
+            () = taken.tell(|| shared.traffic.get(Counter::StreamsActive)) => false,
+            () = course.shutdown.cancelled() => false,
+        };
+        if !is_drained {
+            self.workers.stop(options.drain_timeout).await;
+        }
         info!("stopped");
         Ok(())
     }

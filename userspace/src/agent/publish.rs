@@ -13,6 +13,7 @@ use tokio::{
     sync::watch,
     time::{Interval, MissedTickBehavior, interval},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
@@ -88,6 +89,8 @@ pub struct Publisher {
     pub loads: Loads,
     /// The revision of the catalog that was published last.
     pub published: watch::Sender<u64>,
+    /// Cancelled when another agent has taken over: the kernel half is not ours any more.
+    pub handed_over: CancellationToken,
 }
 
 impl Publisher {
@@ -106,6 +109,9 @@ impl Publisher {
         // A catalog that comes from disk is here before it is known what this host serves.
         served.changed().await?;
         loop {
+            if self.handed_over.is_cancelled() {
+                self.enforcement = None;
+            }
             let known = catalog.borrow_and_update().clone();
             let serving = served.borrow_and_update().clone();
             let here = Here {
@@ -137,6 +143,7 @@ impl Publisher {
                 changed = catalog.changed() => changed?,
                 changed = served.changed() => changed?,
                 changed = workloads_change(&mut self.enforcement, &known, node, &serving) => changed?,
+                () = self.handed_over.cancelled(), if self.enforcement.is_some() => {}
                 () = routes_change(&self.shared, &mut ticks) => debug!("this host's routes to others changed"),
                 () = backoff.pause(), if !is_in_force => debug!("trying again to bring the kernel half up to date"),
             }

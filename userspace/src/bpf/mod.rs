@@ -8,6 +8,7 @@ mod plaintext;
 mod policy;
 mod programs;
 mod records;
+mod swap;
 mod verdicts;
 
 pub use attached::attached_hooks;
@@ -17,6 +18,7 @@ pub use plaintext::{Counted, Plaintext};
 pub use policy::{PolicyMaps, wait_for_programs};
 pub use programs::{Counters, HOOKS, Hook, KernelHalf, LoadOptions};
 pub use records::Records;
+pub use swap::Programs;
 pub use verdicts::{KernelVerdict, Reason, verdict_events};
 
 use std::{io, path::PathBuf};
@@ -62,6 +64,11 @@ pub enum BpfError {
         /// What the kernel said.
         error: aya::maps::MapError,
     },
+    /// What an agent that is to be taken over has attached.
+    #[error(
+        "the running agent has attached other hooks than this version has: {0}; stop it, and start this one without --take-over"
+    )]
+    OtherHooks(String),
     /// Something about the kernel cannot be asked.
     #[error("{what}: {error}")]
     System {

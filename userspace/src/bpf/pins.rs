@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use murmesh_common::LAYOUT;
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
@@ -13,7 +14,13 @@ use tracing::info;
 
 use super::{BpfError, HOOKS};
 
-/// `DIR/links/HOOK` and `DIR/maps/MAP`.
+/// What the names of maps end with that are not in force yet.
+const NEXT: &str = "_next";
+
+/// What the name of the directory begins with that says which layout the maps have.
+const LAYOUT_PREFIX: &str = "layout-";
+
+/// `DIR/links/HOOK`, `DIR/maps/MAP`, and `DIR/layout-NUMBER`, which is empty.
 #[derive(Debug, Clone)]
 pub struct Pins {
     directory: PathBuf,
@@ -46,7 +53,7 @@ impl Pins {
         if self.directory.exists() {
             fs::rename(&self.directory, &earlier.directory).map_err(|error| self.error(error))?;
         }
-        for part in ["links", "maps"] {
+        for part in ["links", "maps", &layout_name(LAYOUT)] {
             fs::create_dir_all(self.directory.join(part)).map_err(|error| self.error(error))?;
         }
         Ok(earlier)
@@ -78,6 +85,66 @@ impl Pins {
         self.directory.join("maps").join(map)
     }
 
+    /// Where a map is pinned whose programs are not in force yet.
+    pub(super) fn next_map(&self, map: &str) -> PathBuf {
+        self.map(&format!("{map}{NEXT}"))
+    }
+
+    /// The layout of the maps, if it is said.
+    pub(super) fn layout(&self) -> Option<u32> {
+        let entries = fs::read_dir(&self.directory).ok()?;
+        let mut names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names.find_map(|name| name.strip_prefix(LAYOUT_PREFIX)?.parse().ok())
+    }
+
+    /// The hooks whose links are pinned.
+    ///
+    /// # Errors
+    /// There is no agent's directory.
+    pub(super) fn hooks(&self) -> Result<Vec<String>, BpfError> {
+        let names = |error| self.error(error);
+        let entries = fs::read_dir(self.directory.join("links")).map_err(names)?;
+        Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    }
+
+    /// Removes what an agent has pinned that did not come to take over.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub(super) fn drop_next(&self) -> Result<(), BpfError> {
+        self.next_maps()?
+            .iter()
+            .try_for_each(|(path, _)| fs::remove_file(path))
+            .map_err(|error| self.error(error))
+    }
+
+    /// The maps that are pinned as the next ones, and with them this version's layout, take the place of the earlier.
+    ///
+    /// # Errors
+    /// A file cannot be renamed.
+    pub(super) fn settle(&self) -> Result<(), BpfError> {
+        let renamed = self.next_maps()?.iter().try_for_each(|(path, name)| fs::rename(path, self.map(name)));
+        let moved = renamed.and_then(|()| match self.layout() {
+            Some(LAYOUT) => Ok(()),
+            Some(earlier) => fs::rename(
+                self.directory.join(layout_name(earlier)),
+                self.directory.join(layout_name(LAYOUT)),
+            ),
+            None => fs::create_dir(self.directory.join(layout_name(LAYOUT))),
+        });
+        moved.map_err(|error| self.error(error))
+    }
+
+    /// With the name that each will have.
+    fn next_maps(&self) -> Result<Vec<(PathBuf, String)>, BpfError> {
+        let entries = fs::read_dir(self.directory.join("maps")).map_err(|error| self.error(error))?;
+        let next = entries.flatten().filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            Some((entry.path(), name.strip_suffix(NEXT)?.to_owned()))
+        });
+        Ok(next.collect())
+    }
+
     /// Removes every pin, links first: with its last reference a link is detached. Nothing there is fine.
     ///
     /// # Errors
@@ -95,6 +162,10 @@ impl Pins {
     fn error(&self, error: io::Error) -> BpfError {
         BpfError::Pin { path: self.directory.clone(), error }
     }
+}
+
+fn layout_name(layout: u32) -> String {
+    format!("{LAYOUT_PREFIX}{layout}")
 }
 
 fn remove_tree(directory: &Path) -> io::Result<()> {

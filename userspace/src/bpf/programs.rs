@@ -1,20 +1,24 @@
 //! Loads the programs, attaches them to the cgroup and the network namespace, and pins links and maps.
 
-use std::{fs::File, path::Path};
+use std::{
+    fs::File,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{Map, MapData, PerCpuArray},
     programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, SockOps,
+        CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps,
         links::{FdLink, LinkError},
     },
 };
-use murmesh_common::{Counter, Settings};
+use murmesh_common::{Counter, LAYOUT, Settings};
 use tracing::{Level, level_filters::LevelFilter};
 
 use super::{
-    BpfError, Pins,
+    BpfError, Pins, Programs,
     policy::{POLICY_MAPS, PolicyMaps},
 };
 use crate::policy::compile::Room;
@@ -73,16 +77,12 @@ impl Hook {
     }
 }
 
-/// Maps that are pinned beside those of the policy.
-const OTHER_MAPS: [&str; 7] = [
-    "CONNECTIONS",
-    "HANDSHAKES",
-    "EVENTS",
-    "VERDICT_EVENTS",
-    "COUNTERS",
-    "PLAINTEXT_PORTS",
-    "PLAINTEXT_CLIENTS",
-];
+/// Maps of connections and of what was counted, which an agent that takes over goes on with.
+const KEPT_MAPS: [&str; 5] =
+    ["CONNECTIONS", "HANDSHAKES", "COUNTERS", "PLAINTEXT_PORTS", "PLAINTEXT_CLIENTS"];
+
+/// Maps of messages to the agent.
+const MESSAGE_MAPS: [&str; 2] = ["EVENTS", "VERDICT_EVENTS"];
 
 /// What the kernel half is told when it is loaded.
 #[derive(Debug, Clone)]
@@ -93,12 +93,22 @@ pub struct LoadOptions {
     pub settings: Settings,
     /// Sizes of the maps.
     pub room: Room,
+    /// To take the place of the programs that are pinned there.
+    pub take_over: bool,
+}
+
+impl LoadOptions {
+    fn keeps_maps(&self) -> bool {
+        self.take_over && self.pins.layout() == Some(LAYOUT)
+    }
 }
 
 /// The loaded programs. Dropping this leaves them attached: they are pinned.
 pub struct KernelHalf {
     ebpf: Ebpf,
     pins: Pins,
+    /// The maps of connections are those of an earlier agent.
+    keeps_maps: bool,
     /// Programs attached, with the kernel's number of each.
     attached: Vec<(Hook, u32)>,
 }
@@ -109,7 +119,8 @@ impl KernelHalf {
     /// # Errors
     /// The kernel lacks something, or rights are missing.
     pub fn load(options: &LoadOptions) -> Result<Self, BpfError> {
-        Ok(Self { ebpf: load(options)?, pins: options.pins.clone(), attached: Vec::new() })
+        let (pins, keeps_maps) = (options.pins.clone(), options.keeps_maps());
+        Ok(Self { ebpf: load(options, keeps_maps)?, pins, keeps_maps, attached: Vec::new() })
     }
 
     /// Attaches and pins everything, then removes what an earlier agent left pinned at the same place. Before any hook
@@ -123,15 +134,69 @@ impl KernelHalf {
         let earlier = self.pins.prepare()?;
         // A start that is cut short between the two loses nothing either: what was put aside counts until every hook
         // is on.
-        let attached = self.pin_maps().and_then(|()| self.inherit(&earlier)).and_then(|()| {
-            fill(PolicyMaps::new(|name| open_pinned(&self.pins, name))?);
-            Ok(())
-        });
+        let attached = self
+            .pin_maps(|_| true, |name| self.pins.map(name))
+            .and_then(|()| self.inherit(&earlier))
+            .and_then(|()| {
+                fill(PolicyMaps::new(|name| open_pinned(&self.pins, name))?);
+                Ok(())
+            });
         if let Err(error) = attached.and_then(|()| self.attach_all(&cgroup)) {
             self.pins.take_back(&earlier)?;
             return Err(error);
         }
         earlier.remove()
+    }
+
+    /// Puts the programs in the place of those that are pinned, hook by hook. What they enforce is in maps of their own,
+    /// which `fill` gets before any of them runs; the maps of connections stay, unless their layout is another one:
+    /// then connections that are being made are reset, and open ones show 127.0.0.1 as their peer from then on.
+    /// [`Self::settle`] makes it final.
+    ///
+    /// # Errors
+    /// The kernel lacks something, or what is pinned is not as an agent of this version leaves it. Some hooks may run
+    /// these programs then: whoever runs the earlier agent puts its own back.
+    pub fn take_over(&mut self, fill: impl FnOnce(PolicyMaps)) -> Result<(), BpfError> {
+        ensure_same_hooks(self.pins.hooks()?)?;
+        self.pins.drop_next()?;
+        let pins = self.pins.clone();
+        let kept: &[&str] = if self.keeps_maps { &KEPT_MAPS } else { &[] };
+        self.pin_maps(|name| !kept.contains(&name), |name| pins.next_map(name))?;
+        let next = |name| open_map(&pins.next_map(name), name);
+        if self.keeps_maps {
+            let theirs = PolicyMaps::new(|name| open_map(&pins.map(name), name))?.present().clone();
+            PolicyMaps::new(next)?.update(&theirs)?;
+        }
+        fill(PolicyMaps::new(next)?);
+        for hook in HOOKS {
+            let program = self.load_one(hook).map_err(|error| BpfError::Hook { hook: hook.name, error })?;
+            self.attached.push((hook, program));
+        }
+        self.programs()?.put_in_place()
+    }
+
+    /// To be called when the earlier agent has given up what [`Self::take_over`] has taken.
+    ///
+    /// # Errors
+    /// A pin cannot be renamed.
+    pub fn settle(&self) -> Result<(), BpfError> {
+        self.pins.settle()
+    }
+
+    /// The programs, to be put in place again.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn programs(&self) -> Result<Programs, BpfError> {
+        let descriptor = |hook: Hook| {
+            let program = self.ebpf.program(hook.program).ok_or(ProgramError::NotLoaded)?;
+            program.fd()?.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)
+        };
+        let programs = self.attached.iter().map(|(hook, _)| {
+            let descriptor = descriptor(*hook).map_err(|error| BpfError::Hook { hook: hook.name, error })?;
+            Ok((*hook, descriptor))
+        });
+        Ok(Programs::new(self.pins.clone(), programs.collect::<Result<_, BpfError>>()?))
     }
 
     /// Takes the hooks off and removes every pin.
@@ -173,17 +238,23 @@ impl KernelHalf {
     /// What an agent that was killed redirected and refused stays so until the catalog says otherwise: without this,
     /// connections would go in clear from here on until a server answers.
     fn inherit(&mut self, earlier: &Pins) -> Result<(), BpfError> {
-        if !POLICY_MAPS.iter().all(|name| earlier.map(name).exists()) {
+        let is_whole = POLICY_MAPS.iter().all(|name| earlier.map(name).exists());
+        if !is_whole || earlier.layout() != Some(LAYOUT) {
             return Ok(());
         }
         // One set after the other: together they take more descriptors than anything that comes later.
-        let theirs = PolicyMaps::new(|name| open_pinned(earlier, name))?.present().clone();
+        let theirs = PolicyMaps::new(|name| open_map(&earlier.map(name), name))?.present().clone();
         PolicyMaps::new(|name| open_pinned(&self.pins, name))?.update(&theirs)
     }
 
-    fn pin_maps(&self) -> Result<(), BpfError> {
-        for name in POLICY_MAPS.into_iter().chain(OTHER_MAPS) {
-            let path = self.pins.map(name);
+    fn pin_maps(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        path: impl Fn(&str) -> PathBuf,
+    ) -> Result<(), BpfError> {
+        let names = POLICY_MAPS.into_iter().chain(KEPT_MAPS).chain(MESSAGE_MAPS);
+        for name in names.filter(|name| wanted(name)) {
+            let path = path(name);
             let map = self.ebpf.map(name).ok_or_else(|| {
                 BpfError::system("a map of the kernel half")(std::io::Error::other(format!(
                     "{name} is missing"
@@ -211,24 +282,41 @@ impl KernelHalf {
     /// `Single` is no exclusive mode here: with a `bpf_link` the kernel allows several programs by itself, and
     /// refuses an explicit `BPF_F_ALLOW_MULTI` (`cgroup_bpf_link_attach`).
     fn attach_one(&mut self, hook: Hook, cgroup: &File) -> Result<(FdLink, u32), ProgramError> {
+        let number = self.load_one(hook)?;
         let program = self.ebpf.program_mut(hook.program).ok_or(ProgramError::NotLoaded)?;
         if hook.target == Target::Namespace {
             let program: &mut SkLookup = program.try_into()?;
-            program.load()?;
             let link = program.attach(File::open(OWN_NAMESPACE).map_err(ProgramError::IOError)?)?;
-            Ok((program.take_link(link)?.into(), program.info()?.id()))
+            Ok((program.take_link(link)?.into(), number))
         } else if hook.name == "sockops" {
             let program: &mut SockOps = program.try_into()?;
-            program.load()?;
             let link = program.attach(cgroup, CgroupAttachMode::Single)?;
-            Ok((as_fd_link(program.take_link(link)?.try_into())?, program.info()?.id()))
+            Ok((as_fd_link(program.take_link(link)?.try_into())?, number))
         } else {
             let program: &mut CgroupSockAddr = program.try_into()?;
-            program.load()?;
             let link = program.attach(cgroup, CgroupAttachMode::Single)?;
-            Ok((as_fd_link(program.take_link(link)?.try_into())?, program.info()?.id()))
+            Ok((as_fd_link(program.take_link(link)?.try_into())?, number))
         }
     }
+
+    /// Returns the kernel's number of it.
+    fn load_one(&mut self, hook: Hook) -> Result<u32, ProgramError> {
+        let program = self.ebpf.program_mut(hook.program).ok_or(ProgramError::NotLoaded)?;
+        match program {
+            Program::SkLookup(program) => program.load()?,
+            Program::SockOps(program) => program.load()?,
+            Program::CgroupSockAddr(program) => program.load()?,
+            _ => return Err(ProgramError::UnexpectedProgramType),
+        }
+        Ok(program.info()?.id())
+    }
+}
+
+fn ensure_same_hooks(mut pinned: Vec<String>) -> Result<(), BpfError> {
+    let mut own = HOOKS.map(|hook| hook.name);
+    pinned.sort_unstable();
+    own.sort_unstable();
+    if pinned == own { Ok(()) } else { Err(BpfError::OtherHooks(pinned.join(" "))) }
 }
 
 /// A cgroup link is a descriptor since Linux 5.7, which is older than every kernel that has all hooks.
@@ -237,10 +325,14 @@ fn as_fd_link(link: Result<FdLink, LinkError>) -> Result<FdLink, ProgramError> {
 }
 
 /// While rules change, what is new of the last five is written before what is old is removed: the maps have room for both.
-fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
+fn load(options: &LoadOptions, keeps_maps: bool) -> Result<Ebpf, BpfError> {
     let room = &options.room;
     let entries = |room: usize| u32::try_from(room.max(1)).unwrap_or(u32::MAX);
-    Ok(EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    for name in KEPT_MAPS.into_iter().filter(|_| keeps_maps) {
+        loader.map_pin_path(name, options.pins.map(name));
+    }
+    Ok(loader
         .override_global("SETTINGS", &options.settings, true)
         .override_global(aya_log::LEVEL, &log_level(), true)
         .map_max_entries("ENDPOINTS", entries(room.endpoints))
@@ -288,8 +380,13 @@ impl Counters {
     }
 }
 
-/// Opens a map that an agent has pinned.
+/// Opens a map that an agent has pinned, be it to take over.
 pub(super) fn open_pinned(pins: &Pins, name: &'static str) -> Result<Map, BpfError> {
-    let data = MapData::from_pin(pins.map(name)).map_err(BpfError::map(name))?;
+    let next = pins.next_map(name);
+    open_map(&if next.exists() { next } else { pins.map(name) }, name)
+}
+
+fn open_map(path: &Path, name: &'static str) -> Result<Map, BpfError> {
+    let data = MapData::from_pin(path).map_err(BpfError::map(name))?;
     Map::from_map_data(data).map_err(BpfError::map(name))
 }

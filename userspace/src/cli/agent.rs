@@ -37,6 +37,21 @@ pub struct AgentArgs {
     workloads: Vec<Explicit>,
     #[command(flatten)]
     room: RoomOptions,
+    #[command(flatten)]
+    upgrade: UpgradeOptions,
+}
+
+/// How an agent takes over from another, and is taken over. SIGUSR2 has an agent start the program at its own path with
+/// its own arguments to take over.
+#[derive(Debug, Args)]
+struct UpgradeOptions {
+    /// Take over from the agent that runs with the same --run-dir, if there is one: no connection is refused, and none
+    /// is reset. That one carries what is open, and then ends.
+    #[arg(long)]
+    take_over: bool,
+    /// How long connections may go on in this agent once another has taken over before they are reset.
+    #[arg(long, default_value = "10m", value_parser = humantime::parse_duration, value_name = "DURATION")]
+    upgrade_drain_timeout: Duration,
 }
 
 /// What the kernel half has room for. Where something does not fit, `status` and `check` say so, and connections that
@@ -123,6 +138,9 @@ impl MemberOptions {
             exempt,
             checks_dir: self.checks_dir,
             drain_timeout: self.drain_timeout,
+            // Nothing is handed over, unless said otherwise.
+            upgrade_drain_timeout: self.drain_timeout,
+            take_over: false,
             capture,
         })
     }
@@ -140,7 +158,7 @@ pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
 impl AgentArgs {
     /// The options of the agent to run.
     pub(super) fn options(self) -> anyhow::Result<AgentOptions> {
-        let Self { daemon, kernel, member, outbound_port, mark, workloads, room } = self;
+        let Self { daemon, kernel, member, outbound_port, mark, workloads, room, upgrade } = self;
         anyhow::ensure!(mark != 0, "--mark 0 is what every socket has: choose another number");
         let cgroup = match kernel.cgroup {
             // Resolved, because it is compared with where processes are.
@@ -156,7 +174,9 @@ impl AgentArgs {
             room: room.room(),
             workloads,
         });
-        member.agent_options(daemon, capture, &[outbound_port])
+        let options = member.agent_options(daemon, capture, &[outbound_port])?;
+        let UpgradeOptions { take_over, upgrade_drain_timeout } = upgrade;
+        Ok(AgentOptions { take_over, upgrade_drain_timeout, ..options })
     }
 }
 

@@ -1,6 +1,7 @@
 //! `murmesh status`. JSON: `{healthy, problems, role, node, version, trust_domain, spiffe_id,
 //! certificate_expires_at, catalog_revision, saved_revision, first_certificate_ends_at, endpoints,
-//! contested_addresses, servers, connected_server, interception, traffic, encryption}`. `interception` is `{cgroup,
+//! contested_addresses, servers, connected_server, interception, traffic, encryption, older_agents}`. `older_agents` are
+//! `[{pid, version, streams}]`, those that were taken over and still carry connections. `interception` is `{cgroup,
 //! bpf_dir, attached, missing, canary_error, map_problems, unheld_services}`, `traffic` has the counters of the running
 //! agent, and `encryption` what was and was not encrypted; each is null where it does not apply.
 
@@ -44,6 +45,15 @@ struct Status<'a> {
     interception: Option<Interception<'a>>,
     traffic: Option<Traffic>,
     encryption: Option<Encryption<'a>>,
+    older_agents: Vec<OlderAgent<'a>>,
+}
+
+/// One that was taken over, and still carries connections.
+#[derive(Serialize)]
+struct OlderAgent<'a> {
+    pid: i32,
+    version: &'a str,
+    streams: u64,
 }
 
 #[derive(Serialize)]
@@ -69,6 +79,12 @@ struct Traffic {
     missing_records: u64,
     redirected: u64,
     log_lines_lost: u64,
+}
+
+impl<'a> From<&'a v1::OlderAgent> for OlderAgent<'a> {
+    fn from(agent: &'a v1::OlderAgent) -> Self {
+        Self { pid: agent.pid, version: &agent.version, streams: agent.streams }
+    }
 }
 
 /// Prints how the daemon is doing; fails when something is wrong.
@@ -172,6 +188,10 @@ fn page(status: &v1::StatusResponse, problems: &[String], now: SystemTime) -> St
         let (attached, cgroup) = (interception.attached.join(" "), &interception.cgroup);
         lines.push(("interception", format!("{attached} at {cgroup}")));
     }
+    for older in &status.older_agents {
+        let v1::OlderAgent { pid, version, streams } = older;
+        lines.push(("older agent", format!("pid {pid} (version {version}) drains {streams} connections")));
+    }
     if let Some(traffic) = &status.traffic {
         lines.extend(traffic_lines(traffic));
     }
@@ -252,6 +272,7 @@ impl<'a> Status<'a> {
             }),
             traffic: status.traffic.as_ref().map(Traffic::from),
             encryption: status.encryption.as_ref().map(Encryption::from),
+            older_agents: status.older_agents.iter().map(OlderAgent::from).collect(),
         }
     }
 }

@@ -135,6 +135,7 @@ pub struct Control {
     pub cached_identities: Vec<Identity>,
     acknowledged: watch::Receiver<Option<Report>>,
     mark: Option<u32>,
+    handed_over: CancellationToken,
     _tasks: JoinSet<()>,
 }
 
@@ -180,6 +181,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let (status_sender, status) = watch::channel(ServerStatus { servers, ..ServerStatus::default() });
     let (acknowledged_sender, acknowledged) = watch::channel(None);
 
+    let handed_over = CancellationToken::new();
     let (issuers, issuers_receiver) = watch::channel(BTreeSet::new());
     let trust = catalog.clone();
     let renewal =
@@ -193,11 +195,14 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
         acknowledged: acknowledged_sender,
         status: status_sender,
         issuers: issuers_receiver,
+        handed_over: handed_over.clone(),
     };
-    let mut tasks = JoinSet::new();
-    let stop = shutdown.clone();
+    let (mut tasks, stop, renewals) = (JoinSet::new(), shutdown.clone(), handed_over.clone());
     tasks.spawn(async move { stop.run_until_cancelled(session.run()).await.unwrap_or_default() });
-    tasks.spawn(async move { shutdown.run_until_cancelled(renewal).await.unwrap_or_default() });
+    tasks.spawn(async move {
+        let renewal = renewals.run_until_cancelled(renewal);
+        shutdown.run_until_cancelled(renewal).await.flatten().unwrap_or_default()
+    });
     Ok(Control {
         identity,
         catalog,
@@ -209,6 +214,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
         cached_identities,
         acknowledged,
         mark: options.mark,
+        handed_over,
         _tasks: tasks,
     })
 }
@@ -217,6 +223,11 @@ impl Control {
     /// Gets certificates for the workloads and services of this host.
     pub fn issuer(&self) -> Issuer {
         Issuer { identity: self.identity.clone(), status: self.status.clone(), mark: self.mark }
+    }
+
+    /// Another process of this host reports from now on, and renews its certificate. The catalog is still followed.
+    pub fn hand_over(&self) {
+        self.handed_over.cancel();
     }
 
     /// Reports that nothing is served here any more and waits, for at most two seconds, until a server

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::Channel;
 use tracing::{info, warn};
@@ -39,6 +40,8 @@ pub struct Session {
     pub status: watch::Sender<ServerStatus>,
     /// Roots that signed what workloads and services use.
     pub issuers: watch::Receiver<BTreeSet<Fingerprint>>,
+    /// Cancelled when another process reports.
+    pub handed_over: CancellationToken,
 }
 
 impl Session {
@@ -78,11 +81,13 @@ impl Session {
             // Not before: to the other hosts this one was never gone.
             drop(previous.take());
             let confirming = confirm(server, client.clone(), identity.clone(), &mut self.issuers);
+            let plaintext = report_plaintext(server, client.clone(), &mut self.plaintext);
+            let reports = report(server, client, &mut self.report, &self.acknowledged, &self.status);
             tokio::select! {
                 ended = follow(server, &mut events, &self.catalog, &self.status, backoff) => return ended,
-                ended = report_plaintext(server, client.clone(), &mut self.plaintext) => return ended,
+                ended = while_ours(&self.handed_over, plaintext) => return ended,
                 ended = confirming => return ended,
-                ended = report(server, client, &mut self.report, &self.acknowledged, &self.status) => return ended,
+                ended = while_ours(&self.handed_over, reports) => return ended,
                 changed = self.identity.changed() => if changed.is_err() { return Ok(()) },
             }
             previous = Some(events);
@@ -102,8 +107,16 @@ impl Session {
     }
 }
 
-/// Applies the server's events; those that have come together are told together. The server counts as connected, and as worth coming back to at once, when its first
-/// snapshot is in.
+/// Until another process reports, which is no reason not to listen to the server any more.
+async fn while_ours<T>(handed_over: &CancellationToken, reporting: impl Future<Output = T>) -> T {
+    match handed_over.run_until_cancelled(reporting).await {
+        Some(ended) => ended,
+        None => std::future::pending().await,
+    }
+}
+
+/// Applies the server's events; those that have come together are told together. The server counts as connected, and as
+/// worth coming back to at once, when its first snapshot is in.
 async fn follow(
     server: &ServerAddress,
     events: &mut tonic::Streaming<v1::CatalogEvent>,

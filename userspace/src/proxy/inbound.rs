@@ -8,7 +8,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{error::Elapsed, timeout},
+};
 use tracing::{debug, info};
 
 use super::{
@@ -35,6 +38,13 @@ use crate::{
 
 /// How long a tunnel may be at rest on the accepting side: longer than its opener keeps it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// How long a new tunnel may wait for its stream when it cannot wait any longer.
+const FIRST_STREAM_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the opener of a tunnel may take to close it once it was asked for no more streams: longer than it takes to
+/// look after its tunnels at rest.
+const RETIRED_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a local service may take to complete a handshake.
 const SERVICE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -106,15 +116,18 @@ async fn identity(worker: &Worker, own: IpAddr, name: Option<&str>) -> io::Resul
     identities.get(&id).await.ok_or_else(missing)
 }
 
-/// One stream after the other, until the opener closes the tunnel or leaves it at rest for too long.
+/// One stream after the other, until the opener closes the tunnel or leaves it at rest for too long. Once another process
+/// accepts tunnels, the opener is asked to open no more streams on this one, and has some time to do so.
 async fn streams(
     worker: &Worker,
     tunnel: &mut Tunnel,
     presented: &Arc<SpiffeId>,
     from: SocketAddr,
 ) -> Result<(), TunnelError> {
+    let mut is_used = false;
     loop {
-        let Ok(received) = timeout(IDLE_TIMEOUT, tunnel.receive()).await else { return Ok(()) };
+        let Ok(received) = next(worker, tunnel, is_used).await else { return Ok(()) };
+        is_used = true;
         let Received::Frame(Frame::Open(open)) = received? else { return Ok(()) };
         if !tunnel.is_valid_at(SystemTime::now()) {
             info!(%from, peer = %tunnel.peer().id, "tunnel closed: the certificate of its opener has expired");
@@ -129,6 +142,27 @@ async fn streams(
             return Ok(());
         }
     }
+}
+
+/// What comes on a tunnel at rest. One that carried nothing yet is not retired at once: its opener has only just dialled
+/// it for a stream.
+async fn next(
+    worker: &Worker,
+    tunnel: &mut Tunnel,
+    is_used: bool,
+) -> Result<Result<Received, TunnelError>, Elapsed> {
+    tokio::select! {
+        biased;
+        received = timeout(IDLE_TIMEOUT, tunnel.receive()) => return received,
+        () = worker.handed_over.cancelled() => {}
+    }
+    if !is_used && let Ok(received) = timeout(FIRST_STREAM_TIMEOUT, tunnel.receive()).await {
+        return Ok(received);
+    }
+    if let Err(error) = tunnel.retire().await {
+        return Ok(Err(error));
+    }
+    timeout(RETIRED_TIMEOUT, tunnel.receive()).await
 }
 
 async fn stream(

@@ -37,7 +37,7 @@ pub use pool::Peer;
 pub use routes::{Choice, Here, Route, Routes};
 pub use rules::Rules;
 pub use services::{FormerlyNamed, LocalServices};
-pub use worker::{BoundWorkers, Listen, Workers};
+pub use worker::{BoundWorkers, Listen, WorkerListeners, Workers};
 
 use crate::{
     identity::{Identity, IdentityError, NodeName, PeerIdentity, Removed},

@@ -2,7 +2,7 @@
 //! nothing to lock.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     net::SocketAddr,
     rc::Rc,
@@ -51,6 +51,8 @@ pub struct Ends {
 pub struct Pool {
     shared: Arc<Shared>,
     ends: RefCell<HashMap<Ends, Entry>>,
+    /// Tunnels are not kept any more.
+    closed: Cell<bool>,
 }
 
 #[derive(Default)]
@@ -81,7 +83,7 @@ pub struct Lease {
 impl Pool {
     /// An empty pool.
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, ends: RefCell::default() }
+        Self { shared, ends: RefCell::default(), closed: Cell::default() }
     }
 
     /// A tunnel at rest, or a new one. Takes care that the next stream finds one at rest. The service listens on `port`.
@@ -119,7 +121,8 @@ impl Pool {
 
     /// Takes a tunnel back. One that is not idle is closed: its stream did not come to an end.
     pub fn put_back(&self, ends: &Ends, mut lease: Lease) {
-        if Some(lease.generation) != self.generation(&ends.caller) || !lease.tunnel.comes_to_rest() {
+        let is_wanted = !self.closed.get() && Some(lease.generation) == self.generation(&ends.caller);
+        if !is_wanted || !lease.tunnel.comes_to_rest() || lease.tunnel.is_retired() {
             return;
         }
         let mut all = self.ends.borrow_mut();
@@ -150,6 +153,14 @@ impl Pool {
         });
     }
 
+    /// Closes all tunnels at rest, and from now on those that come to rest.
+    pub fn close(&self) {
+        self.closed.set(true);
+        let mut all = self.ends.borrow_mut();
+        let idle: usize = all.values_mut().map(|entry| entry.idle.drain(..).len()).sum();
+        self.shared.traffic.subtract(Counter::TunnelsIdle, idle as u64);
+    }
+
     /// The most recently used one, whose connection is the likeliest to be alive and its memory to be warm.
     fn take_idle(&self, ends: &Ends) -> Option<Idle> {
         let generation = self.generation(&ends.caller)?;
@@ -173,7 +184,7 @@ impl Pool {
         {
             let mut all = self.ends.borrow_mut();
             let entry = all.entry(ends.clone()).or_default();
-            if entry.warming || !entry.idle.is_empty() {
+            if self.closed.get() || entry.warming || !entry.idle.is_empty() {
                 return;
             }
             entry.warming = true;

@@ -88,27 +88,36 @@ pub struct Worker {
     pub watchdog: Watchdog,
     /// Cancelled when no new streams are taken any more.
     pub stop: CancellationToken,
+    /// Cancelled when another process accepts all connections. Streams on tunnels that are there are still taken, and
+    /// tunnels at rest are closed.
+    pub handed_over: CancellationToken,
 }
 
 /// The running workers.
 pub struct Workers {
     /// How each worker's thread ended.
     ended: JoinSet<anyhow::Result<()>>,
+    open: CancellationToken,
     stop: CancellationToken,
+    handed_over: CancellationToken,
     cut: CancellationToken,
 }
 
 /// Listeners of all workers, bound but not served yet.
-pub struct BoundWorkers(Vec<Bound>);
+pub struct BoundWorkers(Vec<WorkerListeners>);
 
-struct Bound {
-    tunnels: std::net::TcpListener,
-    applications: Vec<std::net::TcpListener>,
+/// One worker's listeners.
+pub struct WorkerListeners {
+    /// Where tunnels of other hosts are accepted.
+    pub tunnels: std::net::TcpListener,
+    /// Where applications of this host connect to.
+    pub applications: Vec<std::net::TcpListener>,
 }
 
 impl Workers {
     fn none() -> Self {
-        Self { ended: JoinSet::new(), stop: CancellationToken::new(), cut: CancellationToken::new() }
+        let token = CancellationToken::new;
+        Self { ended: JoinSet::new(), open: token(), stop: token(), handed_over: token(), cut: token() }
     }
 
     /// Binds the listeners of a worker per core.
@@ -120,7 +129,9 @@ impl Workers {
             if_there_is_ipv6(*address, socket::ensure_free(*address))?;
         }
         let count = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(BoundWorkers((0..count).map(|_| Bound::new(listen, mark)).collect::<anyhow::Result<_>>()?))
+        Ok(BoundWorkers(
+            (0..count).map(|_| WorkerListeners::new(listen, mark)).collect::<anyhow::Result<_>>()?,
+        ))
     }
 
     /// Waits until a worker fails, which none does that is well, and says why.
@@ -133,10 +144,32 @@ impl Workers {
         }
     }
 
+    /// From now on connections are accepted.
+    pub fn open(&self) {
+        self.open.cancel();
+    }
+
     /// Stops accepting, and returns when every stream has ended or the time for it is over.
-    pub async fn stop(mut self) {
+    pub async fn stop(mut self, drain_timeout: Duration) {
         self.stop.cancel();
+        self.drain(drain_timeout).await;
+    }
+
+    /// Leaves accepting to another process that has the same listeners.
+    pub fn hand_over(&self) {
+        self.handed_over.cancel();
+    }
+
+    /// Returns when every stream has ended; those that have not after `drain_timeout` are reset.
+    pub async fn drain(&mut self, drain_timeout: Duration) {
         tracing::info!("draining");
+        if timeout(drain_timeout, self.all_ended()).await.is_err() {
+            self.cut.cancel();
+            self.all_ended().await;
+        }
+    }
+
+    async fn all_ended(&mut self) {
         while let Some(ended) = self.ended.join_next().await {
             if let Ok(Err(error)) = ended {
                 tracing::error!("{error:#}");
@@ -147,7 +180,7 @@ impl Workers {
     /// Resets every stream, which is logged, and returns when that is done, or not possible.
     pub async fn cut(self) {
         self.cut.cancel();
-        let _ = timeout(CUT_TIMEOUT, self.stop()).await;
+        let _ = timeout(CUT_TIMEOUT, self.stop(CUT_TIMEOUT)).await;
     }
 
     /// Runs `work` on a thread of its own, and takes note of how that ends.
@@ -171,28 +204,45 @@ impl Workers {
 }
 
 impl BoundWorkers {
-    /// Starts the workers; `origin` makes each one's source of original destinations. When they are stopped,
-    /// streams have `drain_timeout` to end before they are reset.
+    /// Those of a process that is taken over.
+    pub fn inherited(listeners: Vec<WorkerListeners>) -> Self {
+        Self(listeners)
+    }
+
+    /// Copies, for a process that takes over from this one.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn copies(&self) -> io::Result<Vec<WorkerListeners>> {
+        self.0.iter().map(WorkerListeners::copy).collect()
+    }
+
+    /// Starts the workers, which accept once they are [opened](Workers::open); `origin` makes each one's source of
+    /// original destinations.
     ///
     /// # Errors
     /// No thread can be started, or there is no source. Needs a tokio runtime.
     pub fn start(
         self,
         shared: &Arc<Shared>,
-        drain_timeout: Duration,
         mut origin: impl FnMut() -> anyhow::Result<Origin>,
     ) -> anyhow::Result<Workers> {
         let mut workers = Workers::none();
         for (number, bound) in self.0.into_iter().enumerate() {
             let (shared, origin) = (shared.clone(), origin()?);
-            let end = End { stop: workers.stop.clone(), cut: workers.cut.clone(), drain_timeout };
+            let end = Phases {
+                open: workers.open.clone(),
+                stop: workers.stop.clone(),
+                handed_over: workers.handed_over.clone(),
+                cut: workers.cut.clone(),
+            };
             workers.spawn(format!("worker-{number}"), move || run(shared, origin, bound, end))?;
         }
         Ok(workers)
     }
 }
 
-impl Bound {
+impl WorkerListeners {
     /// The application listeners carry the agent's mark, by which the hooks know that it is the agent who listens.
     fn new(listen: &Listen, mark: Option<u32>) -> anyhow::Result<Self> {
         let applications = listen
@@ -216,6 +266,14 @@ impl Bound {
                 .context("no IPv4 on this host")?,
         };
         Ok(Self { tunnels, applications })
+    }
+
+    fn copy(&self) -> io::Result<Self> {
+        let applications = self.applications.iter().map(std::net::TcpListener::try_clone);
+        Ok(Self {
+            tunnels: self.tunnels.try_clone()?,
+            applications: applications.collect::<io::Result<_>>()?,
+        })
     }
 }
 
@@ -242,18 +300,20 @@ fn is_without_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL))
 }
 
-/// How a worker ends.
-struct End {
+/// What a worker lives through.
+struct Phases {
+    /// Connections are accepted.
+    open: CancellationToken,
     /// No new streams are taken any more.
     stop: CancellationToken,
-    /// Those that are open are not waited for.
+    /// Another process accepts connections.
+    handed_over: CancellationToken,
+    /// Streams that are open are not waited for.
     cut: CancellationToken,
-    /// How long they are waited for otherwise.
-    drain_timeout: Duration,
 }
 
-fn run(shared: Arc<Shared>, origin: Origin, bound: Bound, end: End) -> io::Result<()> {
-    let End { stop, cut, drain_timeout } = end;
+fn run(shared: Arc<Shared>, origin: Origin, bound: WorkerListeners, phases: Phases) -> io::Result<()> {
+    let Phases { open, stop, handed_over, cut } = phases;
     let mut runtime = Builder::new_current_thread();
     runtime.enable_all().on_thread_park(access_log::flush);
     let runtime = runtime.build_local(LocalOptions::default())?;
@@ -269,25 +329,41 @@ fn run(shared: Arc<Shared>, origin: Origin, bound: Bound, end: End) -> io::Resul
             handshakes: Semaphore::new(MAX_HANDSHAKES),
             watchdog: Watchdog::default(),
             stop: stop.clone(),
+            handed_over: handed_over.clone(),
         });
+        if open.run_until_cancelled(stop.cancelled()).await.is_some() {
+            return Ok(());
+        }
         let (mut tasks, watched) = (JoinSet::new(), worker.clone());
         tasks.spawn_local(async move { watched.watchdog.run().await });
         let (followed, changed) = (worker.clone(), worker.shared.rules_changed.subscribe());
         tasks.spawn_local(async move { followed.live.follow(&followed.shared, changed).await });
+        // Each connection that is served holds the worker, and so do the two above and this function.
+        let (accepting, without_connections) = (CancellationToken::new(), Rc::strong_count(&worker));
         for listener in bound.applications {
             let (listener, worker) = (TcpListener::from_std(listener)?, worker.clone());
             let serve = move |stream, peer| outbound::serve(worker.clone(), stream, peer);
-            tasks.spawn_local(accept(listener, stop.clone(), serve));
+            tasks.spawn_local(accept(listener, accepting.clone(), serve));
         }
         let (listener, inbound) = (TcpListener::from_std(bound.tunnels)?, worker.clone());
         let serve = move |stream, peer| inbound::serve(inbound.clone(), stream, peer);
-        tasks.spawn_local(accept(listener, stop.clone(), serve));
+        tasks.spawn_local(accept(listener, accepting.clone(), serve));
         tokio::select! {
-            () = sweep(&worker, &stop) => {}
+            () = sweep(&worker) => {}
             Some(Err(panic)) = tasks.join_next() => return Err(panic.into()),
         }
+        accepting.cancel();
+        worker.pool.close();
+        let drained = async {
+            if handed_over.is_cancelled() {
+                until(|| Rc::strong_count(&worker) <= without_connections).await;
+            } else {
+                // Streams of all workers are counted together, and all workers stop together.
+                until(|| worker.shared.traffic.get(Counter::StreamsActive) == 0).await;
+            }
+        };
         // Ending in time is wished for; what has not ended is cut.
-        let _ = timeout(drain_timeout, cut.run_until_cancelled(drained(&worker.shared))).await;
+        cut.run_until_cancelled(drained).await;
         Ok(())
     });
     // What still runs is dropped, which resets its connections and is the last to be logged.
@@ -296,8 +372,8 @@ fn run(shared: Arc<Shared>, origin: Origin, bound: Bound, end: End) -> io::Resul
     ended
 }
 
-/// Looks after tunnels at rest until `stop`.
-async fn sweep(worker: &Worker, stop: &CancellationToken) {
+/// Looks after tunnels at rest until nothing is accepted any more.
+async fn sweep(worker: &Worker) {
     let mut ticks = interval(SWEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -306,15 +382,15 @@ async fn sweep(worker: &Worker, stop: &CancellationToken) {
                 worker.pool.sweep();
                 worker.callers.forget();
             }
-            () = stop.cancelled() => return,
+            () = worker.stop.cancelled() => return,
+            () = worker.handed_over.cancelled() => return,
         }
     }
 }
 
-/// Streams of all workers are counted together, and all workers stop together.
-async fn drained(shared: &Shared) {
+async fn until(is_so: impl Fn() -> bool) {
     let mut ticks = interval(DRAIN_INTERVAL);
-    while shared.traffic.get(Counter::StreamsActive) > 0 {
+    while !is_so() {
         ticks.tick().await;
     }
 }
@@ -343,7 +419,7 @@ mod tests {
             sender.send(()).map_err(io::Error::other)
         };
         workers.spawn("worker-0".to_owned(), work).expect("a thread");
-        workers.stop().await;
+        workers.stop(Duration::MAX).await;
         receiver.try_recv().expect("the thread has ended");
     }
 }

@@ -95,6 +95,22 @@ impl Tunnel {
         poll_fn(|context| self.poll_receive(context)).await
     }
 
+    /// Asks the opener of a tunnel at rest for no further stream, without breaking one that is on its way already: by a
+    /// key update, which an opener takes for that and TLS allows at any time.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn retire(&mut self) -> Result<(), TunnelError> {
+        let before = Before { key_update: true, ..self.begin() };
+        let mut outgoing = Outgoing::nothing(&mut self.session, before)?;
+        poll_fn(|context| self.poll_send(context, &mut outgoing)).await
+    }
+
+    /// Whether the acceptor wants no further stream, as far as was read.
+    pub fn is_retired(&self) -> bool {
+        self.incoming.is_key_updated()
+    }
+
     /// Waits for the other direction to end, and drops what it still carries.
     ///
     /// # Errors

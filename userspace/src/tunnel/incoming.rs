@@ -42,6 +42,8 @@ pub struct Incoming {
     closed: bool,
     /// The other side wants a new key to be used towards it.
     key_update_requested: bool,
+    /// It has used a new key itself.
+    key_updated: bool,
 }
 
 /// What the other side sent next.
@@ -145,6 +147,11 @@ impl Incoming {
         std::mem::take(&mut self.key_update_requested)
     }
 
+    /// Whether the other side has updated its key since the handshake.
+    pub fn is_key_updated(&self) -> bool {
+        self.key_updated
+    }
+
     /// Opens the next record whose content is the tunnel's. `false` when none is complete.
     fn open_record(&mut self, session: &mut Session) -> Result<bool, TunnelError> {
         while let Some(buffer) = &mut self.buffer {
@@ -165,6 +172,7 @@ impl Incoming {
                 ContentType::Handshake => {
                     let message = &buffer[begin..begin + content];
                     self.key_update_requested |= session.handle_handshake(message)?;
+                    self.key_updated = true;
                 }
                 ContentType::Alert => match &buffer[begin..begin + content] {
                     [_, CLOSE_NOTIFY] => {

@@ -80,6 +80,14 @@ impl Health {
             for (name, (check, address)) in wanted {
                 running.entry(name).or_insert_with_key(|name| self.start(name.clone(), check, address));
             }
+            if *served.borrow() != Served::default() {
+                // What another agent knew of services that are not checked any more.
+                self.failing.send_if_modified(|failing| {
+                    let before = failing.len();
+                    failing.retain(|name, _| running.contains_key(name));
+                    failing.len() != before
+                });
+            }
             tokio::select! {
                 changed = catalog.changed() => changed?,
                 changed = served.changed() => changed?,
@@ -115,7 +123,7 @@ fn wanted(node: &NodeName, catalog: &Catalog, served: &Served) -> BTreeMap<Servi
 async fn follow(name: ServiceName, check: Check, prober: Prober, failing: Arc<watch::Sender<Failing>>) {
     let mut ticks = interval(check.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut tracker = Tracker::default();
+    let mut tracker = Tracker::new(failing.borrow().contains_key(&name));
     loop {
         ticks.tick().await;
         let result = prober.probe(&check.probe, check.timeout).await;

@@ -20,6 +20,11 @@ pub enum Turn {
 }
 
 impl Tracker {
+    /// Of an instance of which it is known whether it fails.
+    pub fn new(failing: bool) -> Self {
+        Self { failing, against: 0 }
+    }
+
     /// Takes a result, and tells if that was the one that decides.
     pub fn take(&mut self, check: &Check, result: Result<(), String>) -> Option<Turn> {
         if result.is_err() == self.failing {
@@ -31,7 +36,7 @@ impl Tracker {
         if self.against < needed {
             return None;
         }
-        *self = Self { failing: result.is_err(), against: 0 };
+        *self = Self::new(result.is_err());
         Some(result.map_or_else(Turn::Failing, |()| Turn::Well))
     }
 }
