@@ -1,16 +1,18 @@
 //! What lies on the disks of a mesh that works: nothing that is secret can be read there without the key that seals it.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use data_encoding::{BASE64, HEXLOWER};
 use murmesh::control::{Cache, Membership};
 use murmesh::identity::JoinToken;
 use murmesh::seal::{KeySource, Sealer};
-use murmesh_lab::{Host, Lab, Topology, contains};
+use murmesh_lab::{DEADLINE, Host, Lab, Process, Topology, contains};
 
-use crate::support::{Daemons, skipped, wait_until};
+use crate::support::{Daemons, skipped, text, wait_until};
 
 const PORT: u16 = 8181;
 /// Opens everything else on its host.
@@ -44,6 +46,45 @@ fn no_file_of_servers_and_agents_holds_a_secret_in_clear() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+#[test]
+fn daemons_take_their_key_from_a_systemd_credential_and_keep_none() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (server, service) = (lab.host("murmesh00")?, lab.host("fcs00")?);
+    // As systemd makes it for LoadCredential=.
+    let credentials = server.data_directory().join("credentials");
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&credentials)?;
+    fs::write(credentials.join("murmesh-seal-key"), HEXLOWER.encode(&[7; 32]))?;
+    let start = |mut command: Command| -> Result<Process> {
+        let daemon = Process::spawn(command.env("CREDENTIALS_DIRECTORY", &credentials))?;
+        daemon.wait_for_line(": ready", DEADLINE)?;
+        Ok(daemon)
+    };
+    let running = start(server.server_command()?)?;
+    let token = server.create_token()?;
+    let agent = start(service.agent_command(&token)?)?;
+    for host in [server, service] {
+        ensure!(!host.data_directory().join(KEY_FILE).exists(), "{} has made a key", host.name());
+        let mut check = host.command("murmesh")?;
+        check.arg("check").arg("--data-dir").arg(host.data_directory());
+        let check = Process::spawn(check.env("CREDENTIALS_DIRECTORY", &credentials))?.output(DEADLINE)?;
+        ensure!(text(&check.stdout).contains("systemd's credential"), "{}", text(&check.stdout));
+    }
+    for (daemon, command) in [(running, server.server_command()?), (agent, service.agent_command(&token)?)] {
+        daemon.stop(DEADLINE)?;
+        let mut without = command;
+        let refused = Process::spawn(&mut without)?.output(DEADLINE)?;
+        ensure!(!refused.status.success(), "it started without its key");
+        let said = text(&refused.stderr) + &text(&refused.stdout);
+        ensure!(said.contains("--seal-key-file"), "{said}");
+    }
+    let _running = start(server.server_command()?)?;
+    let _agent = start(service.agent_command(&token)?)?;
     Ok(())
 }
 

@@ -3,9 +3,11 @@
 use std::fs::{self, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use murmesh_lab::{DEADLINE, Host, Mesh, Steady};
+use murmesh_lab::{DEADLINE, Host, Mesh, Process, Steady};
+use nix::sys::signal::Signal;
 
 use crate::support::instances::{Instances, PORT};
 use crate::support::{ask, greet, greeting, wait_for_endpoint, wait_until};
@@ -44,6 +46,62 @@ fn an_instance_whose_check_fails_gets_no_connections_until_it_succeeds_again() -
     instances.wait_state("fcs00", "failing")?;
     mesh.host("murmesh00")?.murmesh(["service", "set", "fortune", "--check", "none"])?;
     instances.wait_healthy(&["fcs00"])
+}
+
+/// A service on the client's port that answers everybody with the file, whatever it is asked.
+fn serve_file(host: &Host, path: &Path) -> Result<Process> {
+    let listen = format!("tcp-l:{PORT},fork,reuseaddr");
+    let service = host.spawn("socat", [listen, format!("system:read request; cat {}", path.display())])?;
+    host.wait_listening(PORT, DEADLINE)?;
+    Ok(service)
+}
+
+#[test]
+fn a_web_service_that_answers_with_an_error_gets_no_connections_until_it_is_well() -> Result<()> {
+    let Some(mesh) = Mesh::start(2, 1)? else { return Ok(()) };
+    let check = ["--check", "http:/health", "--check-interval", "300ms", "--check-timeout", "300ms"];
+    let instances = Instances::start(&mesh, &HOSTS[1..], &[])?;
+    let host = mesh.host("fcs00")?;
+    let answer = host.data_directory().join("answer");
+    fs::write(&answer, "HTTP/1.0 204 Fine\r\n\r\n")?;
+    let _web = serve_file(host, &answer)?;
+    let set = ["service", "set", "fortune", "--host", "fcs00"];
+    mesh.host("murmesh00")?.murmesh(set.iter().chain(&check))?;
+    instances.wait_healthy(&["fcs00"])?;
+    fs::write(&answer, "HTTP/1.0 503 Busy\r\n\r\n")?;
+    let reason = instances.wait_state("fcs00", "failing")?;
+    ensure!(reason == "http:/health: status 503", "{reason}");
+    let dial = ["connect", &instances.address("fcs00")?.to_string(), "--fails", "ECONNREFUSED"];
+    instances.wait_available("fcs00", false)?;
+    mesh.client()?.probe(dial)?.succeed(DEADLINE)?;
+    fs::write(&answer, "HTTP/1.0 204 Fine\r\n\r\n")?;
+    instances.wait_healthy(&["fcs00"])?;
+    let asked = mesh.client()?.run("nc", ["fcs00", "8181"], b"GET / HTTP/1.0\r\n\r\n", DEADLINE)?;
+    ensure!(asked.stdout.starts_with(b"HTTP/1.0 204"), "{asked:?}");
+    Ok(())
+}
+
+/// It listens still, and the kernel takes connections for it until its queue is full: with those of the check.
+#[test]
+fn a_process_that_hangs_gets_no_connections_until_it_goes_on() -> Result<()> {
+    let Some(mesh) = Mesh::start(2, 1)? else { return Ok(()) };
+    let mut instances = Instances::start(&mesh, &HOSTS, &[])?;
+    instances.kill("fcs00")?;
+    let host = mesh.host("fcs00")?;
+    let listen = format!("tcp-l:{PORT},fork,reuseaddr,backlog=1");
+    let hanging = host.spawn("socat", [listen.as_str(), "exec:echo it goes on"])?;
+    host.wait_listening(PORT, DEADLINE)?;
+    let check = ["--check", "tcp", "--check-interval", "300ms", "--check-timeout", "300ms"];
+    mesh.host("murmesh00")?.murmesh(["service", "set", "fortune"].iter().chain(&check))?;
+    instances.wait_healthy(&["fcs00"])?;
+    hanging.signal(Signal::SIGSTOP)?;
+    let reason = instances.wait_state("fcs00", "failing")?;
+    ensure!(reason == "tcp: no answer within 300ms", "{reason}");
+    ensure!(instances.who("fcs00")? == "fcs01");
+    hanging.signal(Signal::SIGCONT)?;
+    instances.wait_healthy(&["fcs00"])?;
+    ensure!(instances.who("fcs00")? == "it goes on\n");
+    Ok(())
 }
 
 #[test]

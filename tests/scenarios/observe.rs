@@ -153,6 +153,21 @@ fn a_connection_in_clear_from_outside_and_one_that_fails_are_remembered() -> Res
 }
 
 #[test]
+fn a_connection_to_a_service_that_nobody_serves_is_told_with_its_process() -> Result<()> {
+    let Some(mesh) = Mesh::start(1, 1)? else { return Ok(()) };
+    let port = PORT.to_string();
+    mesh.host("murmesh00")?.murmesh(["service", "set", "fortune", "--host", "fcs00", "--port", &port])?;
+    let client = mesh.client()?;
+    murmesh_lab::wait_for_availability(client, (mesh.service()?.ipv4(), PORT).into(), false)?;
+    client.run("nc", ["-z", "fcs00", &port], b"", DEADLINE)?;
+    let event = wait_for(client, &["--verdict", "error", "--from", "nc", "--to", ":8181"])?;
+    let what = event["what"].as_str().unwrap_or_default();
+    ensure!(what == "refused: no instance of the service takes connections", "{event}");
+    ensure!(event["caller"] == "host/fcc00/user-root" && event["protocol"] == "tcp", "{event}");
+    Ok(())
+}
+
+#[test]
 fn events_that_had_to_be_dropped_are_counted() -> Result<()> {
     let Some(mesh) = Mesh::start(1, 1)? else { return Ok(()) };
     let _service = fortune(&mesh)?;

@@ -20,6 +20,11 @@ const KEEPALIVE_TIME: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(2500);
 const KEEPALIVE_PROBES: u32 = 3;
 
+/// The same for the connection of a host to a server, which must know within two seconds.
+const HOST_KEEPALIVE: Duration = Duration::from_secs(1);
+/// How long what was sent there may be without an answer. Kernels answer, however busy their programs are.
+const HOST_UNANSWERED: Duration = Duration::from_millis(1500);
+
 /// How many times in a row data, or a probe of a window that is closed, may be sent without an answer. The kernel
 /// doubles the time between them, from 200 ms where the round trip is short: five are lost after six seconds.
 const MAX_UNANSWERED: u8 = 5;
@@ -138,6 +143,17 @@ nix::ioctl_read_bad!(
     libc::TIOCOUTQ,
     libc::c_int
 );
+
+/// From here on, the connection ends about two seconds after the other side's host is gone.
+///
+/// # Errors
+/// The socket is closed.
+pub fn notice_death(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new().with_time(HOST_KEEPALIVE).with_interval(HOST_KEEPALIVE);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(HOST_UNANSWERED))
+}
 
 /// From here on, closing the socket resets the connection, also when the process is killed: an application never
 /// takes a broken stream for one that ended. Sockets accepted from a listener inherit this.

@@ -12,6 +12,8 @@ pub enum VerdictKind {
     PlaintextRefused = 3,
     /// A connection in clear from another host to a service of this one was let in.
     Plaintext = 4,
+    /// A connection to a named service that no instance serves was refused with `ECONNREFUSED`.
+    Unavailable = 5,
 }
 
 impl VerdictKind {
@@ -21,6 +23,7 @@ impl VerdictKind {
             2 => Some(Self::DryRun),
             3 => Some(Self::PlaintextRefused),
             4 => Some(Self::Plaintext),
+            5 => Some(Self::Unavailable),
             _ => None,
         }
     }

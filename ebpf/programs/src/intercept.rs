@@ -69,9 +69,14 @@ fn report(asked: &Asked<'_>, decision: &Decision) {
     if denied {
         count(Counter::Denied);
     }
-    if let Some(rule) = decision.report {
-        asked.report(if denied { VerdictKind::Denied } else { VerdictKind::DryRun }, rule);
-    }
+    // One event for each call; a rule that only reports says nothing about what nobody serves.
+    let (kind, rule) = match (decision.action, decision.report) {
+        (Action::RefuseUnavailable, _) => (VerdictKind::Unavailable, 0),
+        (Action::Deny, Some(rule)) => (VerdictKind::Denied, rule),
+        (_, Some(rule)) => (VerdictKind::DryRun, rule),
+        (_, None) => return,
+    };
+    asked.report(kind, rule);
 }
 
 #[inline(always)]

@@ -566,7 +566,7 @@ async fn announce_ready(
     Ok(())
 }
 
-/// Each connection takes two descriptors: as many as this process may have.
+/// Each connection takes one descriptor or two: as many as this process may have.
 pub(crate) fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {

@@ -46,6 +46,7 @@ fn event(verdict: KernelVerdict, shared: &Shared) -> Event {
             VerdictKind::Denied | VerdictKind::PlaintextRefused => Outcome::Denied,
             VerdictKind::DryRun => Outcome::Allowed,
             VerdictKind::Plaintext => Outcome::Plaintext,
+            VerdictKind::Unavailable => Outcome::Error,
         },
         process: is_local.then_some(Process { pid, uid: credentials.uid, name: Some(command) }),
         caller: if is_local { caller(shared, credentials) } else { None },
@@ -80,6 +81,7 @@ fn words(kind: VerdictKind, reason: Reason) -> &'static str {
             "refused: in clear, from a host some of whose workloads the rules refuse the service"
         }
         (VerdictKind::PlaintextRefused, _) => "refused: in clear, to a strict service",
+        (VerdictKind::Unavailable, _) => "refused: no instance of the service takes connections",
         (VerdictKind::Denied, Reason::Rule(_)) => "refused by a rule",
         (VerdictKind::Denied, Reason::Default) => "refused by default",
         (VerdictKind::Denied, Reason::UnknownSource) => "refused: its cgroup was not known yet",

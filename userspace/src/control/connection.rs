@@ -21,7 +21,7 @@ use crate::socket;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// A server that answers neither calls nor pings is given up after interval and timeout together.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no connection to a server.
 #[derive(Debug, thiserror::Error)]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::FutureExt as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -22,6 +23,8 @@ use crate::catalog::{Catalog, Report};
 use crate::identity::token::ServerAddress;
 use crate::identity::{Fingerprint, Identity, tls};
 
+/// Events that are told together at most, when they come faster than they can be told.
+const AT_ONCE: usize = 256;
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a report is repeated while another host has an address of this one: it may let go.
 const CONTESTED_INTERVAL: Duration = Duration::from_secs(2);
@@ -68,22 +71,26 @@ impl Session {
     /// Stays connected until that fails, and connects anew with each renewed identity.
     /// `Ok` means that nobody wants to know any more.
     async fn serve(&mut self, server: &ServerAddress, backoff: &mut Backoff) -> Result<(), ControlError> {
+        let mut previous = None;
         loop {
             let identity = self.identity.borrow_and_update().clone();
             let mut client = dial(server, tls::api_client(&identity)?, self.mark).await?;
             let watching = client.watch(v1::WatchRequest {}).await;
-            let events = watching.map_err(|status| refused(server, &status))?.into_inner();
+            let mut events = watching.map_err(|status| refused(server, &status))?.into_inner();
             info!(%server, "connected to the server");
+            // Not before: to the other hosts this one was never gone.
+            drop(previous.take());
             let confirming = confirm(server, client.clone(), identity.clone(), &mut self.issuers);
             let plaintext = report_plaintext(server, client.clone(), &mut self.plaintext);
             let reports = report(server, client, &mut self.report, &self.acknowledged, &self.status);
             tokio::select! {
-                ended = follow(server, events, &self.catalog, &self.status, backoff) => return ended,
+                ended = follow(server, &mut events, &self.catalog, &self.status, backoff) => return ended,
                 ended = while_ours(&self.handed_over, plaintext) => return ended,
                 ended = confirming => return ended,
                 ended = while_ours(&self.handed_over, reports) => return ended,
                 changed = self.identity.changed() => if changed.is_err() { return Ok(()) },
             }
+            previous = Some(events);
         }
     }
 
@@ -108,19 +115,25 @@ async fn while_ours<T>(handed_over: &CancellationToken, reporting: impl Future<O
     }
 }
 
-/// Applies the server's events. The server counts as connected, and as worth coming back to at once, when its first
-/// snapshot is in.
+/// Applies the server's events; those that have come together are told together. The server counts as connected, and as
+/// worth coming back to at once, when its first snapshot is in.
 async fn follow(
     server: &ServerAddress,
-    mut events: tonic::Streaming<v1::CatalogEvent>,
+    events: &mut tonic::Streaming<v1::CatalogEvent>,
     catalog: &watch::Sender<Arc<Catalog>>,
     status: &watch::Sender<ServerStatus>,
     backoff: &mut Backoff,
 ) -> Result<(), ControlError> {
     let mut current = Catalog::clone(&catalog.borrow());
     loop {
-        let event = events.message().await.map_err(|status| refused(server, &status))?;
-        current.apply(event.ok_or_else(|| ControlError::Ended(server.clone()))?)?;
+        let mut next = Some(events.message().await);
+        let mut taken = 0;
+        while let Some(event) = next {
+            let event = event.map_err(|status| refused(server, &status))?;
+            current.apply(event.ok_or_else(|| ControlError::Ended(server.clone()))?)?;
+            taken += 1;
+            next = if taken < AT_ONCE { events.message().now_or_never() } else { None };
+        }
         learn_servers(&current, status);
         catalog.send_replace(Arc::new(current.clone()));
         backoff.reset();

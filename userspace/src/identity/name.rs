@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// SPIFFE-ID section 2.3: an id is at most 2048 bytes, of which the trust domain may take 255.
 const MAX_TRUST_DOMAIN: usize = 255;
@@ -74,9 +75,9 @@ impl FromStr for TrustDomain {
     }
 }
 
-/// The name of a host in its mesh: one lower-case DNS label (RFC 1035 section 2.3.1, RFC 1123 section 2.1).
+/// The name of a host in its mesh, cheap to clone: one lower-case DNS label (RFC 1035 section 2.3.1, RFC 1123 section 2.1).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeName(String);
+pub struct NodeName(Arc<str>);
 
 impl NodeName {
     /// The node name that this machine's host name suggests: its first label, in lower case.
@@ -99,7 +100,7 @@ impl FromStr for NodeName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        if is_label(text) { Ok(Self(text.to_owned())) } else { Err(NameError::Node(excerpt(text))) }
+        if is_label(text) { Ok(Self(text.into())) } else { Err(NameError::Node(excerpt(text))) }
     }
 }
 

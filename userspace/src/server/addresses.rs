@@ -2,7 +2,8 @@
 //!
 //! Keys of the store: `addresses/IP`, whose value is the owner's name. They change together with the owner's
 //! catalog entry, which holds no address that is not its own: a host that reports another's address, by
-//! mistake or on purpose, changes nothing for the other.
+//! mistake or on purpose, changes nothing for the other. Many addresses change in several steps, for each of which that
+//! holds.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -16,6 +17,8 @@ use crate::identity::NodeName;
 use crate::store::{Change, Condition, Store, Transaction};
 
 const ADDRESSES: &str = "addresses/";
+/// Changes in one transaction; etcd takes 128 operations unless told otherwise.
+const BATCH: usize = 100;
 
 /// What becomes of the addresses that a host reports.
 #[derive(Debug, Default)]
@@ -27,6 +30,8 @@ pub struct Claims {
     /// Takes what nobody owns and lets go of what is not claimed any more. What is let go was read without
     /// a condition of its own: the caller adds one on the host's catalog entry, which every report changes.
     pub transaction: Transaction,
+    /// There is more to take or to let go than goes into one transaction: settle again after it.
+    pub unfinished: bool,
 }
 
 impl Claims {
@@ -41,6 +46,8 @@ impl Claims {
         wanted: &[IpAddr],
     ) -> Result<Self, RegistryError> {
         let (mut claims, mut seen) = (Self::default(), BTreeSet::new());
+        // First, so that the host never has more than it may have.
+        let left = claims.let_go(store, node, before, wanted).await?;
         for address in wanted.iter().filter(|address| seen.insert(**address)) {
             let key = format!("{ADDRESSES}{address}");
             let condition = match owner(store, &key).await? {
@@ -53,19 +60,43 @@ impl Claims {
                 None => Some(Condition::Absent(key.clone())),
             };
             if let Some(condition) = condition {
+                if !claims.has_room() {
+                    continue;
+                }
                 claims.transaction.conditions.push(condition);
                 claims.transaction.changes.push(Change::Put(key, node.as_str().into()));
             }
             claims.owned.push(*address);
         }
-        let kept: BTreeSet<_> = claims.owned.iter().map(ToString::to_string).collect();
-        for address in before.iter().filter(|address| !kept.contains(*address)) {
+        claims.owned.extend(left);
+        Ok(claims)
+    }
+
+    /// Lets go of what is not wanted any more; returns what there is no room for yet.
+    async fn let_go(
+        &mut self,
+        store: &dyn Store,
+        node: &NodeName,
+        before: &[String],
+        wanted: &[IpAddr],
+    ) -> Result<Vec<IpAddr>, RegistryError> {
+        let (wanted, mut left): (BTreeSet<_>, _) =
+            (wanted.iter().map(ToString::to_string).collect(), Vec::new());
+        for address in before.iter().filter(|address| !wanted.contains(*address)) {
             let key = format!("{ADDRESSES}{address}");
-            if owner(store, &key).await?.is_some_and(|(owner, _)| owner == *node) {
-                claims.transaction.changes.push(Change::Delete(key));
+            let is_ours = owner(store, &key).await?.is_some_and(|(owner, _)| owner == *node);
+            if is_ours && self.has_room() {
+                self.transaction.changes.push(Change::Delete(key));
+            } else if is_ours {
+                left.extend(address.parse::<IpAddr>());
             }
         }
-        Ok(claims)
+        Ok(left)
+    }
+
+    fn has_room(&mut self) -> bool {
+        self.unfinished |= self.transaction.changes.len() >= BATCH;
+        !self.unfinished
     }
 }
 

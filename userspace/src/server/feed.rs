@@ -329,7 +329,8 @@ impl Feed {
         if connected {
             view.found(node.as_str());
         }
-        if let Some(host) = view.hosts.get_mut(node.as_str()) {
+        // Every watcher is told: not that a host has renewed its certificate.
+        if let Some(host) = view.hosts.get_mut(node.as_str()).filter(|host| host.connected != connected) {
             (host.connected, host.last_seen) = (connected, unix_seconds(SystemTime::now()));
             self.publish(v1::CatalogEvent { revision, event: Some(Event::Host(host.clone())) });
         }

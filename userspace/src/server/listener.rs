@@ -26,6 +26,7 @@ use super::credentials::Credentials;
 use super::{DEFAULT_PORT, ServerError};
 use crate::identity::token::ServerAddress;
 use crate::identity::{PeerIdentity, peer_identity};
+use crate::socket;
 
 const MAX_CONNECTIONS: usize = 8192;
 const MAX_HANDSHAKES: usize = 512;
@@ -144,6 +145,7 @@ async fn handshake_with(
     permit: OwnedSemaphorePermit,
 ) -> io::Result<TlsConnection> {
     stream.set_nodelay(true)?;
+    socket::notice_death(&stream)?;
     let stream = acceptor.accept(stream).await?;
     let identity = match stream.get_ref().1.peer_certificates() {
         Some(chain) => Some(peer_identity(chain).map_err(io::Error::other)?),

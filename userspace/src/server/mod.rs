@@ -41,6 +41,7 @@ use tonic::service::Routes;
 use tonic::transport::Server as GrpcServer;
 use tracing::{info, warn};
 
+use crate::agent::raise_descriptor_limit;
 use crate::api::v1::administration_server::AdministrationServer;
 use crate::api::v1::local_server::LocalServer;
 use crate::api::v1::mesh_server::MeshServer;
@@ -70,9 +71,11 @@ use transfer::TransferError;
 pub const DEFAULT_PORT: u16 = 9190;
 
 const DATABASE_FILE: &str = "server.redb";
-/// A connection that was silent for the interval, and answers no ping within the timeout, is closed: its host is gone.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A connection that was silent for the interval, and answers no ping within the timeout, is closed: its agent hangs.
+/// Kernels tell much sooner that its host is gone. A server that is busy with a thousand agents at once, or shares its
+/// machine with them, must not take that for their end, and have them all come again.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_STREAMS_PER_CONNECTION: u32 = 16;
 /// Pause before a store is asked again that did not answer at the start.
 const QUORUM_PAUSE: Duration = Duration::from_secs(1);
@@ -187,6 +190,8 @@ pub struct Server {
 /// # Errors
 /// When it cannot start, or serving fails.
 pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<(), ServerError> {
+    // Each host takes a connection, and some more while it renews.
+    raise_descriptor_limit();
     match shutdown.run_until_cancelled(Server::bind(options)).await {
         Some(server) => server?.serve(shutdown).await,
         None => Ok(()),

@@ -248,7 +248,9 @@ impl Registry {
                 transaction.changes.push(put_host(node, Some(stored)));
                 self.store.commit(transaction).await?
             };
-            if let Outcome::Applied(revision) = outcome {
+            if let Outcome::Applied(revision) = outcome
+                && !claims.unfinished
+            {
                 self.told.tell(node, &claims.contested);
                 return Ok(Recorded { revision, contested: claims.contested.into_keys().collect() });
             }

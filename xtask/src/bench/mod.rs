@@ -13,6 +13,7 @@ mod micro;
 mod ours;
 mod peers;
 mod rounds;
+mod scale;
 mod statistics;
 
 use std::path::PathBuf;
@@ -63,6 +64,8 @@ enum Action {
     Failover(failover::Arguments),
     /// Measures single steps by themselves: frames, TLS records, routes, the hooks' decision. Needs no root.
     Micro(micro::Arguments),
+    /// Measures what 100, 300 and 1 000 agents take of a server, and how long a change takes to all of them.
+    Scale(scale::Arguments),
     /// Times connects to an address that fail at once. `bench connect` runs this in its hosts.
     #[command(hide = true)]
     ConnectSamples(connect::Samples),
@@ -76,6 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         _ if !is_root() => bail!("the benchmark makes network namespaces, which needs root"),
         Some(Action::Connect) => return connect::run(),
         Some(Action::Failover(arguments)) => return failover::run(arguments),
+        Some(Action::Scale(arguments)) => return scale::run(arguments),
         None => {}
     }
     let peers = match &arguments.peers {

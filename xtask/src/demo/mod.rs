@@ -2,6 +2,7 @@
 
 mod instances;
 mod policy;
+mod servers;
 mod wire;
 
 use std::time::Duration;
@@ -10,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use murmesh_lab::{Capture, Host, Lab, Process, TUNNEL_PORT, Topology, on_interrupt, remove};
 
 use crate::{build, setup};
+use servers::Servers;
 
 /// What the service's host runs, once for all acts.
 const SERVICE: [&str; 4] = ["socat", "-v", "tcp-l:8181,bind=0,fork,reuseaddr", "exec:/usr/games/fortune"];
@@ -33,12 +35,12 @@ pub fn run() -> Result<()> {
     build::run()?;
     setup::for_running()?;
 
-    let lab = Lab::new(Topology { services: 3, ..Topology::default() }).context("making the hosts")?;
+    let lab = Lab::new(Topology { servers: 3, services: 3, clients: 1 }).context("making the hosts")?;
     let name = lab.name().to_owned();
     on_interrupt(move || {
         let _ = remove(&name);
     })?;
-    title("Five hosts on this machine");
+    title("Seven hosts on this machine");
     for host in lab.hosts() {
         println!("  {:<10} {}", host.name(), host.ipv4());
     }
@@ -46,13 +48,14 @@ pub fn run() -> Result<()> {
     let service = start_service(service_host, &SERVICE, 8181)?;
 
     in_clear(client).context("without Murmesh")?;
-    let (_daemons, wire) = start_murmesh(&lab).context("starting Murmesh")?;
+    let (mut servers, _agents, wire) = start_murmesh(&lab).context("starting Murmesh")?;
     through_murmesh(client, &service, wire).context("with Murmesh")?;
     real_client_address(service_host, client).context("showing the client's address")?;
     let server = lab.host("murmesh00")?;
     policy::rules(server, client).context("denying and allowing")?;
     policy::strict(server, client).context("with a strict service")?;
     let _more = instances::failover(&lab, service).context("killing an instance")?;
+    servers.failover(client).context("killing a server")?;
 
     title("Summary");
     println!(
@@ -67,7 +70,10 @@ pub fn run() -> Result<()> {
     println!(
         "  kernel enforces it; a strict service is out of reach for everybody outside of the mesh. When the"
     );
-    println!("  instance that nc dials is killed, another one answers it.");
+    println!(
+        "  instance that nc dials is killed, another one answers it; when the server that leads is killed, another"
+    );
+    println!("  one leads, and connections go on.");
     println!("  Removing the hosts and everything that runs in them.");
     Ok(())
 }
@@ -85,22 +91,22 @@ fn in_clear(client: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Starts the server and joins the agents. Returns them, and the recording of the client's wire.
-fn start_murmesh(lab: &Lab) -> Result<(Vec<Process>, Capture<'_>)> {
+/// Starts the servers and joins the agents. Returns them, and the recording of the client's wire.
+fn start_murmesh(lab: &Lab) -> Result<(Servers<'_>, Vec<Process>, Capture<'_>)> {
     title("Murmesh starts");
     let (server, client) = (lab.host("murmesh00")?, lab.host("fcc00")?);
-    announce(server, "murmesh server");
-    let mut daemons = vec![server.start_server()?];
+    let servers = Servers::start(lab)?;
+    let mut agents = Vec::new();
     // From before the first tunnel, so that TLS connections are seen whole.
     let wire = client.capture("tcp")?;
     for host in [lab.host("fcs00")?, client] {
         let token = server.create_token()?;
         announce(host, &format!("murmesh agent --join {}…", token.chars().take(16).collect::<String>()));
-        daemons.push(host.start_agent(&token)?);
+        agents.push(host.start_agent(&token)?);
     }
     client.wait_for_service("fcs00", 8181, DEADLINE)?;
     println!("  fcc00 has learned of fcs00:8181. Nobody registered it.");
-    Ok((daemons, wire))
+    Ok((servers, agents, wire))
 }
 
 /// With Murmesh.

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{World, has_endpoint, report, until};
 use crate::api::v1;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Report};
 use crate::control;
 use crate::local::{SERVER_SOCKET, connect, connect_to_server};
 use crate::seal::{DEFAULT_KEY_FILE, KeySource};
@@ -142,6 +142,27 @@ async fn a_server_without_its_store_keeps_no_hosts_and_takes_them_back_afterward
     agent.status.clone().wait_for(|status| status.connected.is_some()).await.unwrap();
     let catalog = sees(&one, |catalog| is_connected(catalog, "fcs00")).await;
     assert!(!catalog.hosts[&"fcs00".parse().unwrap()].lost);
+}
+
+/// As many as a host may have; etcd takes 128 operations in a transaction.
+#[tokio::test]
+async fn a_host_with_many_addresses_changes_all_of_them() {
+    let Some(cluster) = Cluster::start(1).await else { return };
+    let one = server(&cluster, "one", tempfile::tempdir().unwrap()).await;
+    let agent = one.agent("fcs00").await;
+    let addresses = |network: u8| -> Vec<_> {
+        (0..=255).map(|number| std::net::IpAddr::from([10, network, 0, number])).collect()
+    };
+    for (network, after) in [(1, 0), (2, 1)] {
+        let wanted = Report { addresses: addresses(network), ..report("10.99.0.20", 8181) };
+        agent.report.send_replace(Some(wanted.clone()));
+        let host = "fcs00".parse().unwrap();
+        until(&agent, |catalog| catalog.hosts.get(&host).is_some_and(|host| host.report == wanted)).await;
+        // What it has let go anybody may have.
+        let other = one.agent(&format!("other{network}")).await;
+        let taken = Report { addresses: addresses(after), ..report("10.99.0.20", 8181) };
+        assert!(one.report_as(&other, &taken).await.unwrap().is_empty());
+    }
 }
 
 #[tokio::test]

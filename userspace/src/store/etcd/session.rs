@@ -13,7 +13,7 @@ use super::members::Members;
 use crate::store::StoreError;
 
 /// How long what was announced outlives its server, in seconds. Longer than agents take to leave a server that is cut
-/// off and find another (five seconds and a connection): their hosts never seem to be gone meanwhile.
+/// off and find another (seven seconds and a connection): their hosts never seem to be gone meanwhile.
 const TIME_TO_LIVE: i64 = 10;
 /// So a member that hangs is noticed, and left, in less than three seconds.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
