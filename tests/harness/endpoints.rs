@@ -25,13 +25,6 @@ pub fn add_endpoints(host: &Host, destinations: impl IntoIterator<Item = SocketA
     put_endpoints(host, destinations.into_iter().map(|destination| (destination, Destination::OPEN)))
 }
 
-/// Takes one of them away again.
-pub fn remove_endpoint(host: &Host, destination: SocketAddrV4) -> Result<()> {
-    let key = SocketAddress::from(SocketAddr::V4(destination));
-    let mut map = hash::<SocketAddress, Endpoint>(host, "ENDPOINTS")?;
-    map.remove(&key).with_context(|| format!("removing {destination}"))
-}
-
 /// Makes the hooks of `host` enforce `rules` rules in the mesh and as many outside of it, all about what runs in its
 /// cgroup. Each of `destinations` is what one of them is about, and that allows it, but for `denied`.
 pub fn add_rules(

@@ -31,7 +31,7 @@ mod trace;
 
 pub use capture::Capture;
 pub use distance::Distance;
-pub use endpoints::{add_endpoints, add_rules, remove_endpoint};
+pub use endpoints::{add_endpoints, add_rules};
 pub use etcd::share_seal_key;
 pub use host::Host;
 pub use interrupt::{on_interrupt, wait_if_interrupted};

@@ -172,7 +172,7 @@ fn another_version_of_the_protocol_is_refused_with_words() -> Result<()> {
     let client = lab.host("fcc00")?;
     let daemons = Daemons::start(&lab)?;
     let stranger = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
-    connect(stranger.as_raw_fd(), &UnixAddr::new(&client.run_directory().join("takeover.sock"))?)?;
+    connect(stranger.as_raw_fd(), &UnixAddr::new(&client.run_directory().join("agent.takeover.sock"))?)?;
     let hello = r#"{"protocol": 99, "version": "9.9.9", "terms": {}, "more": 1}"#;
     send(stranger.as_raw_fd(), hello.as_bytes(), MsgFlags::empty())?;
     let mut answer = [0; 4096];

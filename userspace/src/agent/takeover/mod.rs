@@ -38,7 +38,7 @@ use crate::cgroup;
 const PROTOCOL: u32 = 1;
 
 /// The socket in the run directory.
-pub const TAKEOVER_SOCKET: &str = "takeover.sock";
+pub const TAKEOVER_SOCKET: &str = "agent.takeover.sock";
 
 /// Why a running agent cannot be taken over.
 #[derive(Debug, thiserror::Error)]
