@@ -64,7 +64,7 @@ impl PolicyMaps {
         Ok(maps)
     }
 
-    /// Names of the maps that do not hold what was written into them, as far as [`Named::differs`] sees in this `turn`.
+    /// Names of the maps that do not hold what was written into them, as far as `Named::differs` sees in this `turn`.
     ///
     /// # Errors
     /// The kernel does not answer.

@@ -21,8 +21,9 @@ use crate::identity::NodeName;
 use crate::identity::token::ServerAddress;
 use crate::store::{ANNOUNCED, Change, Store, StoreError};
 
-/// Changes kept for watchers that read slowly.
-const BACKLOG: usize = 256;
+/// Changes kept for watchers that read slowly; a few MiB at most. After a start a thousand hosts connect at once, and each
+/// is news: whoever falls behind gets the whole catalog again, which is far more to read.
+const BACKLOG: usize = 4096;
 /// How long a host may be without a connection before its services are taken for dead: it may only be connecting
 /// anew, with a renewed certificate for instance.
 const RECONNECT_TIME: Duration = Duration::from_millis(500);
