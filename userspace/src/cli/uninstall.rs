@@ -12,8 +12,8 @@ use clap::Args;
 use super::RunDirectory;
 use crate::leftovers::{Leftovers, Running};
 
-/// Made by the package manager when it installs our package.
-const PACKAGE: &str = "/var/lib/dpkg/info/murmesh.list";
+/// Only our package puts it there.
+const PACKAGE: &str = "/usr/share/doc/murmesh/copyright";
 
 /// How often a process that was asked to end is looked at.
 const INTERVAL: Duration = Duration::from_millis(50);
