@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use murmesh_lab::{Capture, DEADLINE, Host, Lab, Steady, Topology};
+use murmesh_lab::{Capture, DEADLINE, Host, Lab, Process, Steady, Topology};
 
 use crate::support::{Daemons, ask, skipped, wait_for_endpoint, wait_until};
 
@@ -67,5 +67,36 @@ fn agents_killed_under_load_never_let_a_byte_of_a_strict_service_go_in_clear() -
     println!("{cycles} kills in {:?}; the client: {carried:?}; the stranger: {refused:?}", begun.elapsed());
     ensure!(refused.named.is_empty(), "a stranger was told: {refused:?}");
     ensure!(carried.named.keys().eq([SECRET]), "{carried:?}");
+    Ok(())
+}
+
+#[test]
+fn a_mode_that_is_newer_than_what_is_on_disk_holds_after_a_kill() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (outsider, service) = (lab.host("murmesh00")?, lab.host("fcs00")?);
+    let mut daemons = Daemons::start(&lab)?;
+    let name = service.probe(["name", SECRET, &PORT.to_string()])?;
+    name.wait_for_line("listening", DEADLINE)?;
+    let address = service.ipv4().to_string();
+    let is_refused = || Ok(ask(outsider, &address, PORT).is_err());
+    wait_until("the service answers in clear", || Ok(!is_refused()?))?;
+    let token = daemons.token(service)?;
+    let strict =
+        ["service", "set", "secret", "--host", "fcs00", "--port", "8181", "--mode", "strict", "--force"];
+    outsider.murmesh(strict)?;
+    wait_until("plaintext is refused", is_refused)?;
+    daemons.kill_agent(service)?;
+    daemons.kill_server()?;
+    let agent = Process::spawn(&mut service.agent_command(&token)?)?;
+    agent.wait_for_line("hooks attached", DEADLINE)?;
+    for _ in 0..20 {
+        ensure!(is_refused()?, "it went back to what was on disk: {}", agent.said());
+    }
+    daemons.start_server()?;
+    agent.wait_for_line(": ready", DEADLINE)?;
+    ensure!(is_refused()?, "{}", agent.said());
     Ok(())
 }

@@ -51,7 +51,8 @@ pub fn forged(genuine: &Identity) -> Result<Identity> {
 pub fn ask_to_be(host: &Host, subject: &Subject) -> Result<Result<SpiffeId, String>> {
     on(host, async {
         let (data_dir, node) = (host.data_directory(), host.name().parse()?);
-        let options = ControlOptions { data_dir, seal: seal(host), join: None, node, mark: None };
+        let options =
+            ControlOptions { data_dir, seal: seal(host), join: None, node, mark: None, remembered_from: 0 };
         let control = control::start(options, CancellationToken::new()).await?;
         let issued = control.issuer().issue(subject).await;
         Ok(issued.map(|identity| identity.id).map_err(|error| error.to_string()))

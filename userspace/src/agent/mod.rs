@@ -42,7 +42,7 @@ pub use publish::Upstream;
 
 use crate::{
     api::v1::local_server::LocalServer,
-    bpf::Records,
+    bpf::{Pins, Records},
     catalog::Catalog,
     control::{self, Control, ControlError, ControlOptions, Joined},
     discovery::ExemptPorts,
@@ -59,7 +59,7 @@ use health::{Failing, Health};
 use identities::Keeper;
 use protection::FirstProtection;
 use publish::Publisher;
-use remember::Memory;
+use remember::{Mark, Memory};
 use takeover::{Claim, Entrance, OlderAgents, Predecessor, Taken, Terms, Upgrade};
 use watchdog::Watchdog;
 
@@ -142,6 +142,14 @@ impl Capture {
         let Self::Kernel(kernel) = self else { return Ok(None) };
         let naming = Naming::new(kernel.workloads.clone());
         Ok(Some(Arc::new(Finder::new(workload::watch(&kernel.cgroup, naming)?))))
+    }
+
+    /// The catalog must not be older than this to be gone by.
+    fn revision_in_force(&self) -> u64 {
+        match self {
+            Self::Kernel(kernel) => Pins::new(&kernel.bpf_dir).revision(),
+            Self::Sidecar(_) => 0,
+        }
     }
 
     fn upstream(&self) -> Option<Upstream> {
@@ -266,6 +274,7 @@ fn control_options(options: &AgentOptions) -> ControlOptions {
         join: options.join.clone(),
         node: options.node.clone(),
         mark: options.capture.mark(),
+        remembered_from: options.capture.revision_in_force(),
     }
 }
 
@@ -318,6 +327,7 @@ fn start(
             Enforcement::new(maps, room, workloads, problems.clone())
         }),
         upstream: options.capture.upstream().map(|wanted| (wanted, upstream)),
+        mark: pins.clone().map(Mark::new),
         loads: Loads::default(),
         published: published_sender,
         handed_over: course.handed_over.clone(),

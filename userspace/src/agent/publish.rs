@@ -14,11 +14,12 @@ use tokio::{
     time::{Interval, MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::{
     discover::Served,
     enforce::{Enforcement, Known},
+    remember::Mark,
 };
 use crate::{
     catalog::Catalog,
@@ -85,6 +86,8 @@ pub struct Publisher {
     pub enforcement: Option<Enforcement>,
     /// A sidecar's destination, and where workers read it.
     pub upstream: Option<(Upstream, Arc<ArcSwapOption<SocketAddr>>)>,
+    /// Of the maps that `enforcement` writes.
+    pub mark: Option<Mark>,
     /// What connections have told of instances.
     pub loads: Loads,
     /// The revision of the catalog that was published last.
@@ -110,7 +113,7 @@ impl Publisher {
         served.changed().await?;
         loop {
             if self.handed_over.is_cancelled() {
-                self.enforcement = None;
+                (self.enforcement, self.mark) = (None, None);
             }
             let known = catalog.borrow_and_update().clone();
             let serving = served.borrow_and_update().clone();
@@ -156,9 +159,13 @@ impl Publisher {
         &mut self,
         node: &NodeName,
         serving: &Served,
-        catalog: &Catalog,
+        catalog: &Arc<Catalog>,
         routes: Routes,
     ) -> bool {
+        let marked = self.mark.as_mut().map_or(Ok(()), |mark| mark.set(catalog));
+        if let Err(error) = &marked {
+            error!("rules are not marked as newer than what is on disk: {error}");
+        }
         let routes = Arc::new(routes);
         let take_over = || self.shared.routes.store(routes.clone());
         match &mut self.enforcement {
@@ -173,7 +180,7 @@ impl Publisher {
                 let known = Known { policy, node, serving, routes, mesh, exempt };
                 let is_in_force = enforcement.enforce(&known, take_over);
                 enforcement.reset_existing(&known);
-                is_in_force
+                is_in_force && marked.is_ok()
             }
         }
     }

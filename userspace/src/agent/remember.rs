@@ -12,6 +12,7 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
+    bpf::{BpfError, Pins},
     catalog::Catalog,
     control::{Cache, ControlError},
     identity::Identity,
@@ -90,8 +91,6 @@ impl Memory {
             return None;
         }
         let Some(last) = last else { return Some(SOON) };
-        let holds =
-            |catalog: &Catalog| (catalog.policy.clone(), catalog.removed.clone(), catalog.trust.clone());
         let between = if holds(&catalog) != holds(&last.catalog) || self.ends() != last.identities {
             SOON
         } else if tells_more(&last.catalog, &catalog) {
@@ -116,6 +115,37 @@ impl Memory {
     fn ends(&self) -> Vec<SystemTime> {
         ends(&self.shared.identities.all())
     }
+}
+
+/// Beside the maps, which outlive an agent that is killed: whether what is on disk is older than they are.
+pub struct Mark {
+    pins: Pins,
+    last: Option<Arc<Catalog>>,
+}
+
+impl Mark {
+    /// Of the maps at `pins`.
+    pub fn new(pins: Pins) -> Self {
+        Self { pins, last: None }
+    }
+
+    /// To be called before the maps get what `catalog` forbids.
+    ///
+    /// # Errors
+    /// It cannot be marked: whoever is started next could go back to what is on disk.
+    pub fn set(&mut self, catalog: &Arc<Catalog>) -> Result<(), BpfError> {
+        let is_news = self.last.as_ref().is_none_or(|last| holds(last) != holds(catalog));
+        if is_news && catalog.revision > 0 {
+            self.pins.set_revision(catalog.revision)?;
+            self.last = Some(catalog.clone());
+        }
+        Ok(())
+    }
+}
+
+/// What must hold after a restart too.
+fn holds(catalog: &Catalog) -> impl PartialEq {
+    (catalog.policy.clone(), catalog.removed.clone(), catalog.trust.clone())
 }
 
 fn ends(identities: &[Arc<Identity>]) -> Vec<SystemTime> {

@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use murmesh_common::LAYOUT;
@@ -20,7 +21,10 @@ const NEXT: &str = "_next";
 /// What the name of the directory begins with that says which layout the maps have.
 const LAYOUT_PREFIX: &str = "layout-";
 
-/// `DIR/links/HOOK`, `DIR/maps/MAP`, and `DIR/layout-NUMBER`, which is empty.
+/// What the name of the directory begins with that says since which revision of the catalog rules are as in the maps.
+const REVISION_PREFIX: &str = "catalog-";
+
+/// `DIR/links/HOOK`, `DIR/maps/MAP`, and `DIR/layout-NUMBER` and `DIR/catalog-NUMBER`, which are empty.
 #[derive(Debug, Clone)]
 pub struct Pins {
     directory: PathBuf,
@@ -51,6 +55,8 @@ impl Pins {
             fs::rename(&self.directory, &earlier.directory).map_err(|error| self.error(error))?;
         }
         self.make_directories()?;
+        // What is taken from the earlier maps is as new as they are.
+        self.set_revision(self.revision())?;
         Ok(earlier)
     }
 
@@ -117,9 +123,30 @@ impl Pins {
 
     /// The layout of the maps, if it is said.
     pub(super) fn layout(&self) -> Option<u32> {
-        let entries = fs::read_dir(&self.directory).ok()?;
-        let mut names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        names.find_map(|name| name.strip_prefix(LAYOUT_PREFIX)?.parse().ok())
+        self.numbers(LAYOUT_PREFIX).into_iter().next()
+    }
+
+    /// The first revision of the catalog with the rules that are in the maps, or were to be put there; 0 if nobody said.
+    /// An agent that knows only an earlier one must not go by that.
+    pub fn revision(&self) -> u64 {
+        [self, &self.earlier()].into_iter().flat_map(|pins| pins.numbers(REVISION_PREFIX)).max().unwrap_or(0)
+    }
+
+    /// To be called before the rules of `revision` are put into the maps.
+    ///
+    /// # Errors
+    /// A directory cannot be made or removed.
+    pub fn set_revision(&self, revision: u64) -> Result<(), BpfError> {
+        let name = |revision| self.directory.join(format!("{REVISION_PREFIX}{revision}"));
+        fs::create_dir_all(name(revision)).map_err(|error| self.error(error))?;
+        let others = self.numbers::<u64>(REVISION_PREFIX).into_iter().filter(|number| *number != revision);
+        others.map(name).try_for_each(fs::remove_dir).map_err(|error| self.error(error))
+    }
+
+    fn numbers<T: FromStr>(&self, prefix: &str) -> Vec<T> {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter_map(|name| name.strip_prefix(prefix)?.parse().ok()).collect()
     }
 
     /// The hooks whose links are pinned.

@@ -20,6 +20,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 pub(crate) use backoff::{Backoff, jitter};
 pub use cache::{Cache, Cached};
@@ -51,6 +52,8 @@ pub struct ControlOptions {
     pub node: NodeName,
     /// `SO_MARK` of connections to servers, which exempts them from the agent's own hooks.
     pub mark: Option<u32>,
+    /// A catalog on disk that is older than this revision is not gone by.
+    pub remembered_from: u64,
 }
 
 /// Whether a server answers.
@@ -173,7 +176,11 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let membership = enrolment::membership(&options, &sealer, &shutdown).await?;
     let (identity_sender, identity) = watch::channel(membership.identity()?);
     let cache = Cache::new(&options.data_dir, sealer, &identity.borrow().id);
-    let Cached { catalog, identities: cached_identities } = cache.load(&identity.borrow());
+    let Cached { mut catalog, identities: cached_identities } = cache.load(&identity.borrow());
+    if catalog.revision < options.remembered_from {
+        warn!("rules changed since the catalog was kept on disk: those in force stay until a server answers");
+        catalog = Catalog::default();
+    }
     let (catalog_sender, catalog) = watch::channel(Arc::new(catalog));
     let (report, report_receiver) = watch::channel(None);
     let (plaintext, plaintext_receiver) = watch::channel(None);

@@ -88,6 +88,7 @@ impl World {
 
     fn control_options(&self, node: &str, join: Option<JoinToken>) -> ControlOptions {
         ControlOptions {
+            remembered_from: 0,
             data_dir: self.directory.path().join(node),
             seal: KeySource::Default(self.directory.path().join(node).join(DEFAULT_KEY_FILE)),
             join,
