@@ -32,6 +32,7 @@ impl Agent {
     pub async fn join(number: u16, listeners: u16, token: JoinToken, directory: PathBuf) -> Result<Self> {
         std::fs::create_dir_all(&directory)?;
         let options = ControlOptions {
+            remembered_from: 0,
             seal: KeySource::choose(None, None, &directory),
             data_dir: directory,
             join: Some(token),
