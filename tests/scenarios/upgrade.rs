@@ -63,7 +63,7 @@ fn upgrades_under_load_refuse_and_reset_nothing() -> Result<()> {
     }
     let outcome = load.end()?;
     println!("{upgrades} upgrades of both agents, {rate} connections per second: {outcome:?}");
-    outcome.ensure_all_answered(u64::from(upgrades) * u64::from(rate) / 20)?;
+    outcome.ensure_all_answered()?;
     ensure!(hooks(client)?.len() == HOOKS, "a second set of programs: {:?}", hooks(client)?);
     let page = text(&murmesh(client, &["status"])?.stdout);
     ensure!(page.contains("drains 1 connections") && page.contains("all is well"), "{page}");
