@@ -194,8 +194,8 @@ impl Compiler {
         let (room, wanted) = (self.room.endpoints, endpoints.len());
         let mut left_out = Vec::new();
         if wanted > room {
-            // This host's own services first: nothing else would refuse connections to loopback addresses.
-            endpoints.sort_by_key(|(address, endpoint)| (endpoint.destination.flags & OWN == 0, *address));
+            // Loopback first: nothing else would refuse connections to it.
+            endpoints.sort_by_key(|(address, _)| (!address.ip().is_loopback(), *address));
             left_out = endpoints.split_off(room).into_iter().map(|(address, _)| address).collect();
             full.push(Full {
                 map: "ENDPOINTS",
