@@ -30,6 +30,7 @@ mod kill_cycles;
 mod lab;
 mod live_streams;
 mod local;
+mod metrics;
 mod neighbours;
 mod observe;
 mod observe_mode;

@@ -39,6 +39,10 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("tcpdump", "tcpdump"),
 ];
 
+/// What reads metrics pages in a test, and a file of it.
+const PARSER_PACKAGE: &str = "python3-prometheus-client";
+const PARSER_FILE: &str = "/usr/lib/python3/dist-packages/prometheus_client/openmetrics/parser.py";
+
 /// What packages are made and looked at with; the crate is pinned to a version that this compiler builds.
 const PACKAGING_PROGRAMS: [(&str, &str); 3] =
     [("dpkg-shlibdeps", "dpkg-dev"), ("lintian", "lintian"), ("man", "man-db")];
@@ -110,6 +114,9 @@ pub fn for_running() -> Result<()> {
     let mut missing = missing_packages(&PROGRAMS);
     if !Path::new("/usr/share/games/fortunes/fortunes").exists() {
         missing.push("fortunes-min");
+    }
+    if !Path::new(PARSER_FILE).exists() {
+        missing.push(PARSER_PACKAGE);
     }
     install_packages(&missing)?;
     mount_bpf_file_system()

@@ -1,6 +1,8 @@
 //! What the agent tells the command line. Nothing of it is remembered: everything is looked up, or probed, when
 //! asked.
 
+mod figures;
+
 use std::{pin::Pin, sync::Arc, time::SystemTime};
 
 use futures_util::stream::{self, Stream, StreamExt};

@@ -48,6 +48,7 @@ use crate::{
     discovery::ExemptPorts,
     identity::{Identity, JoinToken, NodeName},
     local::{AGENT_SOCKET, Ownership, SIDECAR_SOCKET, SocketFile},
+    metrics::{self, MetricsAddress},
     notify,
     proxy::{BoundWorkers, Listen, Origin, Shared, Workers, instances::Loads, traffic::Counter},
     seal::KeySource,
@@ -81,6 +82,8 @@ pub struct AgentOptions {
     pub join: Option<JoinToken>,
     /// Where tunnels are accepted, on all addresses.
     pub tunnel_port: u16,
+    /// Where figures are to be had.
+    pub metrics: MetricsAddress,
     /// Ports that are never meshed.
     pub exempt: ExemptPorts,
     /// Where the programs for checks of services are.
@@ -339,7 +342,7 @@ fn start(
         .zip(watchdog.clone())
         .map(|(interception, watchdog)| local::Kernel::new(interception, problems, watchdog));
     let local = local::AgentLocal::new(options, control, shared, kernel, memory.saved());
-    let local = local.with_older(&course.older);
+    let local = Arc::new(local.with_older(&course.older));
 
     let mut tasks = JoinSet::new();
     let health = Health {
@@ -359,7 +362,12 @@ fn start(
     let discovery = tokio::spawn(discovery.run(events, served_sender, control.report.clone()));
     tasks.spawn(publisher.run(control.identity.clone(), control.catalog.clone(), served));
     tasks.spawn(follow_identity(control.identity.clone(), shared.clone()));
-    let served = socket.serve(Routes::new(LocalServer::new(local)), course.serving.clone());
+    let (serving, figures) = (course.serving.clone(), metrics::serve(options.metrics, local.clone()));
+    tasks.spawn(async move {
+        serving.run_until_cancelled(figures).await;
+        Ok(())
+    });
+    let served = socket.serve(Routes::new(LocalServer::from_arc(local)), course.serving.clone());
     tasks.spawn(async move { Ok(served.await?) });
     if let Some(verdicts) = verdicts {
         tasks.spawn(observe::tell(verdicts, shared.clone()));

@@ -27,9 +27,9 @@ pub struct Watchdog {
     maps: SharedMaps,
     cgroup: PathBuf,
     turn: AtomicUsize,
-    /// What the last look of its own found, whether it was repaired or not: `status` shows it until the next one
-    /// finds nothing.
-    found: Mutex<Vec<Fault>>,
+    /// What the last look of its own found, whether it was repaired or not, and when that was: `status` shows it until
+    /// the next one finds nothing.
+    found: Mutex<(Option<Instant>, Vec<Fault>)>,
 }
 
 impl Watchdog {
@@ -61,12 +61,17 @@ impl Watchdog {
     /// What is wrong at this moment, or was at the last look. Blocks for a moment.
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = self.look();
-        for found in &*lock(&self.found) {
+        for found in &lock(&self.found).1 {
             if !faults.contains(found) {
                 faults.push(found.clone());
             }
         }
         faults
+    }
+
+    /// When it last looked, and what it found then.
+    pub fn last_look(&self) -> (Option<Instant>, Vec<Fault>) {
+        lock(&self.found).clone()
     }
 
     fn look(&self) -> Vec<Fault> {
@@ -84,7 +89,7 @@ impl Watchdog {
         let mut faults = self.look();
         let broken = !faults.is_empty();
         if broken {
-            *lock(&self.found) = faults.clone();
+            *lock(&self.found) = (Some(begun), faults.clone());
             self.repair(&faults, begun);
         }
         // Through what was repaired; not before the kernel half knows of it.
@@ -93,7 +98,7 @@ impl Watchdog {
             error!("a test connection was not intercepted: {error}");
             faults.push(Fault::Canary(error));
         }
-        *lock(&self.found) = faults;
+        *lock(&self.found) = (Some(Instant::now()), faults);
     }
 
     fn repair(&self, faults: &[Fault], begun: Instant) {

@@ -13,6 +13,7 @@ use crate::{
     discovery::ExemptPorts,
     identity::{JoinToken, NodeName},
     leftovers::Leftovers,
+    metrics::{self, MetricsAddress},
     policy::compile::Room,
     seal::KeySource,
     workload::Explicit,
@@ -30,6 +31,9 @@ pub struct AgentArgs {
     /// Loopback port that intercepted connections are redirected to.
     #[arg(long, default_value_t = 15001, value_name = "PORT")]
     outbound_port: u16,
+    /// Where figures for Prometheus are served (/metrics, and /healthz), or "off".
+    #[arg(long, default_value = metrics::AGENT_ADDRESS, value_name = "IP:PORT")]
+    metrics: MetricsAddress,
     /// Mark (SO_MARK) of the agent's own sockets; change it if routing rules of this host use the same.
     #[arg(long, default_value_t = DEFAULT_MARK, value_name = "NUMBER")]
     mark: u32,
@@ -145,6 +149,7 @@ impl MemberOptions {
             node: daemon::node_name(self.node)?,
             join: self.join,
             tunnel_port: self.tunnel_port,
+            metrics: MetricsAddress::Off,
             exempt,
             checks_dir: self.checks_dir,
             drain_timeout: self.drain_timeout,
@@ -172,8 +177,19 @@ pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
 impl AgentArgs {
     /// The options of the agent to run.
     pub(super) fn options(self) -> anyhow::Result<AgentOptions> {
-        let Self { daemon, kernel, member, outbound_port, mark, workloads, room, upgrade, fail_open, .. } =
-            self;
+        let Self {
+            daemon,
+            kernel,
+            member,
+            outbound_port,
+            metrics,
+            mark,
+            workloads,
+            room,
+            upgrade,
+            fail_open,
+            ..
+        } = self;
         anyhow::ensure!(mark != 0, "--mark 0 is what every socket has: choose another number");
         let cgroup = match kernel.cgroup {
             // Resolved, because it is compared with where processes are.
@@ -190,9 +206,10 @@ impl AgentArgs {
             room: room.room(),
             workloads,
         });
-        let options = member.agent_options(daemon, capture, &[outbound_port])?;
+        let own: Vec<u16> = metrics.port().into_iter().chain([outbound_port]).collect();
+        let options = member.agent_options(daemon, capture, &own)?;
         let UpgradeOptions { take_over, upgrade_drain_timeout } = upgrade;
-        Ok(AgentOptions { take_over, upgrade_drain_timeout, ..options })
+        Ok(AgentOptions { take_over, upgrade_drain_timeout, metrics, ..options })
     }
 }
 

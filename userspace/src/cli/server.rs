@@ -13,6 +13,7 @@ use super::daemon::{self, DaemonOptions};
 use super::output;
 use crate::identity::token::ServerAddress;
 use crate::identity::{NodeName, TrustDomain};
+use crate::metrics::{self, MetricsAddress};
 use crate::seal::KeySource;
 use crate::server::{self, DEFAULT_MAX_RULES, ServerOptions};
 use store::StoreArgs;
@@ -39,6 +40,9 @@ pub struct ServerArgs {
     /// first address].
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Vec<ServerAddress>,
+    /// Where figures for Prometheus are served (/metrics, and /healthz), or "off".
+    #[arg(long, default_value = metrics::SERVER_ADDRESS, value_name = "IP:PORT")]
+    metrics: MetricsAddress,
     /// Name of the mesh, fixed at the first start [default: murmesh.internal].
     #[arg(long, value_name = "NAME")]
     trust_domain: Option<TrustDomain>,
@@ -140,6 +144,7 @@ pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
         store: arguments.store.options(arguments.daemon.data_dir, &node),
         listen: arguments.listen,
         advertise: arguments.advertise,
+        metrics: arguments.metrics,
         trust_domain: arguments.trust_domain,
         certificate_lifetime: arguments.certificate_lifetime,
         node,

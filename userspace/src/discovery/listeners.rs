@@ -15,7 +15,7 @@ impl Default for ExemptPorts {
     /// SSH, so that no mistake here locks an operator out, and Murmesh's own: server, tunnels, metrics,
     /// redirect.
     fn default() -> Self {
-        Self::from_iter([22, 9190, 9191, 9192, 15001])
+        Self::from_iter([22, 9190, 9191, 9192, 9193, 15001])
     }
 }
 

@@ -10,8 +10,10 @@ use std::{
 use super::{
     Shared,
     access_log::{self, Close, Line},
+    ending::Ending,
     live::Forbidden,
     relay::{RelayError, Totals},
+    tally::Figures,
     traffic::Counter,
 };
 use crate::{
@@ -34,6 +36,9 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// Both, in their order.
+    pub const ALL: [Self; 2] = [Self::Outbound, Self::Inbound];
+
     /// As the log has it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -76,8 +81,10 @@ pub struct AccessRecord {
     process_name: Option<Box<str>>,
     opened: Instant,
     totals: Totals,
+    /// Those of its service.
+    figures: Arc<Figures>,
     /// What ended it; a task that is dropped did not get to say.
-    result: Option<Result<(), String>>,
+    result: Option<Result<(), (Ending, String)>>,
 }
 
 impl AccessRecord {
@@ -93,6 +100,12 @@ impl AccessRecord {
     ) -> Self {
         shared.traffic.add(Counter::StreamsTotal, 1);
         shared.traffic.add(Counter::StreamsActive, 1);
+        let service = match direction {
+            Direction::Outbound => Some(&parties.peer),
+            Direction::Inbound => parties.local.as_ref(),
+        };
+        let figures = shared.tally.of(service.map(|id| &id.subject));
+        figures.begin(direction);
         let opened = Instant::now();
         let totals = Totals::default();
         let named = caller.filter(|_| shared.observer.is_followed());
@@ -109,6 +122,7 @@ impl AccessRecord {
             process_name,
             opened,
             totals,
+            figures,
             result: None,
         };
         record.log(None);
@@ -174,12 +188,12 @@ impl AccessRecord {
         if let Err(RelayError::Forbidden(Forbidden::Rules(rule))) = result {
             self.verdict = Verdict { action: Action::Deny, rule: *rule, dry_run: None };
         }
-        self.result = Some(result.as_ref().copied().map_err(ToString::to_string));
+        self.result = Some(result.as_ref().copied().map_err(|error| (error.into(), error.to_string())));
     }
 
     /// Takes note that the stream failed before anything was relayed.
-    pub fn failed(&mut self, reason: String) {
-        self.result = Some(Err(reason));
+    pub fn failed(&mut self, ending: Ending, reason: String) {
+        self.result = Some(Err((ending, reason)));
     }
 }
 
@@ -189,11 +203,13 @@ impl Drop for AccessRecord {
         traffic.subtract(Counter::StreamsActive, 1);
         traffic.add(Counter::BytesSent, self.totals.sent);
         traffic.add(Counter::BytesReceived, self.totals.received);
-        let reason: Cow<'_, str> = match self.result.take() {
-            Some(Ok(())) => ENDED.into(),
-            Some(Err(reason)) => reason.into(),
-            None => "cut off by the agent, which stopped or failed".into(),
+        let (ending, reason): (_, Cow<'_, str>) = match self.result.take() {
+            Some(Ok(())) => (Ending::Ended, ENDED.into()),
+            Some(Err((ending, reason))) => (ending, reason.into()),
+            None => (Ending::Stopped, "cut off by the agent, which stopped or failed".into()),
         };
+        self.shared.tally.ended(self.direction, ending);
+        self.figures.end(self.direction, ending, self.totals);
         if reason != ENDED {
             traffic.add(Counter::StreamsFailed, 1);
         }

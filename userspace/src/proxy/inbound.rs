@@ -17,6 +17,7 @@ use tracing::{debug, info};
 use super::{
     CurrentIdentity,
     access::{AccessRecord, Direction, Parties},
+    ending::Ending,
     judge::{Connection, Judged},
     live::Forbidden,
     relay::relay,
@@ -195,7 +196,7 @@ async fn stream(
     let (mut service, place) = match dialled {
         Ok(carried) => carried,
         Err((reason, detail)) => {
-            access.failed(format!("refused, {}: {detail}", reason.name()));
+            access.failed(Ending::Refused(reason), format!("refused, {}: {detail}", reason.name()));
             return refuse(tunnel, reason).await;
         }
     };

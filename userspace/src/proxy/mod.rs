@@ -8,6 +8,7 @@ pub mod access;
 pub mod access_log;
 mod callers;
 mod carry;
+pub mod ending;
 mod held;
 pub mod identities;
 mod inbound;
@@ -22,6 +23,7 @@ mod removals;
 mod routes;
 mod rules;
 mod services;
+pub mod tally;
 pub mod traffic;
 pub mod watchdog;
 mod worker;
@@ -45,6 +47,7 @@ use crate::{
     workload::Finder,
 };
 use removals::Removals;
+use tally::Tally;
 use traffic::Traffic;
 
 /// What all workers read.
@@ -67,6 +70,8 @@ pub struct Shared {
     pub node: Arc<NodeName>,
     /// What is counted.
     pub traffic: Traffic,
+    /// What is counted by service.
+    pub tally: Tally,
     /// Where what becomes of connections is told.
     pub observer: Arc<Observer>,
     /// `SO_MARK` of the agent's own sockets; a sidecar has no hooks to be exempt from.
@@ -92,6 +97,7 @@ impl Shared {
             identities,
             node,
             traffic: Traffic::default(),
+            tally: Tally::default(),
             observer: Arc::default(),
             mark,
         };

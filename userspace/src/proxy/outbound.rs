@@ -13,6 +13,7 @@ use tracing::warn;
 use super::{
     access::{AccessRecord, Direction, Parties},
     carry::{Carried, CarryError, Stream, carry},
+    ending::Ending,
     judge::{Connection, Judged},
     live::Forbidden,
     origin::Original,
@@ -65,7 +66,7 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
         verdict,
     );
     if verdict.action == Action::Deny {
-        return access.failed(format!("refused: {}", Forbidden::Rules(verdict.rule)));
+        return access.failed(Ending::Denied, format!("refused: {}", Forbidden::Rules(verdict.rule)));
     }
     let mut stream = Stream { caller, client, destination, route };
     let mut carried = carry(&worker, &mut application, &stream).await;
@@ -84,7 +85,7 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
             drop(application);
             access.relayed(carried.totals, &Err(error));
         }
-        Err(error) => access.failed(error.to_string()),
+        Err(error) => access.failed((&error).into(), error.to_string()),
     }
 }
 

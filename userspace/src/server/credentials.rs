@@ -10,6 +10,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 use tracing::{error, info};
 
+use super::figures::Counted;
 use super::registry::RegistryError;
 use super::roots::{RootRecords, Roots};
 use crate::api::v1;
@@ -39,6 +40,7 @@ pub struct Credentials {
     /// Made at each start and kept in memory only.
     key: HostKey,
     current: ArcSwap<Current>,
+    counted: Arc<Counted>,
 }
 
 /// The certificate in use.
@@ -57,7 +59,13 @@ impl Credentials {
         let key = HostKey::generate()?;
         let current = certify(&roots, &key, &id, lifetime)?;
         let (roots, current) = (ArcSwap::from_pointee(roots), ArcSwap::from_pointee(current));
-        Ok(Self { roots, id, lifetime, key, current })
+        Ok(Self { roots, id, lifetime, key, current, counted: Arc::default() })
+    }
+
+    /// The same; what it signs for hosts is counted there.
+    #[must_use]
+    pub fn counted_by(self, counted: Arc<Counted>) -> Self {
+        Self { counted, ..self }
     }
 
     /// The TLS configuration for the next connection.
@@ -86,6 +94,7 @@ impl Credentials {
         };
         let roots = self.roots.load();
         let leaf = roots.authority.sign_as(request, &id, &issue)?;
+        self.counted.signed(&id.subject);
         Ok([leaf].into_iter().chain(roots.intermediates()).collect())
     }
 

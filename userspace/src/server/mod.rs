@@ -6,6 +6,7 @@ mod administration;
 mod confirmation;
 mod credentials;
 mod feed;
+mod figures;
 mod leadership;
 mod listener;
 mod mesh;
@@ -49,6 +50,7 @@ use crate::api::{MAX_REQUEST_BYTES, unix_seconds, v1};
 use crate::identity::token::{ServerAddress, ServerAddressError};
 use crate::identity::{IdentityError, NodeName, SpiffeId, TrustDomain};
 use crate::local::{LocalError, LocalSocket, SERVER_SOCKET};
+use crate::metrics::{self, MetricsAddress};
 use crate::notify;
 use crate::seal::{KeyId, KeySource};
 use crate::store::{EmbeddedStore, EtcdOptions, EtcdStore, Store, StoreError};
@@ -56,6 +58,7 @@ use admin::AdminService;
 use administration::AdministrationService;
 use credentials::Credentials;
 use feed::{Feed, FeedError};
+use figures::{CountCallsLayer, Counted, Figures, Timed};
 use leadership::Leadership;
 use mesh::MeshService;
 pub use plaintext::{MAX_CLIENTS as MAX_PLAINTEXT_CLIENTS, MAX_PORTS as MAX_PLAINTEXT_PORTS};
@@ -104,6 +107,8 @@ pub struct ServerOptions {
     pub listen: Vec<SocketAddr>,
     /// Addresses that agents are given; none means this machine's first address and the port listened on.
     pub advertise: Vec<ServerAddress>,
+    /// Where figures are to be had.
+    pub metrics: MetricsAddress,
     /// The name of the mesh. Fixed at the first start; only needed then, and checked later.
     pub trust_domain: Option<TrustDomain>,
     /// How long the certificates live that it signs.
@@ -183,6 +188,8 @@ pub struct Server {
     feed: Arc<Feed>,
     name: NodeName,
     administration: AdministrationService,
+    metrics: MetricsAddress,
+    counted: Arc<Counted>,
 }
 
 /// Runs a server until `shutdown`.
@@ -207,6 +214,8 @@ impl Server {
         let store = open_store(&options.store).await?;
         wait_for_quorum(&*store).await?;
         transfer::ensure_finished(&*store).await?;
+        let counted = Arc::new(Counted::default());
+        let store: Arc<dyn Store> = Arc::new(Timed { store, counted: counted.clone() });
         let registry = Arc::new(Registry::new(store.clone()));
         let sealer = Arc::new(sealing::open(&*store, &options.seal).await?);
         let records = RootRecords { store: store.clone(), sealer };
@@ -217,7 +226,8 @@ impl Server {
             return Err(ServerError::OtherTrustDomain { found, asked });
         }
         let id = SpiffeId::server(asked, options.node.clone());
-        let credentials = Arc::new(Credentials::new(roots, id, options.certificate_lifetime)?);
+        let credentials = Credentials::new(roots, id, options.certificate_lifetime)?;
+        let credentials = Arc::new(credentials.counted_by(counted.clone()));
         let listeners = listener::bind(&options.listen)?;
         let addresses = listener::advertised(options.advertise, &listeners)?;
         let alone = matches!(options.store, StoreOptions::Embedded(_));
@@ -243,6 +253,8 @@ impl Server {
             feed,
             name: options.node,
             administration,
+            metrics: options.metrics,
+            counted,
         })
     }
 
@@ -264,6 +276,13 @@ impl Server {
         }
         tasks.spawn(self.credentials.clone().keep_renewed());
         tasks.spawn(self.credentials.clone().follow_roots(self.records.clone(), self.feed.trust()));
+        let figures = Figures {
+            name: self.name.clone(),
+            counted: self.counted.clone(),
+            credentials: self.credentials.clone(),
+            feed: self.feed.clone(),
+        };
+        tasks.spawn(metrics::serve(self.metrics, Arc::new(figures)));
         let (name, store, registry) = (self.name.to_string(), self.store, self.registry.clone());
         let presence = Presence { store: store.clone(), feed: self.feed.clone(), name: name.clone() };
         tasks.spawn(presence.keep());
@@ -290,6 +309,7 @@ impl Server {
             .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
             .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+            .layer(CountCallsLayer(self.counted))
             .add_service(MeshServer::new(mesh).max_decoding_message_size(MAX_REQUEST_BYTES))
             .serve_with_incoming_shutdown(
                 ReceiverStream::new(connections),

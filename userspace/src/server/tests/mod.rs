@@ -29,6 +29,7 @@ use crate::control::{self, Control, ControlOptions};
 use crate::identity::token::ServerAddress;
 use crate::identity::{HostKey, Identity, JoinToken, tls};
 use crate::local::{SERVER_SOCKET, connect};
+use crate::metrics::MetricsAddress;
 use crate::seal::{DEFAULT_KEY_FILE, KeySource};
 
 /// A running server and the directories of everything around it.
@@ -46,6 +47,7 @@ fn options(directory: &Path) -> ServerOptions {
         run_dir: directory.join("run"),
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         advertise: vec![],
+        metrics: MetricsAddress::Off,
         trust_domain: Some("mesh.test".parse().unwrap()),
         certificate_lifetime: Duration::from_secs(3600),
         node: "murmesh00".parse().unwrap(),

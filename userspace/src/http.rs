@@ -1,0 +1,63 @@
+//! Answers requests for pages that are only read, over HTTP/1.1, within bounds.
+
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+
+use http_body_util::Full;
+use hyper::{
+    Request, Response, body::Bytes, body::Incoming, server::conn::http1::Builder, service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+use tracing::{debug, warn};
+
+/// Connections at a time; further ones wait in the kernel.
+const MAX_CONNECTIONS: usize = 16;
+
+/// How long a request may take to arrive, and its answer to be taken.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest head of a request.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// Pause after a failed accept, for instance when there are too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The answer to one request.
+pub type Answer = Response<Full<Bytes>>;
+
+/// Has `answer` say what each request gets, one for each connection, for as long as it is run.
+pub async fn serve<A, F>(listener: TcpListener, answer: A)
+where
+    A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = limit.clone().acquire_owned().await else { return };
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let answer = answer.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            let service = service_fn(move |request| {
+                let answer = answer(request);
+                async move { Ok::<_, Infallible>(answer.await) }
+            });
+            let connection = Builder::new()
+                .timer(TokioTimer::new())
+                .max_buf_size(MAX_HEAD)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            let ended = timeout(CONNECTION_TIMEOUT, connection).await;
+            if !matches!(ended, Ok(Ok(()))) {
+                debug!(%from, ?ended, "a request did not come to its end");
+            }
+        });
+    }
+}
