@@ -12,6 +12,7 @@ fn compile_api() -> anyhow::Result<()> {
     const INTERFACE: &str = "proto/murmesh.proto";
     println!("cargo:rerun-if-changed={INTERFACE}");
     let descriptors = protox::compile([INTERFACE], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // What is shared by everybody who watches is not copied for each.
+    tonic_prost_build::configure().bytes(".murmesh.v1.CatalogEvents").compile_fds(descriptors)?;
     Ok(())
 }

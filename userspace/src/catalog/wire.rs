@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use prost::{DecodeError, Message as _};
 use rustls_pki_types::CertificateDer;
 
 use super::limits::{MAX_ADDRESSES, MAX_FAILING, MAX_LISTENERS, MAX_REASON_BYTES, at_most};
@@ -50,13 +51,24 @@ pub enum WireError {
     /// The roots of the mesh.
     #[error("the root that signs is not among those that are trusted")]
     Trust,
+    /// Bytes that are not an event.
+    #[error("a catalog event cannot be read: {0}")]
+    Encoding(#[from] DecodeError),
     /// An event without content.
     #[error("a catalog event is empty; the server may be newer than this agent")]
     EmptyEvent,
 }
 
 impl Catalog {
-    /// Takes one event of the server's watch stream.
+    /// Takes one message of the server's watch stream.
+    ///
+    /// # Errors
+    /// When any of its events is invalid; the catalog then has those before it.
+    pub fn take(&mut self, events: &v1::CatalogEvents) -> Result<(), WireError> {
+        events.events.iter().try_for_each(|event| self.apply(v1::CatalogEvent::decode(event.clone())?))
+    }
+
+    /// Takes one event.
     ///
     /// # Errors
     /// When any part of it is invalid; the catalog is then unchanged.
@@ -82,12 +94,27 @@ impl Catalog {
             Event::HostRemoved(node) => {
                 self.hosts.remove(&node.parse()?);
             }
+            Event::Presences(presences) => {
+                presences.hosts.iter().try_for_each(|presence| self.take_presence(presence))?;
+            }
             Event::Trust(message) => self.trust = trust(message)?.into(),
             Event::HostRefused(host) => refuse(Arc::make_mut(&mut self.removed), &host)?,
             Event::Servers(list) => self.servers = servers(list)?,
             change => Arc::make_mut(&mut self.policy).apply(change)?,
         }
         self.revision = event.revision;
+        Ok(())
+    }
+}
+
+impl Catalog {
+    /// One of a host that is not known says nothing.
+    fn take_presence(&mut self, presence: &v1::Presence) -> Result<(), NameError> {
+        if let Some(host) = self.hosts.get_mut(&presence.node.parse::<NodeName>()?) {
+            let host = Arc::make_mut(host);
+            host.last_seen = time_from_unix(presence.last_seen);
+            (host.connected, host.lost) = (presence.connected, presence.lost);
+        }
         Ok(())
     }
 }

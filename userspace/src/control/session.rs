@@ -23,7 +23,7 @@ use crate::catalog::{Catalog, Report};
 use crate::identity::token::ServerAddress;
 use crate::identity::{Fingerprint, Identity, tls};
 
-/// Events that are told together at most, when they come faster than they can be told.
+/// Messages of events that are told together at most, when they come faster than they can be told.
 const AT_ONCE: usize = 256;
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a report is repeated while another host has an address of this one: it may let go.
@@ -119,7 +119,7 @@ async fn while_ours<T>(handed_over: &CancellationToken, reporting: impl Future<O
 /// worth coming back to at once, when its first snapshot is in.
 async fn follow(
     server: &ServerAddress,
-    events: &mut tonic::Streaming<v1::CatalogEvent>,
+    events: &mut tonic::Streaming<v1::CatalogEvents>,
     catalog: &watch::Sender<Arc<Catalog>>,
     status: &watch::Sender<ServerStatus>,
     backoff: &mut Backoff,
@@ -128,9 +128,9 @@ async fn follow(
     loop {
         let mut next = Some(events.message().await);
         let mut taken = 0;
-        while let Some(event) = next {
-            let event = event.map_err(|status| refused(server, &status))?;
-            current.apply(event.ok_or_else(|| ControlError::Ended(server.clone()))?)?;
+        while let Some(message) = next {
+            let message = message.map_err(|status| refused(server, &status))?;
+            current.take(&message.ok_or_else(|| ControlError::Ended(server.clone()))?)?;
             taken += 1;
             next = if taken < AT_ONCE { events.message().now_or_never() } else { None };
         }

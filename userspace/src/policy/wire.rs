@@ -66,6 +66,7 @@ impl Policy {
             | Event::Host(_)
             | Event::HostRemoved(_)
             | Event::HostRefused(_)
+            | Event::Presences(_)
             | Event::Servers(_)
             | Event::Trust(_) => {}
         }

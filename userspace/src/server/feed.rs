@@ -1,11 +1,13 @@
 //! Catalog and policy as every watching agent gets them: one snapshot, then each change as it happens.
 //!
 //! Durable state comes from the store's own sequence of changes. Which hosts are connected is known only
-//! here and now, and is put on top. A watcher that falls behind gets a new snapshot: memory stays bounded.
+//! here and now, and is put on top. What watchers are told is encoded once for all of them.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use prost::Message as _;
 use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -14,9 +16,10 @@ use super::records::{CHANGES, DEFAULTS, DRAINED, HOSTS, PLAINTEXT, REMOVED, RULE
 use super::registry::{Registry, RegistryError};
 use super::roots::AUTHORITY;
 use super::servers::Departed;
+use super::subscription::{Subscription, Told};
 use super::view::{DamagedRecord, View};
+use crate::api::v1;
 use crate::api::v1::catalog_event::Event;
-use crate::api::{unix_seconds, v1};
 use crate::identity::NodeName;
 use crate::identity::token::ServerAddress;
 use crate::store::{ANNOUNCED, Change, Store, StoreError};
@@ -24,14 +27,11 @@ use crate::store::{ANNOUNCED, Change, Store, StoreError};
 /// Changes kept for watchers that read slowly; a few MiB at most. After a start a thousand hosts connect at once, and each
 /// is news: whoever falls behind gets the whole catalog again, which is far more to read.
 const BACKLOG: usize = 4096;
-/// How long a host may be without a connection before its services are taken for dead: it may only be connecting
-/// anew, with a renewed certificate for instance.
-const RECONNECT_TIME: Duration = Duration::from_millis(500);
-/// The same after the start of a server, to which nobody is connected yet, and when its store answers again, which no
-/// server's may have done meanwhile.
+/// How long hosts may be without a connection after the start of a server, to which nobody is connected yet, and when its
+/// store answers again, which no server's may have done meanwhile.
 const START_TIME: Duration = Duration::from_secs(10);
-/// How often it is looked at.
-const LOSS_INTERVAL: Duration = Duration::from_millis(100);
+/// How often watchers are told who came and who left: when all do at once, that is not told of each by itself.
+const PRESENCE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a change may take from the store to the watchers.
 const LAG: Duration = Duration::from_secs(5);
 
@@ -54,7 +54,7 @@ pub struct Feed {
     store: Arc<dyn Store>,
     registry: Arc<Registry>,
     view: Mutex<View>,
-    events: broadcast::Sender<v1::CatalogEvent>,
+    events: broadcast::Sender<Told>,
     /// The revision up to which watchers have been told.
     told: watch::Sender<u64>,
     trust: watch::Sender<v1::Trust>,
@@ -63,14 +63,6 @@ pub struct Feed {
     leader: watch::Sender<Option<String>>,
     departed: mpsc::UnboundedSender<Departed>,
     departures: AsyncMutex<mpsc::UnboundedReceiver<Departed>>,
-}
-
-/// One host's watch. The host counts as connected while it exists.
-pub struct Subscription {
-    feed: Arc<Feed>,
-    node: NodeName,
-    events: broadcast::Receiver<v1::CatalogEvent>,
-    snapshot_due: bool,
 }
 
 impl Feed {
@@ -106,7 +98,7 @@ impl Feed {
     async fn follow(&self, stop: &CancellationToken) {
         let mut answers = self.answers();
         let mut watch = self.store.watch(self.revision());
-        let mut ticks = tokio::time::interval(LOSS_INTERVAL);
+        let mut ticks = tokio::time::interval(PRESENCE_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -126,7 +118,7 @@ impl Feed {
                 },
                 Ok(()) = answers.changed() => if *answers.borrow_and_update() { self.wait_for_hosts() },
                 // Hosts are sent away meanwhile, and nobody tells whether others have them.
-                _ = ticks.tick() => if *answers.borrow() { self.lose_absent(Instant::now()) },
+                _ = ticks.tick() => if *answers.borrow() { self.tell_presence(Instant::now()) },
                 () = stop.cancelled() => break,
             }
         }
@@ -157,23 +149,13 @@ impl Feed {
         }
     }
 
-    /// Takes the services of hosts for dead that have been without a connection for too long.
-    fn lose_absent(&self, now: Instant) {
+    /// Tells watchers who came, who left, and who has been away for too long.
+    fn tell_presence(&self, now: Instant) {
         let mut view = self.view();
-        let View { revision, hosts, away, lost, .. } = &mut *view;
-        let mut events = Vec::new();
-        for (node, host) in hosts.iter_mut().filter(|(_, host)| !(host.connected || host.lost)) {
-            let until = *away.entry(node.clone()).or_insert(now + RECONNECT_TIME);
-            if now < until {
-                continue;
-            }
-            host.lost = true;
-            lost.insert(node.clone());
-            events.push(v1::CatalogEvent { revision: *revision, event: Some(Event::Host(host.clone())) });
+        view.lose_absent(now);
+        if let Some(event) = view.take_moved() {
+            self.publish(&mut view, event);
         }
-        // Those who are connected have used up what they were given.
-        away.retain(|node, until| now < *until || hosts.get(node).is_some_and(|host| !host.connected));
-        events.into_iter().for_each(|event| self.publish(event));
     }
 
     /// Begins a watch for `node`, which counts as connected until it is dropped.
@@ -181,10 +163,9 @@ impl Feed {
         let mut view = self.view();
         *view.connections.entry(node.to_string()).or_default() += 1;
         self.connections.send_replace(());
-        self.set_connected(&mut view, &node);
-        let events = self.events.subscribe();
+        view.note_connected(node.as_str());
         drop(view);
-        Subscription { feed: self.clone(), node, events, snapshot_due: true }
+        Subscription::new(self.clone(), node)
     }
 
     /// The catalog now.
@@ -267,7 +248,8 @@ impl Feed {
             fresh.put(&entry.key, &entry.value)?;
         }
         *view = fresh;
-        self.publish(snapshot(&view));
+        let snapshot = Event::Snapshot(view.snapshot());
+        self.publish(&mut view, snapshot);
         self.trust.send_replace(view.trust.clone());
         self.tell_leader(&view);
         self.told.send_replace(revision);
@@ -291,7 +273,7 @@ impl Feed {
                 self.trust.send_replace(trust.clone());
             }
             if let Some(event) = event {
-                self.publish(v1::CatalogEvent { revision, event: Some(event) });
+                self.publish(&mut view, event);
             }
         }
         for departed in view.departed.drain(..) {
@@ -312,35 +294,40 @@ impl Feed {
         });
     }
 
-    fn leave(&self, node: &NodeName) {
+    /// The catalog now, and what watchers are told from then on.
+    pub fn begin(&self) -> (Told, broadcast::Receiver<Told>) {
+        let mut view = self.view();
+        let encoded = match &view.encoded {
+            Some(encoded) => encoded.clone(),
+            None => encode(view.revision, Event::Snapshot(view.snapshot())),
+        };
+        view.encoded = Some(encoded.clone());
+        (Told { encoded, removed: None }, self.events.subscribe())
+    }
+
+    /// The watch of a host has ended.
+    pub fn leave(&self, node: &NodeName) {
         let mut view = self.view();
         let Some(count) = view.connections.get_mut(node.as_str()) else { return };
         *count -= 1;
         if *count == 0 {
             view.connections.remove(node.as_str());
             self.connections.send_replace(());
-            self.set_connected(&mut view, node);
+            view.note_connected(node.as_str());
             // Fails only when the server is stopping.
             let _ = self.departed.send(Departed::Host(node.clone()));
         }
     }
 
-    fn set_connected(&self, view: &mut View, node: &NodeName) {
-        let (revision, connected) = (view.revision, view.is_connected(node.as_str()));
-        if connected {
-            view.found(node.as_str());
-        }
-        // Every watcher is told: not that a host has renewed its certificate.
-        if let Some(host) = view.hosts.get_mut(node.as_str()).filter(|host| host.connected != connected) {
-            (host.connected, host.last_seen) = (connected, unix_seconds(SystemTime::now()));
-            self.publish(v1::CatalogEvent { revision, event: Some(Event::Host(host.clone())) });
-        }
-    }
-
-    /// Only called with the view locked, so that watchers see changes in their order.
-    fn publish(&self, event: v1::CatalogEvent) {
+    /// With the view locked, so that watchers see changes in their order.
+    fn publish(&self, view: &mut View, event: Event) {
+        view.encoded = None;
+        let removed = match &event {
+            Event::HostRemoved(node) => node.parse().ok(),
+            _ => None,
+        };
         // Fails only when nobody watches.
-        let _ = self.events.send(event);
+        let _ = self.events.send(Told { encoded: encode(view.revision, event), removed });
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
@@ -348,39 +335,14 @@ impl Feed {
     }
 }
 
-impl Subscription {
-    /// Waits for the next event: a snapshot first, and again whenever this watcher has fallen behind.
-    pub async fn next(&mut self) -> v1::CatalogEvent {
-        while !self.snapshot_due {
-            match self.events.recv().await {
-                Ok(event) => return event,
-                Err(broadcast::error::RecvError::Lagged(_)) => self.snapshot_due = true,
-                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-            }
-        }
-        self.snapshot_due = false;
-        let view = self.feed.view();
-        // What was published before this snapshot is in it.
-        self.events = self.feed.events.subscribe();
-        snapshot(&view)
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.feed.leave(&self.node);
-    }
-}
-
-fn snapshot(view: &View) -> v1::CatalogEvent {
-    v1::CatalogEvent { revision: view.revision, event: Some(Event::Snapshot(view.snapshot())) }
+fn encode(revision: u64, event: Event) -> Bytes {
+    v1::CatalogEvent { revision, event: Some(event) }.encode_to_vec().into()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::view::RECONNECT_TIME;
     use super::*;
-    use prost::Message;
-
     use crate::catalog::Catalog;
     use crate::store::EmbeddedStore;
 
@@ -390,8 +352,13 @@ mod tests {
     }
 
     fn change(number: u64) -> Change {
-        let host = v1::Host { node: "busy".to_owned(), last_seen: number, ..v1::Host::default() };
+        let report = v1::HostReport { version: number.to_string(), ..v1::HostReport::default() };
+        let host = v1::Host { node: "busy".to_owned(), report: Some(report), ..v1::Host::default() };
         Change::Put(format!("{HOSTS}busy"), host.encode_to_vec())
+    }
+
+    fn version(catalog: &Catalog) -> &str {
+        &catalog.hosts[&"busy".parse().unwrap()].report.version
     }
 
     #[tokio::test]
@@ -400,13 +367,14 @@ mod tests {
         feed.apply(1, &[change(1)]);
         let mut watcher = feed.subscribe("watcher".parse().unwrap());
         let mut catalog = Catalog::default();
-        catalog.apply(watcher.next().await).unwrap();
-        for revision in 2..9 {
+        catalog.take(&watcher.next().await.unwrap()).unwrap();
+        for revision in [2, 4, 6] {
             feed.apply(revision, &[change(revision)]);
-            let event = watcher.next().await;
-            assert!(matches!(event.event, Some(Event::Host(_))));
-            catalog.apply(event).unwrap();
-            assert_eq!(catalog.revision, revision);
+            feed.apply(revision + 1, &[change(revision + 1)]);
+            let message = watcher.next().await.unwrap();
+            assert_eq!(message.events.len(), 2, "what has come together is told together");
+            catalog.take(&message).unwrap();
+            assert_eq!((catalog.revision, version(&catalog)), (revision + 1, &*(revision + 1).to_string()));
         }
     }
 
@@ -419,11 +387,50 @@ mod tests {
         for revision in 1..=last {
             feed.apply(revision, &[change(revision)]);
         }
-        let event = watcher.next().await;
-        let Some(Event::Snapshot(snapshot)) = event.event else { panic!("no snapshot: {event:?}") };
-        assert_eq!((event.revision, snapshot.hosts[0].last_seen), (last, last));
+        let (mut catalog, message) = (Catalog::default(), watcher.next().await.unwrap());
+        assert_eq!(message.events.len(), 1);
+        catalog.take(&message).unwrap();
+        assert_eq!((catalog.revision, version(&catalog)), (last, &*last.to_string()));
         feed.apply(last + 1, &[change(last + 1)]);
-        assert_eq!(watcher.next().await.revision, last + 1, "nothing is repeated after it");
+        assert_eq!(watcher.next().await.unwrap().events.len(), 1, "nothing is repeated after it");
+    }
+
+    #[tokio::test]
+    async fn watchers_that_come_together_share_one_snapshot_and_are_told_of_each_other_at_once() {
+        let feed = feed(&tempfile::tempdir().unwrap()).await;
+        let hosts = ["fcs00", "fcs01", "fcs02"];
+        let joined = hosts.map(|node| {
+            let host = v1::Host { node: node.to_owned(), ..v1::Host::default() };
+            Change::Put(format!("{HOSTS}{node}"), host.encode_to_vec())
+        });
+        feed.apply(1, &joined);
+        let mut watchers = hosts.map(|node| feed.subscribe(node.parse().unwrap()));
+        let mut snapshots = Vec::new();
+        for watcher in &mut watchers {
+            snapshots.push(watcher.next().await.unwrap().events.remove(0));
+        }
+        assert!(snapshots.iter().all(|snapshot| snapshot.as_ptr() == snapshots[0].as_ptr()));
+        feed.tell_presence(Instant::now());
+        let mut catalog = Catalog::default();
+        catalog.take(&v1::CatalogEvents { events: snapshots }).unwrap();
+        for watcher in &mut watchers {
+            let message = watcher.next().await.unwrap();
+            assert_eq!(message.events.len(), 1);
+            catalog.take(&message).unwrap();
+            assert!(catalog.hosts.values().all(|host| host.connected));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_that_is_removed_is_told_so_and_nothing_after_it() {
+        let feed = feed(&tempfile::tempdir().unwrap()).await;
+        feed.apply(1, &[change(1)]);
+        let mut watcher = feed.subscribe("busy".parse().unwrap());
+        watcher.next().await;
+        feed.apply(2, &[Change::Delete(format!("{HOSTS}busy"))]);
+        feed.apply(3, &[change(3)]);
+        assert_eq!(watcher.next().await.unwrap().events.len(), 1);
+        assert_eq!(watcher.next().await, None);
     }
 
     #[tokio::test]
@@ -449,17 +456,17 @@ mod tests {
         let first = feed.subscribe("busy".parse().unwrap());
         drop(first);
         let now = Instant::now();
-        feed.lose_absent(now);
+        feed.tell_presence(now);
         assert!(!lost(), "not at once");
-        feed.lose_absent(now + RECONNECT_TIME);
+        feed.tell_presence(now + RECONNECT_TIME);
         feed.apply(2, &[change(2)]);
         assert!(lost(), "a durable change does not touch it");
         let second = feed.subscribe("busy".parse().unwrap());
-        feed.lose_absent(now + 2 * RECONNECT_TIME);
+        feed.tell_presence(now + 2 * RECONNECT_TIME);
         assert!(!lost());
         drop(second);
-        feed.lose_absent(now + 2 * RECONNECT_TIME);
-        feed.lose_absent(now + 3 * RECONNECT_TIME);
+        feed.tell_presence(now + 2 * RECONNECT_TIME);
+        feed.tell_presence(now + 3 * RECONNECT_TIME);
         assert!(lost());
     }
 }

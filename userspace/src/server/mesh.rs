@@ -17,7 +17,6 @@ use super::registry::{Registry, RegistryError};
 use super::roots::RootRecords;
 use super::rotation;
 use crate::api::v1;
-use crate::api::v1::catalog_event::Event;
 use crate::api::v1::mesh_server::Mesh;
 use crate::catalog::Report;
 use crate::identity::authority::VerifiedRequest;
@@ -43,7 +42,7 @@ pub struct MeshService {
 
 #[tonic::async_trait]
 impl Mesh for MeshService {
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::CatalogEvent, Status>> + Send>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::CatalogEvents, Status>> + Send>>;
 
     async fn join(
         &self,
@@ -81,19 +80,14 @@ impl Mesh for MeshService {
         if !*answers.borrow() {
             return Err(out_of_touch());
         }
-        let watching = (self.feed.subscribe(node.clone()), answers);
-        let events = stream::unfold(Some(watching), move |watching| {
-            let node = node.clone();
-            async move {
-                let (mut subscription, mut answers) = watching?;
-                let event = tokio::select! {
-                    event = subscription.next() => event,
-                    _ = answers.wait_for(|answers| !answers) => return Some((Err(out_of_touch()), None)),
-                };
-                // A host that is removed is told so, and nothing after it.
-                let is_last = event.event == Some(Event::HostRemoved(node.to_string()));
-                Some((Ok(event), Some((subscription, answers)).filter(|_| !is_last)))
-            }
+        let watching = (self.feed.subscribe(node), answers);
+        let events = stream::unfold(Some(watching), async |watching| {
+            let (mut subscription, mut answers) = watching?;
+            let events = tokio::select! {
+                events = subscription.next() => events?,
+                _ = answers.wait_for(|answers| !answers) => return Some((Err(out_of_touch()), None)),
+            };
+            Some((Ok(events), Some((subscription, answers))))
         });
         Ok(Response::new(Box::pin(events.take_until(self.shutdown.clone().cancelled_owned()))))
     }

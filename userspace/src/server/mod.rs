@@ -21,6 +21,7 @@ mod rotation;
 mod sealing;
 mod servers;
 mod services;
+mod subscription;
 #[cfg(test)]
 mod tests;
 mod transfer;

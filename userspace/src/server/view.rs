@@ -1,8 +1,9 @@
 //! What a server knows of the mesh now, as its store and its watchers tell.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use prost::Message;
 use tracing::error;
 
@@ -23,6 +24,10 @@ pub struct DamagedRecord {
     reason: String,
 }
 
+/// How long a host may be without a connection before its services are taken for dead: it may only be connecting
+/// anew, with a renewed certificate for instance.
+pub const RECONNECT_TIME: Duration = Duration::from_millis(500);
+
 #[derive(Default)]
 pub struct View {
     pub revision: u64,
@@ -40,6 +45,10 @@ pub struct View {
     pub away: HashMap<String, Instant>,
     /// Those that did not.
     pub lost: HashSet<String>,
+    /// Hosts that came or left, of which watchers have not been told yet.
+    pub moved: BTreeSet<String>,
+    /// The encoded snapshot, as long as watchers have been told of nothing that is not in it.
+    pub encoded: Option<Bytes>,
     pub servers: Servers,
     /// Who is gone, as far as other servers have told.
     pub departed: Vec<Departed>,
@@ -121,6 +130,7 @@ impl View {
         }
         if let Some(node) = key.strip_prefix(REMOVED) {
             // Its certificates have ended long ago: watchers need not be told.
+            self.encoded = None;
             self.removed.forget(&node.parse().ok()?);
             return None;
         }
@@ -150,13 +160,49 @@ impl View {
         self.connections.contains_key(node) || self.servers.has(node)
     }
 
-    /// Takes note that a host is connected.
-    pub fn found(&mut self, node: &str) {
-        self.away.remove(node);
-        self.lost.remove(node);
-        if let Some(host) = self.hosts.get_mut(node) {
-            host.lost = false;
+    /// Takes note of whether a host is connected, if that is news. Watchers are not told that one has renewed its
+    /// certificate.
+    pub fn note_connected(&mut self, node: &str) {
+        let connected = self.is_connected(node);
+        if connected {
+            self.away.remove(node);
+            self.lost.remove(node);
         }
+        if let Some(host) = self.hosts.get_mut(node)
+            && (host.connected != connected || connected && host.lost)
+        {
+            (host.connected, host.last_seen) = (connected, unix_seconds(SystemTime::now()));
+            host.lost = self.lost.contains(node);
+            self.moved.insert(node.to_owned());
+        }
+    }
+
+    /// Takes the services of hosts for dead that have been without a connection for too long.
+    pub fn lose_absent(&mut self, now: Instant) {
+        for (node, host) in self.hosts.iter_mut().filter(|(_, host)| !(host.connected || host.lost)) {
+            let until = *self.away.entry(node.clone()).or_insert(now + RECONNECT_TIME);
+            if until <= now {
+                host.lost = true;
+                self.lost.insert(node.clone());
+                self.moved.insert(node.clone());
+            }
+        }
+        // Those who are connected have used up what they were given.
+        let hosts = &self.hosts;
+        self.away.retain(|node, until| now < *until || hosts.get(node).is_some_and(|host| !host.connected));
+    }
+
+    /// Who came or left since this was last asked.
+    pub fn take_moved(&mut self) -> Option<Event> {
+        let moved = std::mem::take(&mut self.moved);
+        let hosts = moved.iter().filter_map(|node| self.hosts.get(node)).map(|host| v1::Presence {
+            node: host.node.clone(),
+            last_seen: host.last_seen,
+            connected: host.connected,
+            lost: host.lost,
+        });
+        let hosts: Vec<_> = hosts.collect();
+        (!hosts.is_empty()).then_some(Event::Presences(v1::Presences { hosts }))
     }
 
     /// What watchers are told of a change among the servers.
@@ -166,13 +212,8 @@ impl View {
             Changed::Host(node) => node,
             Changed::Nothing => return None,
         };
-        let connected = self.is_connected(&node);
-        if connected {
-            self.found(&node);
-        }
-        let host = self.hosts.get_mut(&node).filter(|host| host.connected != connected)?;
-        (host.connected, host.last_seen) = (connected, unix_seconds(SystemTime::now()));
-        Some(Event::Host(host.clone()))
+        self.note_connected(&node);
+        None
     }
 
     fn note_departure(&mut self, key: &str, changed: &Changed) {
@@ -192,11 +233,16 @@ impl View {
             .ok()?;
         host.connected = self.is_connected(node);
         host.lost = self.lost.contains(node);
-        // A host that leaves is told at once, and again when the store has it.
-        if self.hosts.get(node) == Some(&host) {
+        let before = self.hosts.insert(node.to_owned(), host.clone());
+        // A host that leaves is told at once, and again when the store has when that was.
+        if let Some(before) = before
+            && before == (v1::Host { last_seen: before.last_seen, ..host.clone() })
+        {
+            if before != host {
+                self.moved.insert(node.to_owned());
+            }
             return None;
         }
-        self.hosts.insert(node.to_owned(), host.clone());
         Some(host)
     }
 }

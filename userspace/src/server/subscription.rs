@@ -1,0 +1,87 @@
+//! One host's watch of the catalog: a snapshot first, then each change. A watcher that falls behind gets a new snapshot:
+//! memory stays bounded.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+
+use super::feed::Feed;
+use crate::api::v1;
+use crate::identity::NodeName;
+
+/// Bytes in one message, but for its last event.
+const ENOUGH: usize = 256 << 10;
+
+/// What watchers are told.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// A `CatalogEvent`.
+    pub encoded: Bytes,
+    /// The host that is told to be no longer part of the mesh.
+    pub removed: Option<NodeName>,
+}
+
+/// The host counts as connected while this exists.
+pub struct Subscription {
+    feed: Arc<Feed>,
+    node: NodeName,
+    /// `None` while a snapshot is due.
+    events: Option<Receiver<Told>>,
+    is_removed: bool,
+}
+
+impl Subscription {
+    /// Of `node`, which `feed` counts as connected.
+    pub fn new(feed: Arc<Feed>, node: NodeName) -> Self {
+        Self { feed, node, events: None, is_removed: false }
+    }
+
+    /// Waits for events: a snapshot first, and again whenever this watcher has fallen behind. A host that is removed is
+    /// told so, and then `None`.
+    pub async fn next(&mut self) -> Option<v1::CatalogEvents> {
+        if self.is_removed {
+            return None;
+        }
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        let mut next = Some(self.wait().await);
+        while let Some(told) = next {
+            bytes += told.encoded.len();
+            self.is_removed = told.removed.as_ref() == Some(&self.node);
+            events.push(told.encoded);
+            next = if bytes < ENOUGH && !self.is_removed { self.waiting() } else { None };
+        }
+        Some(v1::CatalogEvents { events })
+    }
+
+    async fn wait(&mut self) -> Told {
+        if let Some(events) = &mut self.events {
+            match events.recv().await {
+                Ok(told) => return told,
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => std::future::pending().await,
+            }
+        }
+        let (snapshot, events) = self.feed.begin();
+        self.events = Some(events);
+        snapshot
+    }
+
+    fn waiting(&mut self) -> Option<Told> {
+        match self.events.as_mut()?.try_recv() {
+            Ok(told) => Some(told),
+            Err(TryRecvError::Lagged(_)) => {
+                self.events = None;
+                None
+            }
+            Err(TryRecvError::Empty | TryRecvError::Closed) => None,
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.feed.leave(&self.node);
+    }
+}
