@@ -2,10 +2,12 @@
 //! memory stays bounded.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::time::{Instant, sleep_until};
 
 use super::feed::Feed;
 use crate::api::v1;
@@ -13,6 +15,9 @@ use crate::identity::NodeName;
 
 /// Bytes in one message, but for its last event.
 const ENOUGH: usize = 256 << 10;
+/// Between two messages. What comes alone is told at once; where much changes, as when a thousand hosts join, a message for
+/// each change to each watcher would be nearly all that a server does.
+const PACE: Duration = Duration::from_millis(20);
 
 /// What watchers are told.
 #[derive(Debug, Clone)]
@@ -29,13 +34,14 @@ pub struct Subscription {
     node: NodeName,
     /// `None` while a snapshot is due.
     events: Option<Receiver<Told>>,
+    last: Option<Instant>,
     is_removed: bool,
 }
 
 impl Subscription {
     /// Of `node`, which `feed` counts as connected.
     pub fn new(feed: Arc<Feed>, node: NodeName) -> Self {
-        Self { feed, node, events: None, is_removed: false }
+        Self { feed, node, events: None, last: None, is_removed: false }
     }
 
     /// Waits for events: a snapshot first, and again whenever this watcher has fallen behind. A host that is removed is
@@ -46,12 +52,16 @@ impl Subscription {
         }
         let (mut events, mut bytes) = (Vec::new(), 0);
         let mut next = Some(self.wait().await);
+        if let Some(last) = self.last {
+            sleep_until(last + PACE).await;
+        }
         while let Some(told) = next {
             bytes += told.encoded.len();
             self.is_removed = told.removed.as_ref() == Some(&self.node);
             events.push(told.encoded);
             next = if bytes < ENOUGH && !self.is_removed { self.waiting() } else { None };
         }
+        self.last = Some(Instant::now());
         Some(v1::CatalogEvents { events })
     }
 
