@@ -7,7 +7,7 @@ use murmesh_lab::is_root;
 
 use crate::kernel::{self, Selection};
 use crate::shell::{self, cargo, find_program, progress};
-use crate::{bench, package, setup, test};
+use crate::{bench, package, setup, test, trials};
 
 /// The oldest series that Debian 12 has, and so the most likely to lack something.
 const OLDEST_KERNEL: &str = "6.1";
@@ -36,6 +36,7 @@ pub fn run() -> Result<()> {
     bench::quick()?;
     package::run(&package::Arguments { dev: true })?;
     let mut count = test::here(&[])?;
+    count += trials::run(&[])?;
     if is_root() && env::consts::ARCH == "x86_64" {
         count += kernel::test(OLDEST_KERNEL, &Selection::Quick)?;
     } else {

@@ -4,12 +4,15 @@ mod bench;
 mod build;
 mod ci;
 mod demo;
+mod docs;
 mod kernel;
 mod lab;
 mod package;
 mod setup;
 mod shell;
+mod terraform;
 mod test;
+mod trials;
 
 use std::process::ExitCode;
 
@@ -40,6 +43,8 @@ enum Command {
     Test(test::Arguments),
     /// Makes the Debian package, and tries it on an overlay of this machine (which needs root).
     Package(package::Arguments),
+    /// Writes docs/commands.md anew.
+    Docs,
     /// Checks formatting, lints, documentation and dependencies, then runs all tests.
     Ci,
 }
@@ -53,6 +58,7 @@ fn main() -> ExitCode {
         Command::Lab(command) => lab::run(command),
         Command::Test(arguments) => test::run(&arguments),
         Command::Package(arguments) => package::run(&arguments),
+        Command::Docs => docs::write(),
         Command::Ci => ci::run(),
     };
     match result {

@@ -10,12 +10,13 @@ use murmesh_lab::{is_root, sweep};
 
 use crate::kernel::{self, Selection};
 use crate::shell::{self, cargo, progress};
-use crate::{build, setup};
+use crate::{build, setup, trials};
 
 /// Options of `cargo xtask test`.
 #[derive(Args, Default)]
 pub struct Arguments {
-    /// Only tests whose name contains one of these.
+    /// Only tests whose name contains one of these. With `docs`, `docs::PAGE` and `terraform`: what is tried with the
+    /// package on hosts with systemd.
     filters: Vec<String>,
     /// Integration tests on the newest Linux of this series that Debian offers, such as 6.1, in an emulated machine:
     /// those that touch the kernel, or else those that the filters name.
@@ -39,7 +40,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let filters = &arguments.filters;
     let count = match &arguments.kernel {
         Some(series) => kernel::test(series, &Selection::new(filters))?,
-        None => here(filters)?,
+        None => {
+            let (trials, tests): (Vec<_>, Vec<_>) =
+                filters.iter().cloned().partition(|filter| trials::are_meant(filter));
+            let mut count = Count::default();
+            if filters.is_empty() || !tests.is_empty() {
+                count += here(&tests)?;
+            }
+            if !trials.is_empty() {
+                count += trials::run(&trials)?;
+            }
+            count
+        }
     };
     count.conclude()
 }

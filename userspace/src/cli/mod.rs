@@ -12,6 +12,7 @@ mod encryption;
 mod going_strict;
 pub mod host;
 pub mod init;
+mod markdown;
 pub mod members;
 pub mod observe;
 pub mod output;

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
 
-use super::{Cli, config};
+use super::{Cli, config, markdown};
 
 /// Arguments of `murmesh package-files`.
 #[derive(Debug, Args)]
@@ -19,7 +19,7 @@ pub struct PackageFilesArgs {
     directory: PathBuf,
 }
 
-/// Writes `man/*.1`, `completions/` and `murmesh.toml`.
+/// Writes `man/*.1`, `completions/`, `murmesh.toml` and `commands.md`.
 ///
 /// # Errors
 /// When a file cannot be written.
@@ -36,6 +36,7 @@ pub fn run(arguments: &PackageFilesArgs) -> anyhow::Result<ExitCode> {
         clap_complete::generate_to(shell, &mut Cli::command(), "murmesh", &completions)?;
     }
     fs::write(directory.join("murmesh.toml"), config::reference())?;
+    fs::write(directory.join("commands.md"), markdown::commands())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -68,6 +69,7 @@ mod tests {
             "completions/murmesh.fish",
             "completions/_murmesh",
             "murmesh.toml",
+            "commands.md",
         ] {
             let text = fs::read_to_string(directory.path().join(file)).unwrap();
             assert!(text.contains("murmesh"), "{file}");

@@ -27,20 +27,11 @@ pub struct Arguments {
 
 /// Makes `target/debian/murmesh_VERSION_ARCHITECTURE.deb`, has lintian look at it, and tries it.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    setup::for_packaging()?;
     let profile = if arguments.dev { Profile::Dev } else { Profile::Release };
-    profile.build()?;
-    let target = shell::repository().join("target");
-    let pieces = target.join("package");
-    progress("manual pages, completions, default configuration");
-    let _ = fs::remove_dir_all(&pieces);
-    shell::run(
-        Command::new(target.join(profile.directory()).join("murmesh")).arg("package-files").arg(&pieces),
-    )?;
-    let package = pack(profile, &target.join("debian"), REVISION)?;
+    let package = make(profile)?;
     lint(&package)?;
     if is_root() {
-        let later = pack(profile, &pieces, REVISION + 1)?;
+        let later = pack(profile, &pieces(), REVISION + 1)?;
         trial::run(&package, &later, &version(REVISION + 1))?;
         hosts::run(&package, &later)?;
     } else {
@@ -48,6 +39,27 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     progress(&format!("{} ({} bytes)", package.display(), fs::metadata(&package)?.len()));
     Ok(())
+}
+
+/// Makes the package with the program as the tests use it, and returns where it is.
+pub fn for_tests() -> Result<PathBuf> {
+    make(Profile::Dev)
+}
+
+fn make(profile: Profile) -> Result<PathBuf> {
+    setup::for_packaging()?;
+    profile.build()?;
+    let target = shell::repository().join("target");
+    progress("manual pages, completions, default configuration");
+    let _ = fs::remove_dir_all(pieces());
+    let program = target.join(profile.directory()).join("murmesh");
+    shell::run(Command::new(program).arg("package-files").arg(pieces()))?;
+    pack(profile, &target.join("debian"), REVISION)
+}
+
+/// What of the package is not in the repository.
+fn pieces() -> PathBuf {
+    shell::repository().join("target/package")
 }
 
 #[derive(Clone, Copy)]
@@ -82,6 +94,14 @@ impl Profile {
         }
     }
 
+    /// What tests install is not sent anywhere: it is to be ready soon.
+    fn compression(self) -> &'static [&'static str] {
+        match self {
+            Self::Dev => &["--fast"],
+            Self::Release => &[],
+        }
+    }
+
     /// Where cargo puts what it builds with this profile.
     fn directory(self) -> &'static str {
         match self {
@@ -113,6 +133,7 @@ fn pack(profile: Profile, directory: &Path, revision: u32) -> Result<PathBuf> {
                 "--strip",
                 "--locked",
             ])
+            .args(profile.compression())
             .args(["--profile", profile.name(), "--deb-version", &version, "--output"])
             .arg(&package),
     )?;

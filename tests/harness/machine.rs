@@ -1,0 +1,97 @@
+//! A host of a lab as a machine of its own, with systemd and a root file system.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::host::Host;
+use crate::patience::deadline;
+use crate::process::Process;
+
+const SYSTEMD: &str = "/lib/systemd/systemd";
+const BOOT: &str = include_str!("boot.sh");
+
+/// How long several of them may take to boot at once.
+const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How often it is looked whether one has booted, which is told by a file.
+const BOOT_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A host whose processes see this machine's files under an overlay of their own, with systemd as process 1 of their
+/// namespaces, and all directories of Murmesh where they are on a real host. It ends when this is dropped, and nothing
+/// that was written there is left.
+#[derive(Debug)]
+pub struct Machine<'a> {
+    host: &'a Host,
+    systemd: Process,
+    booted: PathBuf,
+}
+
+impl<'a> Machine<'a> {
+    /// Why there can be none here.
+    pub fn unavailable() -> Option<String> {
+        let reason = || Some(format!("hosts with systemd need {SYSTEMD}, which this machine does not have"));
+        if Path::new(SYSTEMD).exists() { None } else { reason() }
+    }
+
+    /// Begins to boot `host`. Every machine sees `shared` as /mnt.
+    pub fn start(host: &'a Host, shared: &Path) -> Result<Self> {
+        let mut boot = host.command("unshare")?;
+        boot.args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--uts",
+            "--ipc",
+            "--cgroup",
+            "sh",
+            "-c",
+            BOOT,
+        ]);
+        boot.arg("boot").args([&host.data_directory(), shared]).arg(host.name());
+        let booted = shared.join(format!("booted.{}", host.name()));
+        Ok(Self { host, systemd: Process::spawn(&mut boot)?, booted })
+    }
+
+    /// Waits until it has booted.
+    pub fn wait(&self) -> Result<()> {
+        let deadline = deadline(BOOT_DEADLINE);
+        while !self.booted.exists() {
+            if Instant::now() >= deadline {
+                bail!("{} has not booted after {BOOT_DEADLINE:?}: {}", self.host.name(), self.systemd.said());
+            }
+            thread::sleep(BOOT_INTERVAL);
+        }
+        Ok(())
+    }
+
+    /// A command that will run in it, as root, without input.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
+        let mut command = self.host.command("nsenter")?;
+        command.arg(format!("--target={}", self.first_process()?));
+        command.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wdns=/"]);
+        let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/games";
+        command.args(["env", "--ignore-environment", "HOME=/root", path]).arg(program);
+        Ok(command)
+    }
+
+    /// The host that it is.
+    pub fn host(&self) -> &'a Host {
+        self.host
+    }
+
+    /// `unshare` has one child, which is process 1 in there.
+    fn first_process(&self) -> Result<u32> {
+        let parent = self.systemd.id();
+        let path = format!("/proc/{parent}/task/{parent}/children");
+        let children = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let child = children.split_whitespace().next();
+        Ok(child.with_context(|| format!("{} does not run", self.host.name()))?.parse()?)
+    }
+}
