@@ -519,11 +519,12 @@ impl Running {
                 "no server acknowledged that this host serves nothing any more; other hosts' connections to it fail until one does"
             );
         }
+        // One of these writes beside the pins when rules change.
+        self.tasks.shutdown().await;
         if let Some(interception) = interception {
             interception.detach()?;
             info!("hooks detached, pins removed");
         }
-        self.tasks.abort_all();
         self.workers.stop(drain_timeout).await;
         info!("stopped");
         Ok(())
