@@ -23,7 +23,7 @@ use crate::{
 const DATA_FILES: [&str; 5] = ["membership.json", "host.key", "cache.sealed", "seal.key", "server.redb"];
 
 /// Where an administrator puts units; those of the package are in /usr/lib and go with it.
-const UNIT_DIRECTORY: &str = "/etc/systemd/system";
+pub const UNIT_DIRECTORY: &str = "/etc/systemd/system";
 
 /// Units of ours, their drop-ins, and where they are enabled.
 const UNITS: [&str; 6] = [
@@ -65,6 +65,8 @@ pub struct Leftovers {
     pub run_dir: PathBuf,
     /// Keys, certificates and databases; with it go units that an administrator made. `None` keeps both.
     pub data_dir: Option<PathBuf>,
+    /// Where those units are, usually [`UNIT_DIRECTORY`].
+    pub unit_dir: PathBuf,
 }
 
 /// A daemon that runs.
@@ -120,7 +122,7 @@ impl Leftovers {
     /// What there is, apart from what is in the kernel without a pin, which is nothing once no daemon runs.
     pub fn present(&self) -> Vec<PathBuf> {
         let first = [self.bpf_dir.clone()].into_iter().chain(self.run_files());
-        let rest = self.data_dir.iter().cloned().chain(units(&self.data_dir));
+        let rest = self.data_dir.iter().cloned().chain(self.units());
         first.chain(rest).filter(|path| path.symlink_metadata().is_ok()).collect()
     }
 
@@ -142,7 +144,7 @@ impl Leftovers {
         }
         let Some(data_dir) = &self.data_dir else { return Ok(removed) };
         removed.extend(remove_data(data_dir)?.then(|| data_dir.clone()));
-        for unit in units(&self.data_dir) {
+        for unit in self.units() {
             removed.extend(remove(&unit)?.then_some(unit));
         }
         Ok(removed)
@@ -159,11 +161,11 @@ impl Leftovers {
         });
         ours.map(|entry| entry.path()).collect()
     }
-}
 
-fn units(data_dir: &Option<PathBuf>) -> impl Iterator<Item = PathBuf> {
-    let wanted = if data_dir.is_some() { &UNITS[..] } else { &[] };
-    wanted.iter().map(|unit| Path::new(UNIT_DIRECTORY).join(unit))
+    fn units(&self) -> impl Iterator<Item = PathBuf> {
+        let wanted = if self.data_dir.is_some() { &UNITS[..] } else { &[] };
+        wanted.iter().map(|unit| self.unit_dir.join(unit))
+    }
 }
 
 /// A directory that was never a daemon's must not go because of a wrong flag.
@@ -207,5 +209,39 @@ mod tests {
         fs::write(home.join("membership.json"), "{}").unwrap();
         assert!(remove_data(&home).unwrap() && !home.exists());
         assert!(!remove_data(&home).unwrap());
+    }
+
+    #[test]
+    fn units_of_an_administrator_go_with_the_data_and_stay_with_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (unit_dir, data_dir) = (root.path().join("etc/systemd/system"), root.path().join("data"));
+        let wants = unit_dir.join("multi-user.target.wants");
+        fs::create_dir_all(&wants).unwrap();
+        fs::create_dir_all(unit_dir.join("murmesh-agent.service.d")).unwrap();
+        fs::write(unit_dir.join("murmesh-agent.service.d/override.conf"), "[Service]\n").unwrap();
+        for unit in ["murmesh-agent.service", "murmesh-server.service", "other.service"] {
+            fs::write(unit_dir.join(unit), "[Service]\n").unwrap();
+            std::os::unix::fs::symlink(unit_dir.join(unit), wants.join(unit)).unwrap();
+        }
+        fs::create_dir(&data_dir).unwrap();
+        let all = Leftovers {
+            bpf_dir: root.path().join("bpf"),
+            run_dir: root.path().join("run"),
+            data_dir: Some(data_dir.clone()),
+            unit_dir: unit_dir.clone(),
+        };
+        let kept = Leftovers { data_dir: None, ..all.clone() };
+        assert!(kept.present().is_empty() && kept.remove().unwrap().is_empty());
+        assert_eq!(all.present().len(), 6);
+        assert_eq!(all.remove().unwrap().len(), 6);
+        assert!(all.present().is_empty() && !data_dir.exists());
+        let names = |directory: &Path| {
+            let entries = fs::read_dir(directory).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&wants), ["other.service"]);
+        let mut left = names(&unit_dir);
+        left.sort();
+        assert_eq!(left, ["multi-user.target.wants", "other.service"]);
     }
 }

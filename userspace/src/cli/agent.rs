@@ -12,7 +12,7 @@ use crate::{
     cgroup,
     discovery::ExemptPorts,
     identity::{JoinToken, NodeName},
-    leftovers::Leftovers,
+    leftovers::{Leftovers, UNIT_DIRECTORY},
     metrics::{self, MetricsAddress},
     policy::compile::Room,
     seal::KeySource,
@@ -169,7 +169,7 @@ pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
     let _last_lines = daemon::start_log(arguments.daemon.log_format)?;
     if arguments.cleanup {
         let (run_dir, bpf_dir) = (arguments.daemon.run_dir(), arguments.kernel.bpf_dir);
-        return clean_up(&Leftovers { run_dir, bpf_dir, data_dir: None });
+        return clean_up(&Leftovers { run_dir, bpf_dir, data_dir: None, unit_dir: UNIT_DIRECTORY.into() });
     }
     run_until_stopped(arguments.options()?)
 }

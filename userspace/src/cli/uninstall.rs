@@ -10,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 
 use super::RunDirectory;
-use crate::leftovers::{Leftovers, Running};
+use crate::leftovers::{Leftovers, Running, UNIT_DIRECTORY};
 
 /// Only our package puts it there.
 const PACKAGE: &str = "/usr/share/doc/murmesh/copyright";
@@ -52,6 +52,7 @@ pub fn run(arguments: &UninstallArgs) -> anyhow::Result<ExitCode> {
         bpf_dir: arguments.bpf_dir.clone(),
         run_dir: arguments.run_directory.run_dir.clone(),
         data_dir: (!arguments.keep_data).then(|| arguments.data_dir.clone()),
+        unit_dir: UNIT_DIRECTORY.into(),
     };
     let running = leftovers.running();
     if let Some(daemon) = running.first()
