@@ -11,12 +11,12 @@ use std::os::unix::net;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use futures_util::stream;
 use hyper_util::rt::TokioIo;
 use nix::unistd::geteuid;
 use tokio::net::{UnixListener, UnixStream};
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::server::UdsConnectInfo;
@@ -35,6 +35,9 @@ pub const AGENT_SOCKET: &str = "agent.sock";
 pub const SIDECAR_SOCKET: &str = "sidecar.sock";
 /// Every daemon's socket, in the order in which the reading commands try them.
 pub const ANY_SOCKET: &[&str] = &[AGENT_SOCKET, SIDECAR_SOCKET, SERVER_SOCKET];
+
+/// How long nobody is accepted after that failed, for instance when no descriptor is left.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a daemon's socket cannot be made or reached.
 #[derive(Debug, thiserror::Error)]
@@ -120,8 +123,10 @@ impl LocalSocket {
     /// When the listener fails for good.
     pub async fn serve(self, routes: Routes, shutdown: CancellationToken) -> Result<(), LocalError> {
         let Self { listener, file: _file } = self;
-        let callers =
-            UnixListenerStream::new(listener).filter(|caller| caller.as_ref().is_ok_and(is_allowed));
+        let callers = stream::unfold(listener, |listener| async move {
+            let caller = next_caller(&listener).await;
+            Some((Ok::<_, io::Error>(caller), listener))
+        });
         Server::builder()
             .add_routes(routes)
             .serve_with_incoming_shutdown(callers, shutdown.cancelled_owned())
@@ -242,6 +247,19 @@ fn bind_private(run_dir: &Path, path: &Path) -> io::Result<UnixListener> {
     fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
     fs::rename(&temporary, path)?;
     Ok(listener)
+}
+
+async fn next_caller(listener: &UnixListener) -> UnixStream {
+    loop {
+        match listener.accept().await {
+            Ok((caller, _)) if is_allowed(&caller) => return caller,
+            Ok(_) => {}
+            Err(error) => {
+                warn!("the command line is not answered, trying again: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
 }
 
 fn is_allowed(caller: &UnixStream) -> bool {
