@@ -23,6 +23,8 @@ use crate::seal::Sealer;
 /// How long a join goes on when no server can be reached.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
+/// How long after a certificate could not be saved it is tried again.
+const SAVE_RETRY: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The membership that the data directory holds, or a new one by the token.
@@ -194,6 +196,10 @@ async fn follow_news(
         let changed = tokio::select! {
             changed = told.changed() => changed,
             changed = catalog.changed() => changed,
+            () = tokio::time::sleep(SAVE_RETRY), if !membership.is_saved() => {
+                membership.keep();
+                Ok(())
+            }
         };
         if changed.is_err() {
             return std::future::pending().await;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use data_encoding::{BASE64, HEXLOWER};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::ControlError;
 use crate::api::v1;
@@ -27,6 +28,8 @@ pub struct Membership {
     certificates: Certificates,
     /// See [`Stored::token`].
     token: String,
+    /// What is in use is also on disk.
+    is_saved: bool,
 }
 
 struct Certificates {
@@ -84,7 +87,7 @@ impl Membership {
         let stored: Stored = serde_json::from_str(&text).map_err(|error| failed(error.to_string()))?;
         let certificates = stored.decode().ok_or_else(|| failed("it is damaged".to_owned()))?;
         let (directory, key) = (directory.to_owned(), load_key(directory, sealer)?);
-        Ok(Some(Self { directory, key, certificates, token: stored.token }))
+        Ok(Some(Self { directory, key, certificates, token: stored.token, is_saved: true }))
     }
 
     /// Makes a membership of a server's answer and saves it.
@@ -96,13 +99,14 @@ impl Membership {
     ) -> Result<Self, ControlError> {
         let certificates = Certificates::from_answer(answer)?;
         let (directory, token) = (directory.to_owned(), token_hash(token));
-        let membership = Self { directory, key, certificates, token };
+        let membership = Self { directory, key, certificates, token, is_saved: true };
         membership.identity()?;
         membership.save()?;
         Ok(membership)
     }
 
-    /// Takes a renewed certificate and saves it. Nothing changes when it is not usable.
+    /// Takes a renewed certificate. Nothing changes when it is not usable. It is used also where it cannot be saved: a full
+    /// disk must not let it expire.
     pub(super) fn renew(&mut self, answer: v1::CertificateResponse) -> Result<Arc<Identity>, ControlError> {
         let certificates = Certificates::from_answer(answer)?;
         let identity = Identity::new(&self.key, certificates.chain.clone(), certificates.bundle.clone())?;
@@ -110,18 +114,18 @@ impl Membership {
             return Err(IdentityError::Certificate("the server renewed another identity").into());
         }
         self.certificates = certificates;
-        self.save()?;
+        self.keep();
         Ok(Arc::new(identity))
     }
 
-    /// Trusts other roots from now on, and saves that.
+    /// Trusts other roots from now on, and saves that if it can.
     pub(super) fn trust(
         &mut self,
         bundle: Vec<CertificateDer<'static>>,
     ) -> Result<Arc<Identity>, ControlError> {
         let identity = Identity::new(&self.key, self.certificates.chain.clone(), bundle.clone())?;
         self.certificates.bundle = bundle;
-        self.save()?;
+        self.keep();
         Ok(Arc::new(identity))
     }
 
@@ -175,6 +179,22 @@ impl Membership {
 
     pub(super) fn key(&self) -> &HostKey {
         &self.key
+    }
+
+    /// Whether what is in use is also on disk.
+    pub(super) fn is_saved(&self) -> bool {
+        self.is_saved
+    }
+
+    /// Saves what is in use already.
+    pub(super) fn keep(&mut self) {
+        self.is_saved = match self.save() {
+            Ok(()) => true,
+            Err(error) => {
+                warn!("a certificate is in use, and not kept on disk, trying again: {error}");
+                false
+            }
+        };
     }
 
     fn save(&self) -> Result<(), ControlError> {
