@@ -2,18 +2,22 @@
 //!
 //! redb syncs each commit before it returns, so what was acknowledged survives `kill -9` and loss of power. What is
 //! announced is kept in memory only, and so goes with the server.
+//!
+//! After a failure to read or write redb refuses everything until the file is opened again: that is done at the next use,
+//! so that a disk which was full costs what was tried meanwhile, and no restart.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
 
 use super::{ANNOUNCED, Applied, Change, Condition, Entry, Outcome, Store, StoreError, Transaction, Watch};
 
@@ -32,7 +36,9 @@ pub struct EmbeddedStore {
 }
 
 struct Shared {
-    database: Database,
+    path: PathBuf,
+    /// `None` since a failure.
+    database: RwLock<Option<Database>>,
     /// Held while a transaction is applied, so that watchers see transactions in their order.
     state: Mutex<State>,
     latest: watch::Sender<u64>,
@@ -56,23 +62,15 @@ impl EmbeddedStore {
     /// # Errors
     /// When the file cannot be opened, is damaged, or is in use by another process.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |error: &dyn ToString| StoreError::Open {
-            path: path.display().to_string(),
-            reason: error.to_string(),
-        };
-        let file = open_private(path).map_err(|error| failed(&error))?;
-        let backend = FileBackend::new(file).map_err(|error| match error {
-            redb::DatabaseError::DatabaseAlreadyOpen => failed(&"another server uses it"),
-            error => failed(&error),
-        })?;
-        let database = Database::builder().create_with_backend(backend).map_err(|error| failed(&error))?;
-        let revision = prepare(&database).map_err(|error| failed(&error))?;
+        let database = open(path)?;
+        let revision = prepare(&database).map_err(|error| not_opened(path, &error))?;
         let latest = watch::Sender::new(revision);
         let (state, session) = (Mutex::default(), watch::Sender::new(1));
         let answers = watch::Sender::new(true);
+        let (path, database) = (path.to_owned(), RwLock::new(Some(database)));
         Ok(Self {
             commits: TaskTracker::new(),
-            shared: Arc::new(Shared { database, state, latest, session, answers }),
+            shared: Arc::new(Shared { path, database, state, latest, session, answers }),
         })
     }
 }
@@ -80,17 +78,17 @@ impl EmbeddedStore {
 #[tonic::async_trait]
 impl Store for EmbeddedStore {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        Ok(self.shared.get(key)?)
+        self.shared.get(key)
     }
 
     async fn list(&self, prefix: &str) -> Result<(u64, Vec<Entry>), StoreError> {
-        Ok(self.shared.list(prefix)?)
+        self.shared.list(prefix)
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
         let shared = self.shared.clone();
         let committed = self.commits.spawn_blocking(move || shared.commit(transaction)).await;
-        committed.map_err(|error| StoreError::Database(error.to_string()))?.map_err(StoreError::from)
+        committed.map_err(|error| StoreError::Database(error.to_string()))?
     }
 
     fn watch(&self, revision: u64) -> Box<dyn Watch> {
@@ -120,62 +118,77 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn get(&self, key: &str) -> Result<Option<Entry>, redb::Error> {
+    /// Does `work`. A database that fails is closed, and opened again at the next call.
+    fn using<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        self.open_again()?;
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = &*database else {
+            return Err(StoreError::Database("it has just failed, try again".to_owned()));
+        };
+        let done = work(open);
+        drop(database);
+        if let Err(error @ (redb::Error::Io(_) | redb::Error::PreviousIo)) = &done {
+            warn!("{} is closed, to be opened again: {error}", self.path.display());
+            *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        Ok(done?)
+    }
+
+    /// If it is closed.
+    fn open_again(&self) -> Result<(), StoreError> {
+        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Ok(());
+        }
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if database.is_none() {
+            let opened = open(&self.path)?;
+            let revision = revision(&opened)?;
+            info!(revision, "{} is open again", self.path.display());
+            *database = Some(opened);
+            // What failed may have been kept all the same. Watchers then have to list again.
+            self.latest.send_if_modified(|latest| std::mem::replace(latest, revision) != revision);
+        }
+        Ok(())
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         if key.starts_with(ANNOUNCED) {
             let state = self.state();
             return Ok(state.announced.get(key).map(|(revision, value)| entry(key, (*revision, value))));
         }
-        let table = self.database.begin_read()?.open_table(ENTRIES)?;
-        Ok(table.get(key)?.map(|found| entry(key, found.value())))
+        self.using(|database| {
+            let table = database.begin_read()?.open_table(ENTRIES)?;
+            Ok(table.get(key)?.map(|found| entry(key, found.value())))
+        })
     }
 
-    fn list(&self, prefix: &str) -> Result<(u64, Vec<Entry>), redb::Error> {
+    fn list(&self, prefix: &str) -> Result<(u64, Vec<Entry>), StoreError> {
         // Nothing is applied until both parts have been read.
         let state = self.state();
-        let reading = self.database.begin_read()?;
-        let revision = reading.open_table(REVISION)?.get(())?.map_or(0, |revision| revision.value());
         let announced = state.announced.range(prefix.to_owned()..);
         let announced = announced.take_while(|(key, _)| key.starts_with(prefix));
         let mut entries: Vec<Entry> =
             announced.map(|(key, (revision, value))| entry(key, (*revision, value))).collect();
-        for found in reading.open_table(ENTRIES)?.range(prefix..)? {
-            let (key, value) = found?;
-            if !key.value().starts_with(prefix) {
-                break;
+        let revision = self.using(|database| {
+            let reading = database.begin_read()?;
+            let revision = reading.open_table(REVISION)?.get(())?.map_or(0, |revision| revision.value());
+            for found in reading.open_table(ENTRIES)?.range(prefix..)? {
+                let (key, value) = found?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                entries.push(entry(key.value(), value.value()));
             }
-            entries.push(entry(key.value(), value.value()));
-        }
+            Ok(revision)
+        })?;
         entries.sort_by(|one, other| one.key.cmp(&other.key));
         Ok((revision, entries))
     }
 
-    fn commit(&self, transaction: Transaction) -> Result<Outcome, redb::Error> {
+    fn commit(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
         let mut state = self.state();
-        let writing = self.database.begin_write()?;
-        let revision = {
-            let mut entries = writing.open_table(ENTRIES)?;
-            for condition in &transaction.conditions {
-                if !holds(&entries, &state.announced, condition)? {
-                    return Ok(Outcome::Conflict);
-                }
-            }
-            let mut revisions = writing.open_table(REVISION)?;
-            let revision = revisions.get(())?.map_or(0, |revision| revision.value()) + 1;
-            revisions.insert((), revision)?;
-            for change in &transaction.changes {
-                match change {
-                    Change::Put(key, value) => {
-                        entries.insert(key.as_str(), (revision, value.as_slice()))?;
-                    }
-                    Change::Delete(key) => {
-                        entries.remove(key.as_str())?;
-                    }
-                    Change::Announce(..) => {}
-                }
-            }
-            revision
-        };
-        writing.commit()?;
+        let written = self.using(|database| write(database, &transaction, &state.announced))?;
+        let Some(revision) = written else { return Ok(Outcome::Conflict) };
         state.keep(revision, transaction.changes);
         self.latest.send_replace(revision);
         Ok(Outcome::Applied(revision))
@@ -249,6 +262,58 @@ fn open_private(path: &Path) -> io::Result<File> {
         File::open(directory)?.sync_all()?;
     }
     Ok(file)
+}
+
+fn not_opened(path: &Path, error: &dyn ToString) -> StoreError {
+    StoreError::Open { path: path.display().to_string(), reason: error.to_string() }
+}
+
+fn open(path: &Path) -> Result<Database, StoreError> {
+    let file = open_private(path).map_err(|error| not_opened(path, &error))?;
+    let backend = FileBackend::new(file).map_err(|error| match error {
+        redb::DatabaseError::DatabaseAlreadyOpen => not_opened(path, &"another server uses it"),
+        error => not_opened(path, &error),
+    })?;
+    Database::builder().create_with_backend(backend).map_err(|error| not_opened(path, &error))
+}
+
+fn revision(database: &Database) -> Result<u64, redb::Error> {
+    let table = database.begin_read()?.open_table(REVISION)?;
+    Ok(table.get(())?.map_or(0, |revision| revision.value()))
+}
+
+/// Returns the new revision; `None` if a condition does not hold.
+fn write(
+    database: &Database,
+    transaction: &Transaction,
+    announced: &Announced,
+) -> Result<Option<u64>, redb::Error> {
+    let writing = database.begin_write()?;
+    let revision = {
+        let mut entries = writing.open_table(ENTRIES)?;
+        for condition in &transaction.conditions {
+            if !holds(&entries, announced, condition)? {
+                return Ok(None);
+            }
+        }
+        let mut revisions = writing.open_table(REVISION)?;
+        let revision = revisions.get(())?.map_or(0, |revision| revision.value()) + 1;
+        revisions.insert((), revision)?;
+        for change in &transaction.changes {
+            match change {
+                Change::Put(key, value) => {
+                    entries.insert(key.as_str(), (revision, value.as_slice()))?;
+                }
+                Change::Delete(key) => {
+                    entries.remove(key.as_str())?;
+                }
+                Change::Announce(..) => {}
+            }
+        }
+        revision
+    };
+    writing.commit()?;
+    Ok(Some(revision))
 }
 
 fn prepare(database: &Database) -> Result<u64, redb::Error> {
