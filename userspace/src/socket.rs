@@ -2,12 +2,15 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     os::fd::AsRawFd,
     time::Duration,
 };
 
-use nix::libc;
+use nix::{
+    libc,
+    sys::socket::{setsockopt, sockopt},
+};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -79,6 +82,26 @@ pub fn outgoing(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket>
     }
     socket.set_tcp_nodelay(true)?;
     Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// Says of a connection to `destination` what to do about a lack of ports, if that is what `error` is about.
+pub fn explain_ports(error: io::Error, destination: SocketAddr) -> io::Error {
+    if error.kind() != io::ErrorKind::AddrNotAvailable {
+        return error;
+    }
+    let full = format!(
+        "no local port is left for one more connection to {destination}: end some, or raise net.ipv4.ip_local_port_range"
+    );
+    io::Error::new(error.kind(), full)
+}
+
+/// Has `socket` connect from `address`, with a port that is only taken for the same destination.
+///
+/// # Errors
+/// The address is none of this host's.
+pub fn bind_address(socket: &TcpSocket, address: IpAddr) -> io::Result<()> {
+    setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
+    socket.bind((address, 0).into())
 }
 
 /// Makes a tunnel's connection notice that the other host is gone while nothing is sent; [`check`] tells when
@@ -187,7 +210,7 @@ pub fn has_input(stream: &TcpStream) -> bool {
 ///
 /// # Errors
 /// There is no route, or the mark may not be set (CAP_NET_ADMIN).
-pub fn source_for(destination: SocketAddr, mark: Option<u32>) -> io::Result<std::net::IpAddr> {
+pub fn source_for(destination: SocketAddr, mark: Option<u32>) -> io::Result<IpAddr> {
     let socket = Socket::new(Domain::for_address(destination), Type::DGRAM, Some(Protocol::UDP))?;
     if let Some(mark) = mark {
         socket.set_mark(mark)?;

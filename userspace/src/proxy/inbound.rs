@@ -247,17 +247,16 @@ fn authorise(
 /// Dials the service at the address that the client dialled. It is an address of this host, so this goes over the
 /// loopback interface.
 async fn dial(worker: &Worker, open: &Open) -> Result<TcpStream, (RefusalReason, String)> {
-    let failed = |error: io::Error| (refusal(&error), error.to_string());
-    let socket = socket::outgoing(open.destination, worker.shared.mark).map_err(failed)?;
-    socket::reset_on_close(&socket).map_err(failed)?;
-    worker
-        .origin
-        .announce(&socket, open.client)
-        .map_err(|error| (RefusalReason::Internal, error.to_string()))?;
-    timeout(SERVICE_TIMEOUT, socket.connect(open.destination))
+    let make = || {
+        let socket = socket::outgoing(open.destination, worker.shared.mark)?;
+        socket::reset_on_close(&socket)?;
+        worker.origin.announce(&socket, open.client).map_err(io::Error::other)?;
+        Ok(socket)
+    };
+    timeout(SERVICE_TIMEOUT, worker.sources.connect(open.destination, make))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(failed)
+        .map_err(|error| (refusal(&error), error.to_string()))
 }
 
 fn refusal(error: &io::Error) -> RefusalReason {

@@ -23,6 +23,7 @@ mod removals;
 mod routes;
 mod rules;
 mod services;
+mod sources;
 pub mod tally;
 pub mod traffic;
 pub mod watchdog;

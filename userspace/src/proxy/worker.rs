@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Origin, Shared, accept::accept, access_log, callers::Callers, inbound, judge::Judge, live::Live,
-    outbound, pool::Pool, traffic::Counter, watchdog::Watchdog,
+    outbound, pool::Pool, sources::Sources, traffic::Counter, watchdog::Watchdog,
 };
 use crate::socket;
 
@@ -76,6 +76,8 @@ pub struct Worker {
     pub origin: Origin,
     /// Its tunnels at rest.
     pub pool: Rc<Pool>,
+    /// From where it dials this host's services.
+    pub sources: Sources,
     /// Permits for handshakes.
     pub handshakes: Semaphore,
     /// What tells who connects.
@@ -326,6 +328,7 @@ fn run(shared: Arc<Shared>, origin: Origin, bound: WorkerListeners, phases: Phas
             shared,
             origin,
             pool,
+            sources: Sources::default(),
             handshakes: Semaphore::new(MAX_HANDSHAKES),
             watchdog: Watchdog::default(),
             stop: stop.clone(),
@@ -380,6 +383,7 @@ async fn sweep(worker: &Worker) {
         tokio::select! {
             _ = ticks.tick() => {
                 worker.pool.sweep();
+                worker.sources.reset();
                 worker.callers.forget();
             }
             () = worker.stop.cancelled() => return,

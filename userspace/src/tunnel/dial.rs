@@ -87,8 +87,9 @@ pub async fn answer<Permit>(
 }
 
 async fn connect(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
-    let socket = socket::outgoing(address, mark)?;
-    let stream = within(CONNECT_TIMEOUT, socket.connect(address)).await?;
+    let unconnected = socket::outgoing(address, mark)?;
+    let connected = within(CONNECT_TIMEOUT, unconnected.connect(address)).await;
+    let stream = connected.map_err(|error| socket::explain_ports(error, address))?;
     socket::tune_tunnel(&stream)?;
     Ok(stream)
 }
