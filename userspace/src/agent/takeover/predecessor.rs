@@ -115,7 +115,7 @@ impl Predecessor {
         };
         self.listeners.send(connection, &offer).await?;
         match connection.receive::<Request>().await?.ok_or(TakeoverError::Ended)? {
-            (Request::Taken, _) => Ok(()),
+            (Request::Taken, _) => ensure_there(connection).await,
             (Request::Stop, _) => Err(TakeoverError::Protocol("it stops what it has not taken".to_owned())),
         }
     }
@@ -146,6 +146,16 @@ impl Predecessor {
         if let Some((_, half)) = &self.kernel {
             half.lock().unwrap_or_else(PoisonError::into_inner).hand_over(is_handing_over);
         }
+    }
+}
+
+/// One that has ended since it said so serves nobody.
+async fn ensure_there(connection: &Connection) -> Result<(), TakeoverError> {
+    match timeout(Duration::ZERO, connection.receive::<Request>()).await {
+        // It has nothing more to say until it hears from this agent.
+        Err(_elapsed) => Ok(()),
+        Ok(Ok(Some(_))) => Err(TakeoverError::Protocol("it goes on before it is told to".to_owned())),
+        Ok(_) => Err(TakeoverError::Ended),
     }
 }
 
