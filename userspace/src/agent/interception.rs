@@ -44,6 +44,7 @@ pub struct Interception {
     half: Arc<Mutex<KernelHalf>>,
     options: InterceptionOptions,
     pins: Pins,
+    own_cgroup: u64,
     log: JoinHandle<()>,
 }
 
@@ -90,7 +91,7 @@ impl Interception {
             warn!("--fail-open: whenever this agent does not run, what is not strict goes in clear");
         }
         let half = Arc::new(Mutex::new(half));
-        Ok(Self { half, options: options.clone(), pins, log })
+        Ok(Self { half, options: options.clone(), pins, own_cgroup: settings.cgroup, log })
     }
 
     /// Takes the hooks off and removes every pin.
@@ -155,6 +156,11 @@ impl Interception {
     /// What was asked for.
     pub fn options(&self) -> &InterceptionOptions {
         &self.options
+    }
+
+    /// The cgroup by which the hooks know this process.
+    pub fn own_cgroup(&self) -> u64 {
+        self.own_cgroup
     }
 
     /// Hooks as attached at the start, with the number of each one's program.

@@ -16,7 +16,10 @@ use super::{
     Interception, canary,
     enforce::{SharedMaps, locked},
 };
-use crate::bpf::{Fault, KernelHalf};
+use crate::{
+    bpf::{Fault, KernelHalf},
+    cgroup,
+};
 
 /// How often it looks. One look takes less than a millisecond, and two connections to the agent itself.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -26,6 +29,8 @@ pub struct Watchdog {
     half: Arc<Mutex<KernelHalf>>,
     maps: SharedMaps,
     cgroup: PathBuf,
+    /// This process's cgroup, as the hooks know it.
+    own: u64,
     turn: AtomicUsize,
     /// What the last look of its own found, whether it was repaired or not, and when that was: `status` shows it until
     /// the next one finds nothing.
@@ -39,6 +44,7 @@ impl Watchdog {
             half: interception.half(),
             maps,
             cgroup: interception.options().cgroup.clone(),
+            own: interception.own_cgroup(),
             turn: AtomicUsize::new(0),
             found: Mutex::default(),
         }
@@ -86,6 +92,7 @@ impl Watchdog {
 
     fn look_and_repair(&self) {
         let begun = Instant::now();
+        let known = lock(&self.found).1.clone();
         let mut faults = self.look();
         let broken = !faults.is_empty();
         if broken {
@@ -98,7 +105,22 @@ impl Watchdog {
             error!("a test connection was not intercepted: {error}");
             faults.push(Fault::Canary(error));
         }
+        if let Some(moved) = self.moved() {
+            if !known.contains(&moved) {
+                error!("{moved}");
+            }
+            faults.push(moved);
+        }
         *lock(&self.found) = (Some(Instant::now()), faults);
+    }
+
+    /// Nothing that this process could undo.
+    fn moved(&self) -> Option<Fault> {
+        match cgroup::root().and_then(|root| cgroup::own(&root)) {
+            Ok(own) if cgroup::id(&own).is_ok_and(|id| id == self.own) => None,
+            Ok(own) => Some(Fault::Moved(own.display().to_string())),
+            Err(error) => Some(Fault::Unknown(error.to_string())),
+        }
     }
 
     fn repair(&self, faults: &[Fault], begun: Instant) {

@@ -26,6 +26,11 @@ pub enum Fault {
     /// A connection through the hooks did not come to the agent.
     #[error("a test connection was not intercepted: {0}")]
     Canary(String),
+    /// The hooks know the agent's own connections by its cgroup at the start, and it is in another one.
+    #[error(
+        "this agent was moved to cgroup {0}, or its own was made anew, and the hooks take its connections for those of a workload: restart it, or move it back"
+    )]
+    Moved(String),
     /// It could not be looked at.
     #[error("the kernel half cannot be looked at: {0}")]
     Unknown(String),
