@@ -11,6 +11,8 @@
 mod capture;
 mod cgroup;
 mod distance;
+#[cfg(test)]
+mod edge_cases;
 mod endpoints;
 mod entry;
 mod etcd;

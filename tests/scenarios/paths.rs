@@ -72,3 +72,20 @@ fn whatever_way_a_connection_is_made_a_rule_that_forbids_it_makes_it_fail_with_e
     ensure!(stray.is_none(), "a packet to the service's own port: {stray:?}");
     mesh.ensure_carried(carried)
 }
+
+#[test]
+fn a_connection_that_is_bound_to_an_interface_is_refused_and_sends_nothing() -> Result<()> {
+    let Some((mesh, _service)) = mesh()? else { return Ok(()) };
+    let (client, service) = (mesh.client()?, mesh.service()?);
+    let capture = client.capture("ip or ip6")?;
+    for way in ways(service) {
+        connect(client, &way, &["--interface=eth0", "--fails=EPERM"])?;
+    }
+    let trace = capture.stop()?;
+    let stray = trace.packets().iter().find(|packet| packet.uses_port(PORT));
+    ensure!(stray.is_none(), "a packet to the service's own port: {stray:?}");
+    // What is not of the mesh is none of its business.
+    let outside = format!("{}:9190", mesh.host("murmesh00")?.ipv4());
+    client.probe(["connect", &outside, "--interface=eth0"])?.succeed(DEADLINE)?;
+    mesh.ensure_carried(0)
+}

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixDatagram;
 use std::process::{ChildStdin, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -77,6 +78,62 @@ fn upgrades_under_load_refuse_and_reset_nothing() -> Result<()> {
         wait_until("no older agent is left", || Ok(older_agents(host)?.is_empty()))?;
     }
     Ok(())
+}
+
+/// Looks at what `host` knows of the service again and again until `stop`, and says how often.
+fn watch_instance(host: &Host, stop: &AtomicBool) -> Result<u32> {
+    let mut looks = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let listed = json(host, "services")?;
+        let found = listed.as_array().into_iter().flatten().find(|service| service["service"] == "fortune");
+        let state = found.map(|service| service["state"].clone());
+        ensure!(state == Some("healthy".into()), "look {looks} on {}: {listed}", host.name());
+        looks += 1;
+    }
+    Ok(looks)
+}
+
+#[test]
+fn instances_stay_in_every_catalog_during_upgrades() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (server, client, service) = (lab.host("murmesh00")?, lab.host("fcc00")?, lab.host("fcs00")?);
+    let mut daemons = Daemons::start(&lab)?;
+    let _service = greet(service, PORT)?;
+    server.murmesh(["service", "set", "fortune", "--host", "fcs00", "--port", "8181"])?;
+    for host in [server, client] {
+        wait_until("the instance is healthy", || {
+            let listed = json(host, "services")?;
+            let mut named = listed.as_array().into_iter().flatten();
+            Ok(named.any(|service| service["service"] == "fortune" && service["state"] == "healthy"))
+        })?;
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result<()> {
+        let watching = [server, client].map(|host| scope.spawn(|| watch_instance(host, &stop)));
+        let upgraded = upgrade(&mut daemons, &[service, client, service, client]);
+        stop.store(true, Ordering::Relaxed);
+        for watching in watching {
+            let looks = watching.join().map_err(|_| anyhow::anyhow!("the watch panicked"))??;
+            ensure!(looks > 0, "nobody has looked");
+        }
+        for agent in upgraded?.iter().chain([daemons.agent(service)?, daemons.agent(client)?]) {
+            ensure!(!agent.said().contains("not serving any more"), "{}", agent.said());
+        }
+        Ok(())
+    })
+}
+
+/// Has a new agent take over on one of `hosts` after the other; returns the old ones.
+fn upgrade(daemons: &mut Daemons<'_>, hosts: &[&Host]) -> Result<Vec<Process>> {
+    let one = |host: &&Host| {
+        let agent = Process::spawn(&mut take_over(daemons, host)?)?;
+        agent.wait_for_line(TAKEN_OVER, DEADLINE)?;
+        daemons.replace_agent(host, agent)
+    };
+    hosts.iter().map(one).collect()
 }
 
 #[test]

@@ -170,6 +170,39 @@ fn a_map_that_is_emptied_or_changed_is_filled_again() -> Result<()> {
     Ok(())
 }
 
+/// Has the process `id` in a cgroup from now on.
+fn move_to(cgroup: &Path, id: u32) -> Result<()> {
+    fs::write(cgroup.join("cgroup.procs"), id.to_string()).with_context(|| cgroup.display().to_string())
+}
+
+#[test]
+fn an_agent_that_is_moved_to_another_cgroup_says_so_until_it_is_moved_back() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
+    let (daemons, _listener) = Daemons::carrying(&lab, PORT)?;
+    let agent = daemons.agent(client)?;
+    let elsewhere = client.cgroup().join("elsewhere");
+    fs::create_dir(&elsewhere)?;
+    let says_so = || {
+        let status = json(client, "status")?;
+        Ok(strings(&status["interception"]["faults"])
+            .iter()
+            .any(|fault| fault.contains("was moved to cgroup")))
+    };
+    move_to(&elsewhere, agent.id())?;
+    wait_until("status says so", says_so)?;
+    let line = agent.wait_for_line("was moved to cgroup", DEADLINE)?;
+    ensure!(line.contains("elsewhere") && line.contains("restart it, or move it back"), "{line}");
+    ensure!(daemons.ask_through_mesh(client, service, PORT)? == greeting(service));
+
+    move_to(client.cgroup(), agent.id())?;
+    wait_until("status is green", || Ok(murmesh(client, &["status"])?.status.success()))?;
+    daemons.ask_through_mesh(client, service, PORT).map(drop)
+}
+
 fn open(pins: &Path, map: &str) -> Result<MapData> {
     Ok(MapData::from_pin(pins.join("maps").join(map))?)
 }

@@ -3,6 +3,7 @@
 //! Exit status 0 means that everything happened as the arguments say; otherwise stderr says what happened instead.
 
 mod bytes;
+mod hold;
 mod script;
 mod socket;
 mod steady;
@@ -26,6 +27,10 @@ enum Command {
     Name(steady::Name),
     /// Connects there at a steady rate until stdin ends, and counts names and failures.
     Steady(steady::Steady),
+    /// Listens on a port, and gives back what comes, on any number of connections.
+    Keep(hold::Keep),
+    /// Opens many connections there, one after the other, and holds them until a line comes on stdin.
+    Hold(hold::Hold),
 }
 
 fn main() -> Result<()> {
@@ -36,5 +41,7 @@ fn main() -> Result<()> {
         Command::Storm(storm) => storm.run(),
         Command::Name(name) => name.run(),
         Command::Steady(steady) => steady.run(),
+        Command::Keep(keep) => keep.run(),
+        Command::Hold(hold) => hold.run(),
     }
 }

@@ -29,6 +29,9 @@ pub struct Connect {
     /// Bind this address first.
     #[arg(long)]
     from: Option<SocketAddr>,
+    /// Bind this interface first.
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
     /// Connect without blocking.
     #[arg(long)]
     nonblocking: bool,
@@ -61,8 +64,8 @@ pub struct Listen {
 impl Connect {
     /// Connects and plays the script.
     pub fn run(self) -> Result<()> {
-        let Self { from, nonblocking, mark, by, .. } = self;
-        let connected = Dial { from, nonblocking, mark, by }.connect(self.destination);
+        let Self { interface, from, nonblocking, mark, by, .. } = self;
+        let connected = Dial { interface, from, nonblocking, mark, by }.connect(self.destination);
         if let Some(expected) = self.fails {
             return ensure_fails(connected, &expected).context("connect");
         }

@@ -15,8 +15,10 @@ use serde::Serialize;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 /// How a connection is made.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Dial {
+    /// Interface to bind first (`SO_BINDTODEVICE`).
+    pub interface: Option<String>,
     /// Address to bind first.
     pub from: Option<SocketAddr>,
     /// Connect without blocking, then wait until it is writable.
@@ -51,6 +53,9 @@ impl Dial {
         let socket = Socket::new(Domain::for_address(destination), Type::STREAM, protocol)?;
         if let Some(mark) = self.mark {
             socket.set_mark(mark)?;
+        }
+        if let Some(interface) = &self.interface {
+            socket.bind_device(Some(interface.as_bytes()))?;
         }
         if let Some(from) = self.from {
             socket.bind(&from.into())?;

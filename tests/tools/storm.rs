@@ -36,6 +36,9 @@ pub struct ServePorts {
     name: String,
     #[command(flatten)]
     ports: Ports,
+    /// Answer only when the client has ended its direction.
+    #[arg(long)]
+    after_end: bool,
 }
 
 impl ServePorts {
@@ -53,8 +56,8 @@ impl ServePorts {
                 let answer = format!("{}:{port}:", self.name);
                 scope.spawn(move || {
                     for stream in listener.incoming().flatten() {
-                        let answer = answer.clone();
-                        thread::spawn(move || serve(stream, &answer));
+                        let (answer, after_end) = (answer.clone(), self.after_end);
+                        thread::spawn(move || serve(stream, &answer, after_end));
                     }
                 });
             }
@@ -63,9 +66,12 @@ impl ServePorts {
     }
 }
 
-fn serve(mut stream: TcpStream, answer: &str) -> io::Result<()> {
+fn serve(mut stream: TcpStream, answer: &str, after_end: bool) -> io::Result<()> {
     let mut nonce = [0; NONCE_LENGTH];
     stream.read_exact(&mut nonce)?;
+    if after_end {
+        stream.read_to_end(&mut Vec::new())?;
+    }
     stream.write_all(&[answer.as_bytes(), &nonce].concat())?;
     stream.shutdown(Shutdown::Write)?;
     // The client ends second, so that its port is free again at once.
@@ -87,6 +93,9 @@ pub struct Storm {
     /// How many at a time.
     #[arg(long)]
     parallel: usize,
+    /// End the own direction before the answer comes.
+    #[arg(long)]
+    ends_first: bool,
     /// How many to begin in a second at most; as many as there can be, if not given.
     #[arg(long, value_name = "NUMBER")]
     per_second: Option<u32>,
@@ -169,6 +178,9 @@ impl Storm {
         let nonce = format!("{:0NONCE_LENGTH$x}", (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut stream = Dial::default().connect(SocketAddr::new(target.address, port))?;
         stream.write_all(nonce.as_bytes())?;
+        if self.ends_first {
+            stream.shutdown(Shutdown::Write)?;
+        }
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok((format!("{}:{port}:{nonce}", target.name), answer))

@@ -10,6 +10,7 @@ mod lab;
 mod package;
 mod setup;
 mod shell;
+mod soak;
 mod terraform;
 mod test;
 mod trials;
@@ -41,6 +42,8 @@ enum Command {
     Lab(lab::Command),
     /// Runs the unit tests, then the integration tests (which need root), and counts them; or the latter elsewhere.
     Test(test::Arguments),
+    /// Has a mesh in the lab carry everything at once for half an hour, and fails when anything grows. Needs root.
+    Soak(soak::Arguments),
     /// Makes the Debian package, and tries it on an overlay of this machine (which needs root).
     Package(package::Arguments),
     /// Writes docs/commands.md anew.
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Lab(command) => lab::run(command),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Package(arguments) => package::run(&arguments),
         Command::Docs => docs::write(),
         Command::Ci => ci::run(),

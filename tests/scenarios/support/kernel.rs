@@ -56,7 +56,12 @@ pub fn wait_until_freed(objects: &[Object]) -> Result<()> {
 
 /// Records of connections whose handshake is not over, on a host with an agent.
 pub fn records_in_flight(host: &Host) -> Result<usize> {
-    let map = host.bpf_directory().join("maps/HANDSHAKES");
+    entries(host, "HANDSHAKES")
+}
+
+/// How many entries a map has, on a host with an agent.
+pub fn entries(host: &Host, map: &str) -> Result<usize> {
+    let map = host.bpf_directory().join("maps").join(map);
     let entries = bpftool(&["map", "dump", "pinned", &map.display().to_string()])?;
     entries.as_array().map(Vec::len).context("bpftool printed no list")
 }

@@ -1,6 +1,7 @@
 //! What the scenarios about daemons share: starting them one by one, and looking at what they did.
 
 pub mod cluster;
+pub mod figures;
 pub mod instances;
 pub mod kernel;
 pub mod peer;
@@ -48,6 +49,14 @@ impl<'a> Daemons<'a> {
         let mut daemons = Self { lab, server: None, server_arguments, agents, tokens };
         daemons.start_server()?;
         Ok(daemons)
+    }
+
+    /// A server on `murmesh00` by the command that `change` makes of the usual one, and no agent.
+    pub fn server_by(lab: &'a Lab, change: impl Fn(&Command) -> Result<Command>) -> Result<Self> {
+        let server = Process::spawn(&mut change(&lab.host("murmesh00")?.server_command()?)?)?;
+        server.wait_for_line(": ready", DEADLINE)?;
+        let (server_arguments, agents, tokens) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        Ok(Self { lab, server: Some(server), server_arguments, agents, tokens })
     }
 
     /// A server, and an agent on every other host.
@@ -118,9 +127,10 @@ impl<'a> Daemons<'a> {
 
     /// Stops the agent of `host` as an operator does.
     pub fn stop_agent(&mut self, host: &Host) -> Result<()> {
-        let agent = self.agents.remove(host.name()).context("the agent runs")?;
-        let status = agent.stop(DEADLINE)?;
-        ensure!(status.success(), "a clean stop ended with {status}");
+        let mut agent = self.agents.remove(host.name()).context("the agent runs")?;
+        agent.signal(Signal::SIGTERM)?;
+        let status = agent.wait(DEADLINE)?;
+        ensure!(status.success(), "a clean stop ended with {status}: {}", agent.said());
         Ok(())
     }
 
