@@ -48,9 +48,6 @@ const PACKAGING_PROGRAMS: [(&str, &str); 3] =
     [("dpkg-shlibdeps", "dpkg-dev"), ("lintian", "lintian"), ("man", "man-db")];
 const PACKAGER: (&str, &str) = ("cargo-deb", "3.8.0");
 
-/// What terraform reaches hosts by, each with its package.
-const REMOTE_LOGIN: [(&str, &str); 2] = [("ssh", "openssh-client"), ("sshd", "openssh-server")];
-
 /// What boots other kernels, each with its package.
 const EMULATION: [(&str, &str); 4] = [
     ("busybox", "busybox-static"),
@@ -123,11 +120,6 @@ pub fn for_running() -> Result<()> {
     }
     install_packages(&missing)?;
     mount_bpf_file_system()
-}
-
-/// Makes sure of what hosts need that terraform deploys to.
-pub fn for_deploying() -> Result<()> {
-    install_packages(&missing_packages(&REMOTE_LOGIN))
 }
 
 /// Makes sure of what tests on other kernels need.

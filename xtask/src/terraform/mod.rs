@@ -11,7 +11,6 @@ use anyhow::{Context as _, Result, ensure};
 use murmesh_lab::{DEADLINE, Lab, Machine, Process, TUNNEL_PORT, Topology, deadline};
 use serde_json::Value;
 
-use crate::setup;
 use crate::shell::{find_program, progress};
 use site::Site;
 
@@ -21,15 +20,18 @@ const PORT: u16 = 8181;
 /// How often it is looked whether a service has become known.
 const INTERVAL: Duration = Duration::from_millis(50);
 
+/// What it takes, beside what tests need. Nothing of it is installed: a new sshd would let people log in here, too.
+const PROGRAMS: [&str; 3] = ["terraform", "ssh", "sshd"];
+
 /// Why it cannot be done here.
 pub fn unavailable() -> Option<String> {
-    find_program("terraform").is_none().then(|| "terraform is not installed".to_owned())
+    let missing = PROGRAMS.into_iter().find(|program| find_program(program).is_none());
+    missing.map(|program| format!("{program} is not installed"))
 }
 
 /// Deploys `package` to three servers, two hosts for services and a consumer; again, which changes nothing; grows,
 /// shrinks, and takes all of it away.
 pub fn run(package: &Path) -> Result<()> {
-    setup::for_deploying()?;
     progress("hosts with systemd and sshd, to deploy to");
     // The second client is where terraform runs.
     let lab = Lab::new(Topology { servers: 3, services: 3, clients: 2 })?;
