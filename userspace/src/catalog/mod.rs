@@ -4,6 +4,7 @@
 mod endpoints;
 mod instance;
 mod limits;
+mod reach;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,7 @@ use std::time::SystemTime;
 pub use endpoints::Endpoint;
 pub use instance::Unavailable;
 pub use limits::MAX_REASON_BYTES;
+pub use reach::{Reach, ReachError};
 pub use wire::{WireError, removed_hosts};
 
 use crate::identity::token::ServerAddress;
