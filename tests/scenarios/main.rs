@@ -62,6 +62,7 @@ mod unreachable;
 mod up_and_down;
 mod upgrade;
 mod watchdog;
+mod web_view;
 mod wire;
 mod without_servers;
 mod workload_identity;

@@ -10,11 +10,20 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tracing::{debug, warn};
 
-/// Connections at a time; further ones wait in the kernel.
-const MAX_CONNECTIONS: usize = 16;
+/// How much is taken at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections; further ones wait in the kernel.
+    pub connections: usize,
+    /// How long a request may take to arrive, and its answer to be made and taken.
+    pub timeout: Duration,
+}
 
-/// How long a request may take to arrive, and its answer to be taken.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 16, timeout: Duration::from_secs(10) }
+    }
+}
 
 /// The longest head of a request.
 const MAX_HEAD: usize = 16 * 1024;
@@ -26,12 +35,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub type Answer = Response<Full<Bytes>>;
 
 /// Has `answer` say what each request gets, one for each connection, for as long as it is run.
-pub async fn serve<A, F>(listener: TcpListener, answer: A)
+pub async fn serve<A, F>(listener: TcpListener, limits: Limits, answer: A)
 where
     A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
-    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let limit = Arc::new(Semaphore::new(limits.connections));
     loop {
         let Ok(permit) = limit.clone().acquire_owned().await else { return };
         let (stream, from) = match listener.accept().await {
@@ -54,7 +63,7 @@ where
                 .max_buf_size(MAX_HEAD)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            let ended = timeout(CONNECTION_TIMEOUT, connection).await;
+            let ended = timeout(limits.timeout, connection).await;
             if !matches!(ended, Ok(Ok(()))) {
                 debug!(%from, ?ended, "a request did not come to its end");
             }

@@ -10,6 +10,7 @@ pub mod check;
 pub mod cli;
 pub mod control;
 pub mod discovery;
+pub mod flows;
 mod http;
 pub mod identity;
 pub mod leftovers;

@@ -44,6 +44,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Observe(arguments) => cli::observe::run(arguments),
         Command::Whois(arguments) => cli::whois::run(&arguments),
         Command::Check(arguments) => cli::check::run(arguments),
+        Command::Ui(arguments) => cli::ui::run(&arguments),
         Command::Bench(command) => cli::bench::run(command),
         Command::Uninstall(arguments) => cli::uninstall::run(&arguments),
         Command::Supervise(arguments) => cli::daemons::supervisor::run(&arguments),

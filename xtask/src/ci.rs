@@ -35,6 +35,9 @@ pub fn run() -> Result<()> {
     progress("the benchmarks, for their function only");
     bench::quick()?;
     package::run(&package::Arguments { dev: true })?;
+    if is_root() {
+        setup::for_browsing()?;
+    }
     let mut count = test::here(&[])?;
     count += trials::run(&[])?;
     if is_root() && env::consts::ARCH == "x86_64" {

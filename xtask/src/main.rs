@@ -30,7 +30,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Installs what building and running Murmesh needs and this machine lacks.
-    Setup,
+    Setup(setup::Arguments),
     /// Builds `murmesh`, kernel half included, with the profile that the lab, the demo and the tests use.
     Build,
     /// Measures what connections cost: plain TCP, sidecars, the mesh, and other proxies. Needs root.
@@ -54,7 +54,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Setup => setup::run(),
+        Command::Setup(arguments) => setup::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Build => build::run(),
         Command::Demo => demo::run(),

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use clap::Args;
 use murmesh_ebpf_build::{Compiler, LINKER_VERSION, Linker};
 use murmesh_lab::is_root;
 
@@ -58,10 +59,24 @@ const EMULATION: [(&str, &str); 4] = [
 
 const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 
+/// What the server's page is looked at with.
+const BROWSER: [(&str, &str); 1] = [("chromium", "chromium")];
+
+/// Options of `cargo xtask setup`.
+#[derive(Args)]
+pub struct Arguments {
+    /// Also the browser (300 MB) that tests of the server's page need; without it these are skipped.
+    #[arg(long)]
+    browser: bool,
+}
+
 /// Prepares the machine for building and for running.
-pub fn run() -> Result<()> {
+pub fn run(arguments: &Arguments) -> Result<()> {
     for_building()?;
     for_running()?;
+    if arguments.browser {
+        for_browsing()?;
+    }
     progress("setup: nothing is missing");
     Ok(())
 }
@@ -120,6 +135,11 @@ pub fn for_running() -> Result<()> {
     }
     install_packages(&missing)?;
     mount_bpf_file_system()
+}
+
+/// Makes sure of a browser.
+pub fn for_browsing() -> Result<()> {
+    install_packages(&missing_packages(&BROWSER))
 }
 
 /// Makes sure of what tests on other kernels need.

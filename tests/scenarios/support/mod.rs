@@ -1,5 +1,6 @@
 //! What the scenarios about daemons share: starting them one by one, and looking at what they did.
 
+pub mod browser;
 pub mod cluster;
 pub mod figures;
 pub mod instances;

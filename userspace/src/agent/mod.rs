@@ -302,6 +302,7 @@ fn start(
     course: &Course,
 ) -> anyhow::Result<Running> {
     let finder = shared.workloads.get().cloned();
+    control.flows.send_replace(Some(shared.flows.clone()));
     let upstream = Arc::new(ArcSwapOption::empty());
     let pins = interception.map(|interception| interception.pins().clone());
     let takeover_file = entrance.takeover_file(options);

@@ -26,7 +26,9 @@ const LOSS_INTERVAL: Duration = Duration::from_secs(1);
 /// Tells what the kernel half has to say, until it ends.
 pub async fn tell(mut verdicts: mpsc::Receiver<KernelVerdict>, shared: Arc<Shared>) -> anyhow::Result<()> {
     while let Some(verdict) = verdicts.recv().await {
-        shared.observer.tell(event(verdict, &shared));
+        let event = event(verdict, &shared);
+        shared.flows.refused(&event);
+        shared.observer.tell(event);
     }
     anyhow::bail!("the kernel half's verdicts cannot be read any more")
 }

@@ -25,6 +25,7 @@ pub mod services;
 pub mod sidecar;
 pub mod status;
 pub mod token;
+pub mod ui;
 pub mod uninstall;
 pub mod up;
 pub mod whois;
@@ -97,6 +98,8 @@ pub enum Command {
     Whois(whois::WhoisArgs),
     /// Find out whether this host can run an agent, and whether a running one works.
     Check(check::CheckArgs),
+    /// Print a link to the page that shows the mesh in a browser (on the server's host).
+    Ui(ui::UiArgs),
     /// Measure what connections cost: plain TCP, the mesh, and other ways, side by side.
     #[command(subcommand)]
     Bench(bench::BenchCommand),

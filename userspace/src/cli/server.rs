@@ -15,7 +15,7 @@ use crate::identity::token::ServerAddress;
 use crate::identity::{NodeName, TrustDomain};
 use crate::metrics::{self, MetricsAddress};
 use crate::seal::KeySource;
-use crate::server::{self, DEFAULT_MAX_RULES, ServerOptions};
+use crate::server::{self, DEFAULT_MAX_RULES, PageOptions, ServerOptions};
 use store::StoreArgs;
 
 const SHORTEST_LIFETIME: Duration = Duration::from_secs(10);
@@ -55,6 +55,10 @@ pub struct ServerArgs {
     /// How many rules the mesh may have.
     #[arg(long, default_value_t = DEFAULT_MAX_RULES, value_name = "NUMBER")]
     max_rules: usize,
+    /// Loopback address of the page to which `murmesh ui` gives a link, or "off" [default: 127.0.0.1:9194, if that is
+    /// free].
+    #[arg(long, value_name = "IP:PORT")]
+    page: Option<PageOptions>,
 }
 
 /// What is done with the database of a server that does not run.
@@ -149,6 +153,7 @@ pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
         certificate_lifetime: arguments.certificate_lifetime,
         node,
         max_rules: arguments.max_rules,
+        page: arguments.page.unwrap_or_default(),
     };
     daemon::block_on(async {
         server::run(options, daemon::stop_on_signal()?).await?;

@@ -7,6 +7,7 @@ mod cache;
 mod confirm;
 mod connection;
 mod enrolment;
+mod flows;
 mod issuer;
 mod membership;
 mod session;
@@ -32,6 +33,7 @@ pub use membership::Membership;
 
 use crate::api::v1;
 use crate::catalog::{Catalog, Report, WireError};
+use crate::flows::Flows;
 use crate::identity::token::ServerAddress;
 use crate::identity::{Fingerprint, Identity, IdentityError, JoinToken, NodeName, TrustDomain};
 use crate::seal::{KeySource, SealError};
@@ -128,6 +130,8 @@ pub struct Control {
     pub report: watch::Sender<Option<Report>>,
     /// Who reaches this host's services in clear; `None` where nobody can tell.
     pub plaintext: watch::Sender<Option<v1::PlaintextReport>>,
+    /// Who of this host connects to whom; `None` until somebody counts.
+    pub flows: watch::Sender<Option<Arc<Flows>>>,
     /// Whether a server answers.
     pub status: watch::Receiver<ServerStatus>,
     /// Roots that signed what workloads and services of this host use.
@@ -184,6 +188,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let (catalog_sender, catalog) = watch::channel(Arc::new(catalog));
     let (report, report_receiver) = watch::channel(None);
     let (plaintext, plaintext_receiver) = watch::channel(None);
+    let (flows, flows_receiver) = watch::channel(None);
     let servers = membership.servers().to_vec();
     let (status_sender, status) = watch::channel(ServerStatus { servers, ..ServerStatus::default() });
     let (acknowledged_sender, acknowledged) = watch::channel(None);
@@ -199,6 +204,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
         catalog: catalog_sender,
         report: report_receiver,
         plaintext: plaintext_receiver,
+        flows: flows_receiver,
         acknowledged: acknowledged_sender,
         status: status_sender,
         issuers: issuers_receiver,
@@ -215,6 +221,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
         catalog,
         report,
         plaintext,
+        flows,
         status,
         issuers,
         cache: Arc::new(cache),

@@ -16,10 +16,12 @@ use super::backoff::{Backoff, random_index};
 use super::confirm::confirm;
 use super::connection::dial;
 use super::enrolment::refused;
+use super::flows;
 use super::{ControlError, ServerStatus};
 use crate::api::v1::mesh_client::MeshClient;
 use crate::api::{unix_seconds, v1};
 use crate::catalog::{Catalog, Report};
+use crate::flows::Flows;
 use crate::identity::token::ServerAddress;
 use crate::identity::{Fingerprint, Identity, tls};
 
@@ -36,6 +38,7 @@ pub struct Session {
     pub catalog: watch::Sender<Arc<Catalog>>,
     pub report: watch::Receiver<Option<Report>>,
     pub plaintext: watch::Receiver<Option<v1::PlaintextReport>>,
+    pub flows: watch::Receiver<Option<Arc<Flows>>>,
     pub acknowledged: watch::Sender<Option<Report>>,
     pub status: watch::Sender<ServerStatus>,
     /// Roots that signed what workloads and services use.
@@ -82,10 +85,12 @@ impl Session {
             drop(previous.take());
             let confirming = confirm(server, client.clone(), identity.clone(), &mut self.issuers);
             let plaintext = report_plaintext(server, client.clone(), &mut self.plaintext);
+            let flows = flows::report(server, client.clone(), &mut self.flows);
             let reports = report(server, client, &mut self.report, &self.acknowledged, &self.status);
             tokio::select! {
                 ended = follow(server, &mut events, &self.catalog, &self.status, backoff) => return ended,
                 ended = while_ours(&self.handed_over, plaintext) => return ended,
+                never = while_ours(&self.handed_over, flows) => match never {},
                 ended = confirming => return ended,
                 ended = while_ours(&self.handed_over, reports) => return ended,
                 changed = self.identity.changed() => if changed.is_err() { return Ok(()) },

@@ -65,7 +65,8 @@ pub async fn serve(address: MetricsAddress, source: Arc<dyn Source>) {
     let started = SystemTime::now();
     let listener = bind(address).await;
     info!(%address, "metrics are served");
-    http::serve(listener, move |request| answer(request, source.clone(), started)).await;
+    http::serve(listener, http::Limits::default(), move |request| answer(request, source.clone(), started))
+        .await;
 }
 
 async fn bind(address: SocketAddr) -> TcpListener {

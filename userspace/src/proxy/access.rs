@@ -17,6 +17,7 @@ use super::{
     traffic::Counter,
 };
 use crate::{
+    flows::Flow,
     identity::SpiffeId,
     observe::{End, Event, Outcome, Process},
     policy::{Action, Protocol, Verdict},
@@ -83,6 +84,8 @@ pub struct AccessRecord {
     totals: Totals,
     /// Those of its service.
     figures: Arc<Figures>,
+    /// Where it is counted, beside all that are like it.
+    flow: Option<Arc<Flow>>,
     /// What ended it; a task that is dropped did not get to say.
     result: Option<Result<(), (Ending, String)>>,
 }
@@ -123,6 +126,7 @@ impl AccessRecord {
             opened,
             totals,
             figures,
+            flow: None,
             result: None,
         };
         record.log(None);
@@ -177,6 +181,12 @@ impl AccessRecord {
         }
     }
 
+    /// Has it counted with others of its kind.
+    pub fn count(&mut self, flow: Arc<Flow>) {
+        flow.opened(self.verdict.rule);
+        self.flow = Some(flow);
+    }
+
     /// Takes note of who got it.
     pub fn reached(&mut self, instance: Option<SocketAddr>) {
         self.instance = instance.filter(|instance| *instance != self.destination);
@@ -214,6 +224,9 @@ impl Drop for AccessRecord {
             traffic.add(Counter::StreamsFailed, 1);
         }
         let Totals { sent, received } = self.totals;
+        if let Some(flow) = &self.flow {
+            flow.ended(sent, received, reason != ENDED);
+        }
         let duration_us = self.opened.elapsed().as_micros();
         let instance = self.instance;
         self.log(Some(Close { sent, received, duration_us, reason: &reason, instance }));

@@ -43,6 +43,7 @@ pub use services::{FormerlyNamed, LocalServices};
 pub use worker::{BoundWorkers, Listen, WorkerListeners, Workers};
 
 use crate::{
+    flows::Flows,
     identity::{Identity, IdentityError, NodeName, PeerIdentity, Removed},
     observe::Observer,
     workload::Finder,
@@ -75,6 +76,8 @@ pub struct Shared {
     pub tally: Tally,
     /// Where what becomes of connections is told.
     pub observer: Arc<Observer>,
+    /// Who of this host connects to whom.
+    pub flows: Arc<Flows>,
     /// `SO_MARK` of the agent's own sockets; a sidecar has no hooks to be exempt from.
     pub mark: Option<u32>,
 }
@@ -100,6 +103,7 @@ impl Shared {
             traffic: Traffic::default(),
             tally: Tally::default(),
             observer: Arc::default(),
+            flows: Arc::default(),
             mark,
         };
         Ok((shared, wanted))

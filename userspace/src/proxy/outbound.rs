@@ -65,6 +65,7 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
         original.caller,
         verdict,
     );
+    access.count(worker.flows.of(&worker.shared.flows, &caller, destination, verdict.action));
     if verdict.action == Action::Deny {
         return access.failed(Ending::Denied, format!("refused: {}", Forbidden::Rules(verdict.rule)));
     }

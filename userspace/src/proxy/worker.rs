@@ -23,7 +23,7 @@ use super::{
     Origin, Shared, accept::accept, access_log, callers::Callers, inbound, judge::Judge, live::Live,
     outbound, pool::Pool, sources::Sources, traffic::Counter, watchdog::Watchdog,
 };
-use crate::socket;
+use crate::{flows::RecentFlows, socket};
 
 /// Handshakes that a worker does at a time.
 const MAX_HANDSHAKES: usize = 256;
@@ -86,6 +86,8 @@ pub struct Worker {
     pub judge: Judge,
     /// Its open streams.
     pub live: Live,
+    /// Who connected to whom lately.
+    pub flows: RecentFlows,
     /// What looks at the tunnels of its streams.
     pub watchdog: Watchdog,
     /// Cancelled when no new streams are taken any more.
@@ -325,6 +327,7 @@ fn run(shared: Arc<Shared>, origin: Origin, bound: WorkerListeners, phases: Phas
             callers: Callers::new(shared.clone()),
             judge: Judge::new(shared.clone()),
             live: Live::default(),
+            flows: RecentFlows::default(),
             shared,
             origin,
             pool,

@@ -8,8 +8,9 @@ use tracing::{error, info};
 use super::policy::{PolicyChangeError, PolicyRecords};
 use super::registry::RegistryError;
 use super::rotation::{Rotation, RotationError};
-use crate::api::v1;
+use super::web::Doors;
 use crate::api::v1::administration_server::Administration;
+use crate::api::{unix_seconds, v1};
 use crate::local::caller;
 use crate::policy::Defaults;
 
@@ -17,6 +18,8 @@ use crate::policy::Defaults;
 pub struct AdministrationService {
     pub policy: Arc<PolicyRecords>,
     pub rotation: Rotation,
+    /// `None` where there is no page.
+    pub page: Option<Doors>,
 }
 
 #[tonic::async_trait]
@@ -135,6 +138,21 @@ impl Administration for AdministrationService {
         let status = self.rotation.step(step).await.map_err(rotation_refusal)?;
         info!(%caller, step = step.as_str_name(), phase = status.phase, "replacement of the root");
         Ok(Response::new(status))
+    }
+
+    async fn open_page(
+        &self,
+        request: Request<v1::OpenPageRequest>,
+    ) -> Result<Response<v1::OpenPageResponse>, Status> {
+        let caller = caller(&request);
+        let Some(page) = &self.page else {
+            return Err(Status::failed_precondition(
+                "this server has no page: it is switched off, or its address is taken, see --page and the log",
+            ));
+        };
+        let (url, expires_at) = page.link().map_err(|_| Status::internal("no randomness"))?;
+        info!(%caller, "link to the page made");
+        Ok(Response::new(v1::OpenPageResponse { url, expires_at: unix_seconds(expires_at) }))
     }
 }
 

@@ -57,6 +57,8 @@ pub struct Feed {
     events: broadcast::Sender<Told>,
     /// The revision up to which watchers have been told.
     told: watch::Sender<u64>,
+    /// Grows with everything that is new in the view.
+    news: watch::Sender<u64>,
     trust: watch::Sender<v1::Trust>,
     /// Changes with the hosts that are connected to this server.
     connections: watch::Sender<()>,
@@ -75,9 +77,20 @@ impl Feed {
         let (view, events) = (Mutex::default(), broadcast::Sender::new(BACKLOG));
         let (told, departures) = (watch::Sender::new(0), AsyncMutex::new(departures));
         let (connections, leader) = (watch::Sender::new(()), watch::Sender::new(None));
-        let trust = watch::Sender::default();
-        let feed =
-            Self { store, registry, view, events, told, trust, connections, leader, departed, departures };
+        let (trust, news) = (watch::Sender::default(), watch::Sender::new(0));
+        let feed = Self {
+            store,
+            registry,
+            view,
+            events,
+            told,
+            news,
+            trust,
+            connections,
+            leader,
+            departed,
+            departures,
+        };
         feed.reload().await?;
         feed.wait_for_hosts();
         Ok(feed)
@@ -188,6 +201,11 @@ impl Feed {
         self.told.subscribe()
     }
 
+    /// Grows with everything that is new in the view, also with what watchers are not told.
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
+    }
+
     /// What `read` finds in the view.
     pub fn read<T>(&self, read: impl FnOnce(&View) -> T) -> T {
         read(&self.view())
@@ -252,7 +270,7 @@ impl Feed {
         self.publish(&mut view, snapshot);
         self.trust.send_replace(view.trust.clone());
         self.tell_leader(&view);
-        self.told.send_replace(revision);
+        self.set_told(revision);
         Ok(())
     }
 
@@ -281,7 +299,7 @@ impl Feed {
             let _ = self.departed.send(departed);
         }
         self.tell_leader(&view);
-        self.told.send_replace(revision);
+        self.set_told(revision);
     }
 
     fn tell_leader(&self, view: &View) {
@@ -319,8 +337,14 @@ impl Feed {
         }
     }
 
+    fn set_told(&self, revision: u64) {
+        self.told.send_replace(revision);
+        self.news.send_modify(|news| *news += 1);
+    }
+
     /// With the view locked, so that watchers see changes in their order.
     fn publish(&self, view: &mut View, event: Event) {
+        self.news.send_modify(|news| *news += 1);
         view.encoded = None;
         let removed = match &event {
             Event::HostRemoved(node) => node.parse().ok(),

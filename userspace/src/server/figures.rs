@@ -34,8 +34,8 @@ use crate::{
 };
 
 /// Calls that hosts make. Whatever else somebody calls is counted under the last.
-const CALLS: [&str; 8] =
-    ["Join", "Renew", "Watch", "Report", "SignWorkload", "ReportPlaintext", "Confirm", "unknown"];
+const CALLS: [&str; 9] =
+    ["Join", "Renew", "Watch", "Report", "SignWorkload", "ReportPlaintext", "Confirm", "Flows", "unknown"];
 
 /// Whom certificates are signed for.
 const SUBJECTS: [&str; 3] = ["host", "workload", "service"];

@@ -53,18 +53,23 @@ pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ServerError> {
 }
 
 fn bind_one(address: SocketAddr) -> Result<TcpListener, ServerError> {
-    let listen = || -> io::Result<TcpListener> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        if address.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
-    };
-    listen().map_err(|error| ServerError::Listen { address, reason: error.to_string() })
+    listen(address).map_err(|error| ServerError::Listen { address, reason: error.to_string() })
+}
+
+/// Listens on an address; on that for any of IPv6 also for IPv4.
+///
+/// # Errors
+/// What the operating system says.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 /// The addresses to give to agents: those asked for, else this machine's first one.

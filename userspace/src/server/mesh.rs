@@ -2,15 +2,18 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures_util::stream::{self, Stream, StreamExt};
 use rustls_pki_types::CertificateDer;
+use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use super::credentials::{Credentials, Holder};
 use super::feed::Feed;
+use super::flows::{self, HostFlows};
 use super::listener::Peer;
 use super::plaintext;
 use super::registry::{Registry, RegistryError};
@@ -37,12 +40,14 @@ pub struct MeshService {
     pub credentials: Arc<Credentials>,
     pub records: RootRecords,
     pub feed: Arc<Feed>,
+    pub flows: Arc<HostFlows>,
     pub shutdown: CancellationToken,
 }
 
 #[tonic::async_trait]
 impl Mesh for MeshService {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::CatalogEvents, Status>> + Send>>;
+    type FlowsStream = Pin<Box<dyn Stream<Item = Result<v1::FlowsWanted, Status>> + Send>>;
 
     async fn join(
         &self,
@@ -154,6 +159,24 @@ impl Mesh for MeshService {
         let confirmed = rotation::confirm(&self.records, &node, &roots, &issuers).await;
         confirmed.map_err(|error| refusal(&error))?;
         Ok(Response::new(v1::ConfirmResponse {}))
+    }
+
+    async fn flows(
+        &self,
+        request: Request<Streaming<v1::FlowReport>>,
+    ) -> Result<Response<Self::FlowsStream>, Status> {
+        let node = self.caller(&request)?;
+        let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.as_ref());
+        let certificate_ends = identity.map_or(SystemTime::UNIX_EPOCH, |identity| identity.not_after);
+        let (flows, shutdown) = (self.flows.clone(), self.shutdown.clone());
+        let wanted = WatchStream::new(flows.interval()).map(flows::wanted);
+        let taking = tokio::spawn(async move {
+            let taken = flows.take(&node, certificate_ends, request.into_inner());
+            let _ = shutdown.run_until_cancelled(taken).await;
+        });
+        // It is of no use to go on asking a host that does not tell, or was refused.
+        let ended = async { _ = taking.await };
+        Ok(Response::new(Box::pin(wanted.take_until(ended))))
     }
 }
 

@@ -7,6 +7,7 @@ mod confirmation;
 mod credentials;
 mod feed;
 mod figures;
+mod flows;
 mod leadership;
 mod listener;
 mod mesh;
@@ -26,6 +27,7 @@ mod subscription;
 mod tests;
 mod transfer;
 mod view;
+mod web;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -60,6 +62,7 @@ use administration::AdministrationService;
 use credentials::Credentials;
 use feed::{Feed, FeedError};
 use figures::{CountCallsLayer, Counted, Figures, Timed};
+use flows::HostFlows;
 use leadership::Leadership;
 use mesh::MeshService;
 pub use plaintext::{MAX_CLIENTS as MAX_PLAINTEXT_CLIENTS, MAX_PORTS as MAX_PLAINTEXT_PORTS};
@@ -70,6 +73,8 @@ use registry::{Registry, RegistryError};
 use roots::RootRecords;
 use rotation::Rotation;
 use transfer::TransferError;
+pub use web::{DEFAULT_PAGE, PageAddressError, PageOptions};
+use web::{Page, Sources};
 
 /// Where agents find a server unless told otherwise.
 pub const DEFAULT_PORT: u16 = 9190;
@@ -118,6 +123,8 @@ pub struct ServerOptions {
     pub node: NodeName,
     /// How many rules the mesh may have.
     pub max_rules: usize,
+    /// Where the page is.
+    pub page: PageOptions,
 }
 
 /// Why a server cannot run.
@@ -164,6 +171,14 @@ pub enum ServerError {
         /// What the operating system said.
         reason: String,
     },
+    /// The page has no place.
+    #[error("cannot serve the page on {address}: {reason}; choose another address with --page, or off")]
+    Page {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        reason: String,
+    },
     /// There is no address to give to agents.
     #[error("this machine has no address that agents could use; name one with --advertise HOST:PORT")]
     NothingToAdvertise,
@@ -191,6 +206,7 @@ pub struct Server {
     administration: AdministrationService,
     metrics: MetricsAddress,
     counted: Arc<Counted>,
+    page: Option<Page>,
 }
 
 /// Runs a server until `shutdown`.
@@ -242,7 +258,8 @@ impl Server {
         });
         let lifetime = options.certificate_lifetime;
         let rotation = Rotation { records: records.clone(), feed: feed.clone(), lifetime };
-        let administration = AdministrationService { policy, rotation };
+        let page = Page::bind(options.page)?;
+        let administration = AdministrationService { policy, rotation, page: page.as_ref().map(Page::doors) };
         let socket = LocalSocket::bind(&options.run_dir, SERVER_SOCKET)?;
         Ok(Self {
             listeners,
@@ -256,6 +273,7 @@ impl Server {
             administration,
             metrics: options.metrics,
             counted,
+            page,
         })
     }
 
@@ -292,12 +310,18 @@ impl Server {
         let feed_stop = CancellationToken::new();
         tasks.spawn(confirmation::run(self.administration.policy.clone()));
         let feeding = tokio::spawn(self.feed.clone().run(feed_stop.clone()));
+        let flows = Arc::<HostFlows>::default();
+        if let Some(page) = self.page {
+            let (feed, flows, credentials) = (self.feed.clone(), flows.clone(), self.credentials.clone());
+            tasks.spawn(page.serve(Sources { feed, flows, credentials }));
+        }
 
         let mesh = MeshService {
             registry: self.registry.clone(),
             credentials: self.credentials.clone(),
             records: self.records,
             feed: self.feed.clone(),
+            flows,
             shutdown: shutdown.clone(),
         };
         let registry = self.registry.clone();

@@ -11,6 +11,7 @@ mod removal;
 mod rotation;
 mod sealing;
 mod strict;
+mod web;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use super::{Server, ServerError, ServerOptions, StoreOptions};
+use super::{PageOptions, Server, ServerError, ServerOptions, StoreOptions};
 use crate::api::v1;
 use crate::api::v1::mesh_client::MeshClient;
 use crate::catalog::{Catalog, Listener, Report};
@@ -52,6 +53,7 @@ fn options(directory: &Path) -> ServerOptions {
         certificate_lifetime: Duration::from_secs(3600),
         node: "murmesh00".parse().unwrap(),
         max_rules: super::DEFAULT_MAX_RULES,
+        page: PageOptions::Off,
     }
 }
 
