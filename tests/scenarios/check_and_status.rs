@@ -27,7 +27,10 @@ fn check_and_status_are_red_while_a_hook_is_off_and_then_green_again() -> Result
         "{said}"
     );
     ensure!(!said.contains('×'), "{said}");
-    ensure!(murmesh(client, &["status"])?.status.success());
+    let page = murmesh(client, &["status"])?;
+    let said = text(&page.stdout);
+    ensure!(page.status.success() && said.starts_with("fcc00 is PROTECTED: "), "{said}");
+    ensure!(said.contains("murmesh00 (leads)") && said.contains("1 connected"), "{said}");
 
     detach(client, "connect4")?;
     let red = murmesh(client, &check)?;
@@ -36,7 +39,9 @@ fn check_and_status_are_red_while_a_hook_is_off_and_then_green_again() -> Result
         red.status.code() == Some(1) && said.contains("× kernel half: hook connect4 was taken off"),
         "{said}"
     );
-    ensure!(murmesh(client, &["status"])?.status.code() == Some(1));
+    let page = murmesh(client, &["status"])?;
+    let said = text(&page.stdout);
+    ensure!(page.status.code() == Some(1) && said.starts_with("fcc00 is NOT PROTECTED: "), "{said}");
     wait_until("check is green again", || Ok(murmesh(client, &check)?.status.success()))?;
     let status = json(client, "status")?;
     ensure!(status["healthy"] == true && status["interception"]["faults"] == literal!([]), "{status}");
@@ -124,6 +129,7 @@ fn what_the_reading_commands_print_as_json_has_the_documented_shape() -> Result<
         "node",
         "older_agents",
         "problems",
+        "protection",
         "role",
         "saved_revision",
         "servers",
@@ -131,6 +137,7 @@ fn what_the_reading_commands_print_as_json_has_the_documented_shape() -> Result<
         "traffic",
         "trust_domain",
         "version",
+        "warnings",
     ];
     ensure!(keys(&status) == shape, "{status}");
     ensure!(status["healthy"] == true && status["role"] == "agent" && status["node"] == "fcc00", "{status}");

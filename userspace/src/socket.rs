@@ -141,6 +141,14 @@ pub fn check(stream: &TcpStream, impatient: bool) -> io::Result<bool> {
     Ok(unacknowledged == 0)
 }
 
+/// The round trip to the other end, as the kernel has measured it.
+///
+/// # Errors
+/// The socket is closed.
+pub fn round_trip(stream: &TcpStream) -> io::Result<Duration> {
+    Ok(Duration::from_micros(information(stream)?.tcpi_rtt.into()))
+}
+
 /// tcp(7), `TCP_INFO`. Not by nix's `sockopt_impl!`, which panics when the kernel fills in less than the whole
 /// structure: each version appends fields, 6.1 answers 232 bytes and 6.12 248. What is missing stays zero.
 fn information(stream: &TcpStream) -> io::Result<libc::tcp_info> {

@@ -8,12 +8,13 @@ use std::{pin::Pin, sync::Arc, time::SystemTime};
 use futures_util::stream::{self, Stream, StreamExt};
 use murmesh_common::Counter as KernelCounter;
 use tokio::sync::watch;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
 
 use super::{
     AgentOptions, Interception, InterceptionOptions, canary,
     enforce::Problems,
     observe::{self, Watch},
+    ping,
     takeover::{Older, OlderAgents},
     watchdog::Watchdog,
     whois,
@@ -266,6 +267,18 @@ impl v1::local_server::Local for AgentLocal {
         let watch = Watch::new(filter, &self.shared, pins);
         let told = stream::unfold(watch, async |mut watch| Some((Ok(watch.next().await), watch)));
         Ok(Response::new(Box::pin(told)))
+    }
+
+    async fn ping(&self, request: Request<v1::PingRequest>) -> Result<Response<v1::PingResponse>, Status> {
+        let credentials = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+        let pid = credentials.and_then(|credentials| credentials.pid()).map(i32::cast_unsigned);
+        let pid = pid.ok_or_else(|| Status::internal("the kernel does not tell who asks"))?;
+        let text = request.into_inner().destination;
+        let destination = text.parse();
+        let destination =
+            destination.map_err(|_| Status::invalid_argument(format!("{text:?} is no IP:PORT")))?;
+        let catalog = self.catalog.borrow().clone();
+        Ok(Response::new(ping::ping(pid, destination, &self.shared, &catalog).await))
     }
 
     async fn whois(&self, request: Request<v1::WhoisRequest>) -> Result<Response<v1::WhoisResponse>, Status> {

@@ -9,6 +9,7 @@ mod identities;
 mod interception;
 mod local;
 mod observe;
+mod ping;
 mod plaintext;
 mod process;
 mod protection;

@@ -35,6 +35,15 @@ pub fn answer(asked: Option<Asked>, shared: &Shared, catalog: &Catalog) -> Resul
     }
 }
 
+/// Whom the process `pid` of this host is known as; `None` for one outside of the cgroup that the hooks are attached to,
+/// or one that is gone. Blocks.
+pub fn identity_of(pid: u32, shared: &Shared, catalog: &Catalog) -> Option<SpiffeId> {
+    let known = Knowledge { shared, catalog, node: shared.node.as_ref().clone() };
+    let workload = known.workload(&ProcessStatus::of(pid)?)?;
+    let trust_domain = shared.identities.host().id.trust_domain.clone();
+    Some(SpiffeId { trust_domain, subject: Subject::Workload(known.node, workload) })
+}
+
 struct Knowledge<'a> {
     shared: &'a Shared,
     catalog: &'a Catalog,

@@ -2,9 +2,10 @@
 
 pub mod agent;
 pub mod bench;
+pub mod bugreport;
 pub mod ca;
 pub mod check;
-mod config;
+pub(crate) mod config;
 pub mod daemon;
 pub mod daemons;
 pub mod down;
@@ -16,7 +17,9 @@ mod markdown;
 pub mod members;
 pub mod observe;
 pub mod output;
+mod overview;
 pub mod package_files;
+pub mod ping;
 pub mod policy;
 pub mod rule;
 pub mod server;
@@ -94,10 +97,14 @@ pub enum Command {
     Host(host::HostCommand),
     /// Show what became of this host's connections: refused, in clear, failed; with -f also those that go well.
     Observe(observe::ObserveArgs),
+    /// Tell what becomes of a connection from this host: which way it takes, who is at its ends, and how long that takes.
+    Ping(ping::PingArgs),
     /// Tell who a process of this host is, or who is at an address, and which rules speak of it.
     Whois(whois::WhoisArgs),
     /// Find out whether this host can run an agent, and whether a running one works.
     Check(check::CheckArgs),
+    /// Gather what somebody needs to know who is to help into an archive, without keys and tokens.
+    Bugreport(bugreport::BugreportArgs),
     /// Print a link to the page that shows the mesh in a browser (on the server's host).
     Ui(ui::UiArgs),
     /// Measure what connections cost: plain TCP, the mesh, and other ways, side by side.

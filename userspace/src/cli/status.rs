@@ -1,9 +1,10 @@
-//! `murmesh status`. JSON: `{healthy, problems, role, node, version, trust_domain, spiffe_id,
+//! `murmesh status`. JSON: `{healthy, protection, problems, warnings, role, node, version, trust_domain, spiffe_id,
 //! certificate_expires_at, catalog_revision, saved_revision, first_certificate_ends_at, endpoints,
 //! contested_addresses, servers, connected_server, interception, traffic, encryption, older_agents}`. `older_agents` are
 //! `[{pid, version, streams}]`, those that were taken over and still carry connections. `interception` is `{cgroup,
 //! bpf_dir, attached, missing, canary_error, map_problems, unheld_services, faults}`, `traffic` has the counters of the running
-//! agent, and `encryption` what was and was not encrypted; each is null where it does not apply.
+//! agent, and `encryption` what was and was not encrypted; each is null where it does not apply. `protection` is
+//! "protected", "partly" or "not protected", and null of a server.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -14,8 +15,10 @@ use serde::Serialize;
 
 use super::encryption::{self, Encryption};
 use super::output::{self, Format, relative, rfc3339};
+use super::overview::{self, Protection};
 use super::{ReadOptions, daemon};
 use crate::api::{time_from_unix, v1};
+use crate::catalog::Catalog;
 use crate::local::{ANY_SOCKET, connect};
 
 /// Arguments of `murmesh status`.
@@ -28,7 +31,9 @@ pub struct StatusArgs {
 #[derive(Serialize)]
 struct Status<'a> {
     healthy: bool,
+    protection: Option<&'static str>,
     problems: &'a [String],
+    warnings: &'a [String],
     role: &'a str,
     node: &'a str,
     version: &'a str,
@@ -93,15 +98,18 @@ impl<'a> From<&'a v1::OlderAgent> for OlderAgent<'a> {
 /// # Errors
 /// When no daemon answers.
 pub fn run(arguments: StatusArgs) -> anyhow::Result<ExitCode> {
-    let status = daemon::block_on(async {
+    let (status, mesh) = daemon::block_on(async {
         let mut daemon = connect(&arguments.read.run_directory.run_dir, ANY_SOCKET, "murmesh daemon").await?;
-        Ok(daemon.status(v1::StatusRequest {}).await.map_err(local_error)?.into_inner())
+        let status = daemon.status(v1::StatusRequest {}).await.map_err(local_error)?.into_inner();
+        Ok((status, daemon.members(v1::MembersRequest {}).await.map_err(local_error)?.into_inner()))
     })?;
     let now = SystemTime::now();
+    let catalog = Catalog::try_from(mesh)?;
     let problems = problems(&status, now);
+    let warnings = overview::warnings(&status, Some(&catalog), now);
     match arguments.read.output {
-        Format::Json => output::print_json(&Status::new(&status, &problems))?,
-        Format::Table => output::print(&page(&status, &problems, now))?,
+        Format::Json => output::print_json(&Status::new(&status, &problems, &warnings))?,
+        Format::Table => output::print(&page(&status, &catalog, &problems, &warnings, now))?,
     }
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -114,10 +122,7 @@ pub(super) fn local_error(status: tonic::Status) -> anyhow::Error {
 
 /// Everything that is wrong, in words.
 pub(super) fn problems(status: &v1::StatusResponse, now: SystemTime) -> Vec<String> {
-    let mut problems = Vec::new();
-    if time_from_unix(status.certificate_expires_at).is_none_or(|end| end <= now) {
-        problems.push("the certificate has expired: no connection can be carried".to_owned());
-    }
+    let mut problems = protection_problems(status, now);
     if status.role == "server" {
         if !status.server_error.is_empty() {
             problems.push(format!(
@@ -135,12 +140,25 @@ pub(super) fn problems(status: &v1::StatusResponse, now: SystemTime) -> Vec<Stri
     } else if !status.server_error.is_empty() {
         problems.push(format!("other hosts may not know what this one serves: {}", status.server_error));
     }
+    problems
+}
+
+/// Those for which connections may go in clear, or not at all.
+fn protection_problems(status: &v1::StatusResponse, now: SystemTime) -> Vec<String> {
+    let mut problems = Vec::new();
+    if time_from_unix(status.certificate_expires_at).is_none_or(|end| end <= now) {
+        problems.push("the certificate has expired: no connection can be carried".to_owned());
+    }
     match &status.interception {
         Some(interception) => problems.extend(interception_problems(interception)),
         None if status.role == "agent" => problems.push("connections are not intercepted".to_owned()),
         None => {}
     }
     problems
+}
+
+fn protection(status: &v1::StatusResponse, now: SystemTime) -> Protection {
+    Protection::of(status, !protection_problems(status, now).is_empty())
 }
 
 /// How long connections can be carried without a server.
@@ -170,13 +188,19 @@ fn interception_problems(interception: &v1::Interception) -> Vec<String> {
     problems
 }
 
-fn page(status: &v1::StatusResponse, problems: &[String], now: SystemTime) -> String {
+fn page(
+    status: &v1::StatusResponse,
+    catalog: &Catalog,
+    problems: &[String],
+    warnings: &[String],
+    now: SystemTime,
+) -> String {
     let expiry = time_from_unix(status.certificate_expires_at);
     let expiry = expiry.map_or("none".to_owned(), |end| format!("{} ({})", relative(end, now), rfc3339(end)));
     let mut lines = vec![
         ("role", format!("{} {} (version {})", status.role, status.node, status.version)),
         ("identity", status.spiffe_id.clone()),
-        ("certificate ends", expiry),
+        ("certificate ends", expiry + &first_end(status, now)),
         ("catalog", format!("revision {}", status.catalog_revision)),
     ];
     if status.role == "server" {
@@ -187,6 +211,7 @@ fn page(status: &v1::StatusResponse, problems: &[String], now: SystemTime) -> St
         lines.push(("kept on disk", format!("catalog revision {}", status.saved_revision)));
         lines.push(("endpoints", format!("{} addresses lead through the mesh", status.endpoints)));
     }
+    lines.extend(overview::lines(catalog, now));
     if let Some(interception) = &status.interception {
         let (attached, cgroup) = (interception.attached.join(" "), &interception.cgroup);
         lines.push(("interception", format!("{attached} at {cgroup}")));
@@ -201,22 +226,13 @@ fn page(status: &v1::StatusResponse, problems: &[String], now: SystemTime) -> St
     if let Some(encryption) = &status.encryption {
         lines.extend(encryption::lines(encryption, now));
     }
-    let mut page = String::new();
+    let first = protection_problems(status, now);
+    let mut page = protection(status, now).sentence(status, first.first()) + "\n\n";
     for (name, value) in lines {
         let _ = writeln!(page, "{name:<17}{value}");
     }
-    if !status.contested_addresses.is_empty() {
-        let list = status.contested_addresses.join(", ");
-        let _ = writeln!(page, "WARNING: another host claimed {list} first; see `murmesh check`");
-    }
-    for service in status.interception.iter().flat_map(|interception| &interception.unheld_services) {
-        let _ =
-            writeln!(page, "WARNING: nothing listens for the strict service {service}; see `murmesh check`");
-    }
-    let lost = status.traffic.as_ref().map_or(0, |traffic| traffic.log_lines_lost);
-    if lost > 0 {
-        let _ =
-            writeln!(page, "WARNING: {lost} lines of the log were dropped: nobody reads them fast enough");
+    for warning in warnings {
+        let _ = writeln!(page, "WARNING: {warning}");
     }
     match problems {
         [] => page.push_str("all is well\n"),
@@ -225,6 +241,13 @@ fn page(status: &v1::StatusResponse, problems: &[String], now: SystemTime) -> St
         }),
     }
     page
+}
+
+/// Of workloads and services: none ends before it should be renewed, but it is them that connections need.
+fn first_end(status: &v1::StatusResponse, now: SystemTime) -> String {
+    let sooner =
+        time_from_unix(status.first_end).filter(|_| status.first_end < status.certificate_expires_at);
+    sooner.map_or_else(String::new, |end| format!("; the first of those in use {}", relative(end, now)))
 }
 
 fn traffic_lines(traffic: &v1::Traffic) -> [(&'static str, String); 3] {
@@ -246,11 +269,13 @@ fn traffic_lines(traffic: &v1::Traffic) -> [(&'static str, String); 3] {
 }
 
 impl<'a> Status<'a> {
-    fn new(status: &'a v1::StatusResponse, problems: &'a [String]) -> Self {
+    fn new(status: &'a v1::StatusResponse, problems: &'a [String], warnings: &'a [String]) -> Self {
         let some = |text: &'a str| Some(text).filter(|text| !text.is_empty());
         Self {
             healthy: problems.is_empty(),
+            protection: protection(status, SystemTime::now()).name(),
             problems,
+            warnings,
             role: &status.role,
             node: &status.node,
             version: &status.version,
@@ -323,7 +348,8 @@ mod tests {
     fn a_contested_address_is_a_warning_and_no_problem() {
         let status = v1::StatusResponse { contested_addresses: vec!["172.17.0.1".to_owned()], ..agent() };
         let now = SystemTime::now();
-        let page = page(&status, &problems(&status, now), now);
+        let (catalog, warnings) = (Catalog::default(), overview::warnings(&status, None, now));
+        let page = page(&status, &catalog, &problems(&status, now), &warnings, now);
         assert!(
             page.ends_with(
                 "WARNING: another host claimed 172.17.0.1 first; see `murmesh check`\nall is well\n"

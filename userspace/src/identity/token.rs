@@ -12,7 +12,8 @@ use data_encoding::BASE64URL_NOPAD;
 
 use super::TrustDomain;
 
-const PREFIX: &str = "murmesh1.";
+/// What every join token begins with.
+pub const PREFIX: &str = "murmesh1.";
 const MAX_SERVERS: usize = 8;
 /// Longer than the longest token: all lengths at their largest, in base64.
 const MAX_TEXT: usize = 4096;

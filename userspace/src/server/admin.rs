@@ -74,6 +74,10 @@ impl Local for AdminService {
         Err(Status::unimplemented("only an agent sees connections: run `murmesh observe` where one runs"))
     }
 
+    async fn ping(&self, _request: Request<v1::PingRequest>) -> Result<Response<v1::PingResponse>, Status> {
+        Err(Status::unimplemented("only an agent carries connections: run `murmesh ping` where one runs"))
+    }
+
     async fn whois(
         &self,
         _request: Request<v1::WhoisRequest>,

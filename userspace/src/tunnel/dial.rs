@@ -1,12 +1,18 @@
 //! How tunnels begin: TCP, then mutual TLS with exactly the agent that is expected, or with any agent of the mesh.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rustls::{CertificateError, ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{Tunnel, frame::Side, tls};
+use super::{Tunnel, frame::Side, tls, tls::Agreed};
 use crate::{
     identity::{IdentityError, SpiffeId, peer_identity, tls::service_name},
     socket,
@@ -52,7 +58,33 @@ pub async fn dial(
     service: Option<u16>,
     mark: Option<u32>,
 ) -> Result<Box<Tunnel>, DialError> {
+    dial_timed(address, config, service, mark).await.map(|(tunnel, _)| tunnel)
+}
+
+/// How a tunnel was opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Timed {
+    /// How long the TCP connection took.
+    pub connect: Duration,
+    /// How long TLS took after it.
+    pub handshake: Duration,
+    /// What the two ends agreed on.
+    pub agreed: Agreed,
+}
+
+/// As [`dial`], and tells how that went.
+///
+/// # Errors
+/// As those of [`dial`].
+pub async fn dial_timed(
+    address: SocketAddr,
+    config: Arc<ClientConfig>,
+    service: Option<u16>,
+    mark: Option<u32>,
+) -> Result<(Box<Tunnel>, Timed), DialError> {
+    let begun = Instant::now();
     let mut stream = connect(address, mark).await.map_err(|error| DialError::Connect(address, error))?;
+    let connected = Instant::now();
     // An address is not sent, and the verifier compares SPIFFE ids: it is only a form to fill in.
     let name = service.map_or(ServerName::IpAddress(address.ip().into()), service_name);
     let established = within(HANDSHAKE_TIMEOUT, tls::connect(&mut stream, config, name)).await;
@@ -61,7 +93,9 @@ pub async fn dial(
         false => DialError::Handshake(address, error),
     })?;
     let peer = peer_identity(&established.chain).map_err(|error| DialError::Identity(address, error))?;
-    Ok(Box::new(Tunnel::new(stream, established, Side::Opener, peer)))
+    let timed =
+        Timed { connect: connected - begun, handshake: connected.elapsed(), agreed: established.agreed };
+    Ok((Box::new(Tunnel::new(stream, established, Side::Opener, peer)), timed))
 }
 
 /// Whether everything about the other end's certificate is right but whose it is.

@@ -11,7 +11,7 @@ pub(crate) mod tests;
 mod tls;
 
 pub use connection::{Received, Tunnel, TunnelError};
-pub use dial::{DialError, HANDSHAKE_TIMEOUT, answer, dial};
+pub use dial::{DialError, HANDSHAKE_TIMEOUT, Timed, answer, dial, dial_timed};
 pub use frame::PROTOCOL;
 pub use incoming::MAX_PIECES;
 pub use outgoing::{Outgoing, Payload};

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use rustls::{
-    ClientConfig, ExtractedSecrets, ServerConfig,
+    CipherSuite, ClientConfig, ExtractedSecrets, NamedGroup, ProtocolVersion, ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
     kernel::KernelConnection,
     server::{Acceptor, ServerConnectionData, UnbufferedServerConnection},
@@ -45,12 +45,25 @@ pub struct Session {
 pub struct Established {
     /// The session.
     pub session: Session,
+    /// What the two have agreed on.
+    pub agreed: Agreed,
     /// The other side's verified certificate chain, leaf first.
     pub chain: Vec<CertificateDer<'static>>,
     /// Decrypted bytes that came with the other side's last handshake message.
     pub received: Vec<u8>,
     /// Bytes after them that are not decrypted yet.
     pub undecrypted: Vec<u8>,
+}
+
+/// What the two sides of a handshake have agreed on, as rustls calls it; `None` never comes of one that has succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Agreed {
+    /// The version of TLS.
+    pub version: Option<ProtocolVersion>,
+    /// How the key was agreed on.
+    pub key_exchange: Option<NamedGroup>,
+    /// What protects the records.
+    pub cipher: Option<CipherSuite>,
 }
 
 /// rustls' key schedule, for key updates.
@@ -129,10 +142,10 @@ pub async fn connect(
 ) -> io::Result<Established> {
     let mut connection = UnbufferedClientConnection::new(config, name).map_err(invalid)?;
     let (received, undecrypted) = drive(stream, &mut connection, Vec::new()).await?;
-    let chain = facts(&connection)?;
+    let (chain, agreed) = facts(&connection)?;
     let (secrets, schedule) = connection.dangerous_into_kernel_connection().map_err(invalid)?;
     let session = Session::new(secrets, Schedule::Client(schedule)).map_err(invalid)?;
-    Ok(Established { session, chain, received, undecrypted })
+    Ok(Established { session, agreed, chain, received, undecrypted })
 }
 
 /// Does the server's side of the handshake, with the configuration that `choose` has for the server name in the
@@ -151,10 +164,10 @@ pub async fn accept<Permit>(
     let (_permit, config) = choose(server_name(&incoming).as_deref()).await?;
     let mut connection = UnbufferedServerConnection::new(config).map_err(invalid)?;
     let (received, undecrypted) = drive(stream, &mut connection, incoming).await?;
-    let chain = facts(&connection)?;
+    let (chain, agreed) = facts(&connection)?;
     let (secrets, schedule) = connection.dangerous_into_kernel_connection().map_err(invalid)?;
     let session = Session::new(secrets, Schedule::Server(schedule)).map_err(invalid)?;
-    Ok(Established { session, chain, received, undecrypted })
+    Ok(Established { session, agreed, chain, received, undecrypted })
 }
 
 /// The server name in a ClientHello, if it is one and has one; what is wrong with it the handshake will say.
@@ -293,13 +306,20 @@ fn encode<Data>(data: &mut rustls::unbuffered::EncodeTlsData<'_, Data>, outgoing
     let _ = data.encode(&mut outgoing[begin..]);
 }
 
-/// The other side's chain, once it is certain that both speak the tunnel protocol: a server without ALPN would do
-/// the handshake all the same.
-fn facts<Data>(connection: &UnbufferedConnectionCommon<Data>) -> io::Result<Vec<CertificateDer<'static>>> {
+/// The other side's chain, and what was agreed on, once it is certain that both speak the tunnel protocol: a server
+/// without ALPN would do the handshake all the same.
+fn facts<Data>(
+    connection: &UnbufferedConnectionCommon<Data>,
+) -> io::Result<(Vec<CertificateDer<'static>>, Agreed)> {
     if connection.alpn_protocol() != Some(PROTOCOL.as_bytes()) {
         return Err(invalid(format!("the other side does not speak {PROTOCOL}")));
     }
-    Ok(connection.peer_certificates().unwrap_or_default().to_vec())
+    let agreed = Agreed {
+        version: connection.protocol_version(),
+        key_exchange: connection.negotiated_key_exchange_group().map(|group| group.name()),
+        cipher: connection.negotiated_cipher_suite().map(|suite| suite.suite()),
+    };
+    Ok((connection.peer_certificates().unwrap_or_default().to_vec(), agreed))
 }
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {

@@ -5,7 +5,7 @@ mod handshake;
 mod key;
 mod record;
 
-pub use handshake::{Established, KEY_UPDATE_MESSAGE, Session, accept, connect};
+pub use handshake::{Agreed, Established, KEY_UPDATE_MESSAGE, Session, accept, connect};
 pub use record::{
     ContentType, HEADER, MAX_PLAINTEXT, MAX_RECORD, OVERHEAD, Opener, RecordError, Sealer, record_length,
 };
