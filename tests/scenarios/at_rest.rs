@@ -89,20 +89,21 @@ fn daemons_take_their_key_from_a_systemd_credential_and_keep_none() -> Result<()
 }
 
 /// A secret as it is, and as it would look in text.
-fn forms(secret: &[u8]) -> [Vec<u8>; 3] {
+pub fn forms(secret: &[u8]) -> [Vec<u8>; 3] {
     [secret.to_vec(), BASE64.encode(secret).into_bytes(), HEXLOWER.encode(secret).into_bytes()]
 }
 
 /// The private numbers of the keys that the agent of `host` keeps: its own first, then those of its workloads.
-fn secrets(host: &Host) -> Result<Vec<Vec<u8>>> {
+pub fn secrets(host: &Host) -> Result<Vec<Vec<u8>>> {
     let directory = host.data_directory();
     let seal = KeySource::choose(None, None, &directory);
     let sealer = || anyhow::Ok(Sealer::new(&seal.load_existing(None)?)?);
     let membership = Membership::load(&directory, &sealer()?)?.context("the host has joined")?;
     let own = membership.identity()?;
     let cached = Cache::new(&directory, sealer()?, &own.id).load(&own);
-    let keys =
-        [own.key.clone_key()].into_iter().chain(cached.identities.into_iter().map(|identity| identity.key));
+    let keys = [own.key.clone_key()]
+        .into_iter()
+        .chain(cached.identities.iter().map(|identity| identity.key.clone_key()));
     keys.map(|key| private_number(key.secret_der())).collect()
 }
 

@@ -131,6 +131,7 @@ fn what_the_reading_commands_print_as_json_has_the_documented_shape() -> Result<
         "problems",
         "protection",
         "role",
+        "sandbox",
         "saved_revision",
         "servers",
         "spiffe_id",

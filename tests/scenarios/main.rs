@@ -46,6 +46,7 @@ mod refused;
 mod renamed;
 mod reset;
 mod rollback;
+mod sandbox;
 mod server_first;
 mod server_loss;
 mod service_lifecycle;

@@ -1,4 +1,4 @@
-//! What the units of the package promise to systemd, and what they leave to the daemons.
+//! What the units of the package promise to systemd, and how little they leave to the daemons.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
@@ -7,56 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use murmesh_lab::{Host, Lab, Process, Topology};
 use nix::sys::signal::Signal;
 
-use crate::support::{DEADLINE, Daemons, greet, greeting, json, skipped, text, wait_for_endpoint};
-
-const PORT: u16 = 8231;
-const AGENT: &str = include_str!("../../deploy/systemd/murmesh-agent.service");
-const SERVER: &str = include_str!("../../deploy/systemd/murmesh-server.service");
-
-/// `command` with the capabilities that `unit` leaves, and no more.
-fn confined(host: &Host, command: &Command, unit: &str) -> Result<Command> {
-    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
-    let left = line.context("the unit says which capabilities it leaves")?.split_whitespace();
-    let left = left.map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase()));
-    let set = format!("--bounding-set=-all{}", left.collect::<String>());
-    let mut confined = host.command("setpriv")?;
-    confined.args([set.as_str(), "--inh-caps=-all", "--no-new-privs"]);
-    confined.arg(command.get_program()).args(command.get_args());
-    Ok(confined)
-}
-
-#[test]
-fn the_capabilities_that_the_units_leave_are_enough() -> Result<()> {
-    if skipped() {
-        return Ok(());
-    }
-    let lab = Lab::new(Topology::default())?;
-    let (first, service, client) = (lab.host("murmesh00")?, lab.host("fcs00")?, lab.host("fcc00")?);
-    let server = Process::spawn(&mut confined(first, &first.server_command()?, SERVER)?)?;
-    server.wait_for_line(": ready", DEADLINE)?;
-    let mut agents = Vec::new();
-    for host in [service, client] {
-        let agent =
-            Process::spawn(&mut confined(host, &host.agent_command(&first.create_token()?)?, AGENT)?)?;
-        agent.wait_for_line(": ready", DEADLINE)?;
-        agents.push(agent);
-    }
-    let _listener = greet(service, PORT)?;
-    wait_for_endpoint(client, service, PORT)?;
-    // Somebody else's process, whose name the agent has to find out.
-    let somebody = ["--reuid", "nobody", "--clear-groups", "nc", "-N", "fcs00", &PORT.to_string()];
-    let answer = client.run("setpriv", somebody, b"", DEADLINE)?;
-    ensure!(text(&answer.stdout) == greeting(service), "{}", text(&answer.stderr));
-    agents[0].wait_for_line("user-nobody", DEADLINE)?;
-    for host in [service, client] {
-        let status = json(host, "status")?;
-        ensure!(status["healthy"] == true, "{status}");
-    }
-    for agent in agents {
-        ensure!(agent.stop(DEADLINE)?.success(), "an agent could not clean up");
-    }
-    Ok(())
-}
+use crate::support::{DEADLINE, Daemons, skipped, text};
 
 #[test]
 fn daemons_say_that_they_are_ready_that_they_live_and_that_they_stop() -> Result<()> {

@@ -22,6 +22,7 @@ pub mod notify;
 pub mod observe;
 pub mod policy;
 pub mod proxy;
+pub mod sandbox;
 pub mod seal;
 pub mod server;
 pub mod socket;

@@ -106,7 +106,7 @@ impl Keeper {
             let trusting = Identity {
                 id: identity.id.clone(),
                 chain: identity.chain.clone(),
-                key: identity.key.clone_key(),
+                key: identity.key.clone_key().into(),
                 bundle: bundle.clone(),
                 ..*identity
             };

@@ -32,6 +32,7 @@ use crate::{
         CurrentIdentity, Shared,
         traffic::{Counter, Traffic},
     },
+    sandbox,
 };
 
 /// Answers on the agent's socket.
@@ -251,6 +252,7 @@ impl v1::local_server::Local for AgentLocal {
             saved_revision: *self.saved.borrow(),
             first_end: unix_seconds(self.first_end(&current)),
             older_agents: self.older.now().into_iter().map(v1::OlderAgent::from).collect(),
+            sandbox: Some(sandbox::report()),
         }))
     }
 
@@ -282,9 +284,9 @@ impl v1::local_server::Local for AgentLocal {
     }
 
     async fn whois(&self, request: Request<v1::WhoisRequest>) -> Result<Response<v1::WhoisResponse>, Status> {
-        let subject = request.into_inner().subject;
+        let v1::WhoisRequest { subject, holders } = request.into_inner();
         let (shared, catalog) = (self.shared.clone(), self.catalog.borrow().clone());
-        let asked = tokio::task::spawn_blocking(move || whois::answer(subject, &shared, &catalog));
+        let asked = tokio::task::spawn_blocking(move || whois::answer(subject, holders, &shared, &catalog));
         let known = asked.await.map_err(|error| Status::internal(error.to_string()))??;
         Ok(Response::new(v1::WhoisResponse { known }))
     }

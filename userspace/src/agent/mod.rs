@@ -8,6 +8,7 @@ mod health;
 mod identities;
 mod interception;
 mod local;
+mod needs;
 mod observe;
 mod ping;
 mod plaintext;
@@ -39,6 +40,7 @@ use tonic::service::Routes;
 use tracing::{info, warn};
 
 pub use interception::{Interception, InterceptionOptions};
+pub use process::with_socket;
 pub use publish::Upstream;
 
 use crate::{
@@ -195,7 +197,6 @@ pub struct SidecarOptions {
 /// The host cannot join, the kernel half cannot be attached, or a port is in use; each error names what to do.
 /// Later, when a task or a worker fails that must not.
 pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::Result<()> {
-    raise_descriptor_limit();
     let terms = Terms::new(&options)?;
     let mut entrance = Entrance::open(&options, terms).await?;
     let mut control = start_control(&options, &shutdown).await?;
@@ -585,12 +586,4 @@ async fn announce_ready(
         info!(hosts = catalog.borrow().hosts.len(), "ready");
     }
     Ok(())
-}
-
-/// Each connection takes one descriptor or two: as many as this process may have.
-pub(crate) fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
 }

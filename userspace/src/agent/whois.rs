@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tokio::runtime::Handle;
 use tonic::Status;
 
-use super::process::{ProcessStatus, with_socket};
+use super::process::ProcessStatus;
 use crate::{
     api::v1::{self, whois_request::Subject as Asked},
     catalog::Catalog,
@@ -15,11 +15,17 @@ use crate::{
     workload::Credentials,
 };
 
-/// Everybody that the question may mean. Blocks.
+/// Everybody that the question may mean. `holders` are processes with a socket that has the address asked for: the
+/// agent may not look into the processes of others, and whoever asks may. Blocks.
 ///
 /// # Errors
 /// There is nobody, or the question is none.
-pub fn answer(asked: Option<Asked>, shared: &Shared, catalog: &Catalog) -> Result<Vec<v1::Known>, Status> {
+pub fn answer(
+    asked: Option<Asked>,
+    holders: Vec<u32>,
+    shared: &Shared,
+    catalog: &Catalog,
+) -> Result<Vec<v1::Known>, Status> {
     let known = Knowledge { shared, catalog, node: shared.node.as_ref().clone() };
     match asked {
         Some(Asked::Pid(pid)) => match known.process(pid) {
@@ -29,7 +35,7 @@ pub fn answer(asked: Option<Asked>, shared: &Shared, catalog: &Catalog) -> Resul
         Some(Asked::Address(text)) => {
             let address = text.parse();
             let address = address.map_err(|_| Status::invalid_argument(format!("{text:?} is no IP:PORT")))?;
-            known.address(address)
+            known.address(address, holders)
         }
         None => Err(Status::invalid_argument("neither a process nor an address is asked for")),
     }
@@ -82,11 +88,11 @@ impl Knowledge<'_> {
         self.catalog.policy.source(&self.node, workload.clone(), ports)
     }
 
-    fn address(&self, address: SocketAddr) -> Result<Vec<v1::Known>, Status> {
+    fn address(&self, address: SocketAddr, holders: Vec<u32>) -> Result<Vec<v1::Known>, Status> {
         let owner = self.owner(address);
         let service = owner.as_ref().and_then(|node| self.service(node, address));
         let is_here = address.ip().is_loopback() || owner.as_ref() == Some(&self.node);
-        let pids = if is_here { with_socket(address) } else { Vec::new() };
+        let pids = if is_here { holders } else { Vec::new() };
         let processes = pids.into_iter().filter_map(|pid| self.process(pid));
         let known: Vec<_> = service.into_iter().chain(processes).collect();
         match owner {

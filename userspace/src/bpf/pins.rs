@@ -11,7 +11,6 @@ use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
-use tracing::info;
 
 use super::{BpfError, HOOKS};
 
@@ -23,6 +22,9 @@ const LAYOUT_PREFIX: &str = "layout-";
 
 /// What the name of the directory begins with that says since which revision of the catalog rules are as in the maps.
 const REVISION_PREFIX: &str = "catalog-";
+
+/// Parent of the usual directory, so that a user who may not write elsewhere in the file system can have it.
+const PARENT: &str = "/sys/fs/bpf/murmesh";
 
 /// `DIR/links/HOOK`, `DIR/maps/MAP`, and `DIR/layout-NUMBER` and `DIR/catalog-NUMBER`, which are empty.
 #[derive(Debug, Clone)]
@@ -42,7 +44,7 @@ impl Pins {
     /// # Errors
     /// The BPF file system is missing and cannot be mounted, or the directory cannot be made.
     pub fn prepare(&self) -> Result<Pins, BpfError> {
-        ensure_file_system(&self.directory)?;
+        self.ensure_file_system()?;
         let earlier = self.earlier();
         // Both are there when a start was cut short. Ours count only if every hook is on: what is in force is never
         // given up for less.
@@ -58,6 +60,25 @@ impl Pins {
         // What is taken from the earlier maps is as new as they are.
         self.set_revision(self.revision())?;
         Ok(earlier)
+    }
+
+    /// Mounts a BPF file system at /sys/fs/bpf, as systemd does at boot, if the directory is to be there and none is.
+    ///
+    /// # Errors
+    /// The directory is elsewhere, or nothing can be mounted.
+    pub fn ensure_file_system(&self) -> Result<(), BpfError> {
+        const STANDARD: &str = "/sys/fs/bpf";
+        let directory = &self.directory;
+        let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        let found = statfs(existing).map_err(|errno| self.error(errno.into()))?;
+        if found.filesystem_type() == BPF_FS_MAGIC {
+            return Ok(());
+        }
+        if !directory.starts_with(STANDARD) {
+            return Err(self.error(io::Error::other("not in a BPF file system")));
+        }
+        mount(Some("bpf"), STANDARD, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+            .map_err(|errno| self.error(errno.into()))
     }
 
     /// Makes the directories for what is pinned, as far as they are missing.
@@ -208,6 +229,10 @@ impl Pins {
                 _ => {}
             }
         }
+        if self.directory.starts_with(PARENT) {
+            // Fails while something else is pinned there, or where it is for systemd to remove.
+            let _ = fs::remove_dir(PARENT);
+        }
         Ok(())
     }
 
@@ -226,21 +251,4 @@ fn remove_tree(directory: &Path) -> io::Result<()> {
         if path.is_dir() { remove_tree(&path)? } else { fs::remove_file(path)? }
     }
     fs::remove_dir(directory)
-}
-
-/// Mounts a BPF file system at /sys/fs/bpf, as systemd does at boot, if the directory is to be there and none is.
-fn ensure_file_system(directory: &Path) -> Result<(), BpfError> {
-    const STANDARD: &str = "/sys/fs/bpf";
-    let error = |error: io::Error| BpfError::Pin { path: directory.to_owned(), error };
-    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    if statfs(existing).map_err(|errno| error(errno.into()))?.filesystem_type() == BPF_FS_MAGIC {
-        return Ok(());
-    }
-    if !directory.starts_with(STANDARD) {
-        return Err(error(io::Error::other("not in a BPF file system")));
-    }
-    mount(Some("bpf"), STANDARD, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-        .map_err(|errno| error(errno.into()))?;
-    info!("mounted a BPF file system at {STANDARD}");
-    Ok(())
 }

@@ -94,20 +94,14 @@ fn bpf_file_system(directory: &Path) -> Finding {
 fn capabilities() -> Finding {
     const NAME: &str = "capabilities";
     const NEEDED: [(&str, u32); 2] = [("CAP_NET_ADMIN", 12), ("CAP_BPF", 39)];
-    const ROOT_LIKE: u64 = 1 << 21; // CAP_SYS_ADMIN stands in for CAP_BPF.
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
         .unwrap_or(0);
-    let missing: Vec<&str> = NEEDED
-        .iter()
-        .filter(|(name, bit)| {
-            effective & (1 << bit) == 0 && !(*name == "CAP_BPF" && effective & ROOT_LIKE != 0)
-        })
-        .map(|(name, _)| *name)
-        .collect();
+    let missing: Vec<&str> =
+        NEEDED.iter().filter(|(_, bit)| effective & (1 << bit) == 0).map(|(name, _)| *name).collect();
     if missing.is_empty() {
         return Finding::fine(GROUP, NAME, format!("CAP_NET_ADMIN, CAP_BPF (uid {})", geteuid()));
     }

@@ -32,6 +32,7 @@ pub async fn check(options: &CheckOptions) -> Vec<Finding> {
         vec![Finding::fine(GROUP, "running", format!("{} of {}", status.node, status.trust_domain))];
     findings.push(server(&status));
     findings.push(certificate(&status));
+    findings.extend(status.sandbox.as_ref().map(sandbox));
     if let Some(interception) = &status.interception {
         findings.push(hooks(interception));
         findings.push(own_canary(interception).await);
@@ -90,6 +91,27 @@ fn certificate(status: &v1::StatusResponse) -> Finding {
             Finding::failed(GROUP, NAME, format!("{} has expired", status.spiffe_id), hint)
         }
     }
+}
+
+/// What it would leave to somebody who had it run his code.
+fn sandbox(left: &v1::Sandbox) -> Finding {
+    const NAME: &str = "sandbox";
+    let capabilities =
+        if left.capabilities.is_empty() { "none".to_owned() } else { left.capabilities.join(" ") };
+    let calls = if left.system_calls_filtered { "filtered" } else { "all, as without the unit" };
+    let detail = format!(
+        "uid {}; capabilities: {capabilities}; system calls: {calls}; writes files: {}; up to {} descriptors",
+        left.uid, left.files, left.descriptors
+    );
+    if left.core_dumps || !left.no_new_privileges {
+        return Finding::warning(
+            GROUP,
+            NAME,
+            detail,
+            "it has given up less than it should: restart the agent",
+        );
+    }
+    Finding::fine(GROUP, NAME, detail)
 }
 
 fn hooks(interception: &v1::Interception) -> Finding {

@@ -5,16 +5,17 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use clap::{Args, builder::RangedI64ValueParser};
 use tracing::info;
 
-use super::daemon::{self, DaemonOptions, KernelOptions};
+use super::daemon::{self, DaemonOptions, KernelOptions, LogFormat};
 use crate::{
     agent::{self, AgentOptions, Capture, InterceptionOptions},
-    bpf::DEFAULT_MARK,
+    bpf::{DEFAULT_MARK, Pins},
     cgroup,
     discovery::ExemptPorts,
     identity::{JoinToken, NodeName},
     leftovers::{Leftovers, UNIT_DIRECTORY},
     metrics::{self, MetricsAddress},
     policy::compile::Room,
+    sandbox,
     seal::KeySource,
     workload::Explicit,
 };
@@ -166,12 +167,13 @@ impl MemberOptions {
 /// # Errors
 /// When the agent cannot start.
 pub fn run(arguments: AgentArgs) -> anyhow::Result<ExitCode> {
-    let _last_lines = daemon::start_log(arguments.daemon.log_format)?;
+    let form = arguments.daemon.log_format;
     if arguments.cleanup {
+        let _last_lines = daemon::start_log(form)?;
         let (run_dir, bpf_dir) = (arguments.daemon.run_dir(), arguments.kernel.bpf_dir);
         return clean_up(&Leftovers { run_dir, bpf_dir, data_dir: None, unit_dir: UNIT_DIRECTORY.into() });
     }
-    run_until_stopped(arguments.options()?)
+    run_until_stopped(arguments.options()?, form)
 }
 
 impl AgentArgs {
@@ -228,7 +230,14 @@ fn clean_up(leftovers: &Leftovers) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs an agent or a sidecar.
-pub(super) fn run_until_stopped(options: AgentOptions) -> anyhow::Result<ExitCode> {
+pub(super) fn run_until_stopped(options: AgentOptions, form: LogFormat) -> anyhow::Result<ExitCode> {
+    if let Capture::Kernel(kernel) = &options.capture {
+        // Mounting is root's. What goes wrong is said when the directory is used.
+        let _ = Pins::new(&kernel.bpf_dir).ensure_file_system();
+    }
+    sandbox::enter(&options.needs())?;
+    let _last_lines = daemon::start_log(form)?;
+    sandbox::log();
     daemon::block_on(async {
         agent::run(options, daemon::stop_on_signal()?).await?;
         Ok(ExitCode::SUCCESS)

@@ -19,6 +19,9 @@ use crate::{
     proxy::access_log,
 };
 
+/// One level below what would do: that directory can belong to the agent's user, who may then make others beside it.
+pub const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/murmesh/agent";
+
 /// Options of every daemon.
 #[derive(Debug, Clone, Args)]
 pub struct DaemonOptions {
@@ -46,7 +49,7 @@ impl DaemonOptions {
 #[derive(Debug, Clone, Args)]
 pub struct KernelOptions {
     /// Directory below a mounted bpffs, for the pins of the kernel half.
-    #[arg(long, default_value = "/sys/fs/bpf/murmesh", value_name = "DIR")]
+    #[arg(long, default_value = DEFAULT_BPF_DIR, value_name = "DIR")]
     pub bpf_dir: PathBuf,
     /// Directory of the cgroup (v2) whose processes are intercepted [default: the root of cgroup v2].
     #[arg(long, value_name = "DIR")]

@@ -14,6 +14,7 @@ use super::output;
 use crate::identity::token::ServerAddress;
 use crate::identity::{NodeName, TrustDomain};
 use crate::metrics::{self, MetricsAddress};
+use crate::sandbox;
 use crate::seal::KeySource;
 use crate::server::{self, DEFAULT_MAX_RULES, PageOptions, ServerOptions};
 use store::StoreArgs;
@@ -140,7 +141,7 @@ pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
         Some(ServerCommand::Import(arguments)) => return import(arguments),
         None => {}
     }
-    let _last_lines = daemon::start_log(arguments.daemon.log_format)?;
+    let form = arguments.daemon.log_format;
     let node = daemon::node_name(arguments.node)?;
     let options = ServerOptions {
         run_dir: arguments.daemon.run_dir(),
@@ -155,6 +156,9 @@ pub fn run(arguments: ServerArgs) -> anyhow::Result<ExitCode> {
         max_rules: arguments.max_rules,
         page: arguments.page.unwrap_or_default(),
     };
+    sandbox::enter(&options.needs())?;
+    let _last_lines = daemon::start_log(form)?;
+    sandbox::log();
     daemon::block_on(async {
         server::run(options, daemon::stop_on_signal()?).await?;
         Ok(ExitCode::SUCCESS)

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     agent::{MemberOptions, run_until_stopped},
-    daemon::{self, DaemonOptions},
+    daemon::DaemonOptions,
 };
 use crate::agent::{Capture, SidecarOptions, Upstream};
 
@@ -31,8 +31,8 @@ pub struct SidecarArgs {
 /// # Errors
 /// When the sidecar cannot start.
 pub fn run(arguments: SidecarArgs) -> anyhow::Result<ExitCode> {
-    let _last_lines = daemon::start_log(arguments.daemon.log_format)?;
     let SidecarArgs { daemon, member, upstream, listen } = arguments;
+    let form = daemon.log_format;
     let capture = Capture::Sidecar(upstream.map(|upstream| SidecarOptions { listen, upstream }));
-    run_until_stopped(member.agent_options(daemon, capture, &[listen.port()])?)
+    run_until_stopped(member.agent_options(daemon, capture, &[listen.port()])?, form)
 }

@@ -1,6 +1,8 @@
 //! `murmesh status`. JSON: `{healthy, protection, problems, warnings, role, node, version, trust_domain, spiffe_id,
 //! certificate_expires_at, catalog_revision, saved_revision, first_certificate_ends_at, endpoints,
-//! contested_addresses, servers, connected_server, interception, traffic, encryption, older_agents}`. `older_agents` are
+//! contested_addresses, servers, connected_server, interception, traffic, encryption, older_agents, sandbox}`. `sandbox`
+//! is what is left to the daemon, `{uid, capabilities, no_new_privileges, system_calls_filtered, core_dumps, files,
+//! descriptors}`. `older_agents` are
 //! `[{pid, version, streams}]`, those that were taken over and still carry connections. `interception` is `{cgroup,
 //! bpf_dir, attached, missing, canary_error, map_problems, unheld_services, faults}`, `traffic` has the counters of the running
 //! agent, and `encryption` what was and was not encrypted; each is null where it does not apply. `protection` is
@@ -51,6 +53,7 @@ struct Status<'a> {
     traffic: Option<Traffic>,
     encryption: Option<Encryption<'a>>,
     older_agents: Vec<OlderAgent<'a>>,
+    sandbox: Option<Sandbox<'a>>,
 }
 
 /// One that was taken over, and still carries connections.
@@ -59,6 +62,18 @@ struct OlderAgent<'a> {
     pid: i32,
     version: &'a str,
     streams: u64,
+}
+
+/// What is left to the daemon.
+#[derive(Serialize)]
+struct Sandbox<'a> {
+    uid: u32,
+    capabilities: &'a [String],
+    no_new_privileges: bool,
+    system_calls_filtered: bool,
+    core_dumps: bool,
+    files: &'a str,
+    descriptors: u64,
 }
 
 #[derive(Serialize)]
@@ -302,6 +317,21 @@ impl<'a> Status<'a> {
             traffic: status.traffic.as_ref().map(Traffic::from),
             encryption: status.encryption.as_ref().map(Encryption::from),
             older_agents: status.older_agents.iter().map(OlderAgent::from).collect(),
+            sandbox: status.sandbox.as_ref().map(Sandbox::from),
+        }
+    }
+}
+
+impl<'a> From<&'a v1::Sandbox> for Sandbox<'a> {
+    fn from(left: &'a v1::Sandbox) -> Self {
+        Self {
+            uid: left.uid,
+            capabilities: &left.capabilities,
+            no_new_privileges: left.no_new_privileges,
+            system_calls_filtered: left.system_calls_filtered,
+            core_dumps: left.core_dumps,
+            files: &left.files,
+            descriptors: left.descriptors,
         }
     }
 }

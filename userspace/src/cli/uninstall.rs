@@ -10,6 +10,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 
 use super::RunDirectory;
+use super::daemon::DEFAULT_BPF_DIR;
 use crate::leftovers::{Leftovers, Running, UNIT_DIRECTORY};
 
 /// Only our package puts it there.
@@ -24,7 +25,7 @@ pub struct UninstallArgs {
     #[command(flatten)]
     run_directory: RunDirectory,
     /// Directory below a mounted bpffs, where the kernel half is pinned.
-    #[arg(long, default_value = "/sys/fs/bpf/murmesh", value_name = "DIR")]
+    #[arg(long, default_value = DEFAULT_BPF_DIR, value_name = "DIR")]
     bpf_dir: PathBuf,
     /// Directory of what daemons keep. On a server's host the database of the mesh is there.
     #[arg(long, default_value = "/var/lib/murmesh", value_name = "DIR")]

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::output::{self, Format};
 use super::{ReadOptions, daemon};
+use crate::agent::with_socket;
 use crate::api::v1::{self, whois_request::Subject};
 use crate::cli::status::local_error;
 use crate::local::{AGENT_SOCKET, connect};
@@ -59,7 +60,11 @@ pub fn run(arguments: &WhoisArgs) -> anyhow::Result<ExitCode> {
     let known = daemon::block_on(async {
         let run_dir = &arguments.read.run_directory.run_dir;
         let mut agent = connect(run_dir, &[AGENT_SOCKET], "murmesh agent").await?;
-        let request = v1::WhoisRequest { subject: Some(arguments.subject.into()) };
+        let holders = match arguments.subject {
+            Asked::Address(address) => with_socket(address),
+            Asked::Process(_) => Vec::new(),
+        };
+        let request = v1::WhoisRequest { subject: Some(arguments.subject.into()), holders };
         Ok(agent.whois(request).await.map_err(local_error)?.into_inner().known)
     })?;
     let known = known.into_iter().map(Known::try_from).collect::<Result<Vec<_>, _>>()?;

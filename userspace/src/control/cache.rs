@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use prost::Message;
 use rustls_pki_types::CertificateDer;
 use tracing::{info, warn};
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::ControlError;
 use crate::api::v1;
@@ -96,7 +97,7 @@ impl Cache {
             catalog: Some(v1::CatalogEvent { revision: catalog.revision, event: Some(event) }),
             identities: identities.iter().map(|identity| StoredIdentity::from(&**identity)).collect(),
         };
-        let sealed = self.sealer.seal(&self.name, &stored.encode_to_vec())?;
+        let sealed = self.sealer.seal(&self.name, &Zeroizing::new(stored.encode_to_vec()))?;
         write_private(&self.path, &sealed)
             .map_err(|error| ControlError::File { path: self.path.clone(), reason: error.to_string() })
     }
@@ -129,10 +130,16 @@ impl Cache {
 
 impl StoredIdentity {
     /// One that is not usable is left out: it is asked for again.
-    fn open(self, host: &Identity) -> Option<Identity> {
+    fn open(mut self, host: &Identity) -> Option<Identity> {
         let key = HostKey::from_der(&self.key).ok()?;
-        let chain = self.chain.into_iter().map(CertificateDer::from).collect();
+        let chain = std::mem::take(&mut self.chain).into_iter().map(CertificateDer::from).collect();
         Identity::new(&key, chain, host.bundle.clone()).ok()
+    }
+}
+
+impl Drop for StoredIdentity {
+    fn drop(&mut self) {
+        self.key.zeroize();
     }
 }
 
@@ -168,7 +175,7 @@ mod tests {
         let workload = |name: &str| Subject::Workload("here".parse().unwrap(), name.parse().unwrap());
         let fresh = fixture::issue(&authority, workload("web.service"), Duration::from_secs(60));
         let expired = fixture::issue(&authority, workload("old.service"), Duration::ZERO);
-        let (id, key) = (fresh.id.clone(), fresh.key.clone_key());
+        let (id, key) = (fresh.id.clone(), Zeroizing::new(fresh.key.clone_key()));
         let catalog = Catalog { revision: 7, ..Catalog::default() };
         let cache = cache(directory.path(), 1, &host);
         cache.save(&catalog, &[fresh.into(), expired.into()]).unwrap();

@@ -208,7 +208,7 @@ impl Membership {
 
 /// Nobody can join with it.
 fn token_hash(token: &JoinToken) -> String {
-    HEXLOWER.encode(&JoinToken::secret_hash(&token.secret))
+    HEXLOWER.encode(&JoinToken::secret_hash(&*token.secret))
 }
 
 impl Certificates {

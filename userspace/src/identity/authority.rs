@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 
@@ -23,8 +23,7 @@ const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 pub struct Authority {
     trust_domain: TrustDomain,
     root: CertificateDer<'static>,
-    key_pem: String,
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, HostKey>,
 }
 
 /// What a certificate says beside whose it is.
@@ -69,8 +68,8 @@ impl Authority {
     pub fn create(trust_domain: TrustDomain) -> Result<Self, IdentityError> {
         let key = HostKey::generate()?;
         let root = root_parameters(&trust_domain, &key_name(key.public_key()))?;
-        let root = root.self_signed(key.pair()).map_err(IdentityError::Issue)?;
-        Self::load(trust_domain, root.into(), key.to_pem())
+        let root = root.self_signed(&key).map_err(IdentityError::Issue)?;
+        Self::load(trust_domain, root.into(), key)
     }
 
     /// The authority whose root certificate and key were saved.
@@ -80,11 +79,10 @@ impl Authority {
     pub fn load(
         trust_domain: TrustDomain,
         root: CertificateDer<'static>,
-        key_pem: String,
+        key: HostKey,
     ) -> Result<Self, IdentityError> {
-        let pair = KeyPair::from_pem(&key_pem).map_err(IdentityError::Issue)?;
-        let issuer = Issuer::from_ca_cert_der(&root, pair).map_err(IdentityError::Issue)?;
-        Ok(Self { trust_domain, root, key_pem, issuer })
+        let issuer = Issuer::from_ca_cert_der(&root, key).map_err(IdentityError::Issue)?;
+        Ok(Self { trust_domain, root, issuer })
     }
 
     /// Signs a certificate for the request's key and for `id`, valid for `lifetime` from now.
@@ -137,7 +135,7 @@ impl Authority {
     /// When signing fails.
     pub fn cross_sign(&self, other: &Self) -> Result<CertificateDer<'static>, IdentityError> {
         let key = other.issuer.key();
-        let parameters = root_parameters(&other.trust_domain, &key_name(key.der_bytes()))?;
+        let parameters = root_parameters(&other.trust_domain, &key_name(key.public_key()))?;
         let crossed = parameters.signed_by(key, &self.issuer).map_err(IdentityError::Issue)?;
         Ok(crossed.into())
     }
@@ -152,9 +150,9 @@ impl Authority {
         &self.root
     }
 
-    /// Its private key (PKCS#8, PEM), to be saved where only the server reads it.
-    pub fn key_pem(&self) -> &str {
-        &self.key_pem
+    /// Its private key, to be saved where only the server reads it.
+    pub fn key(&self) -> &HostKey {
+        self.issuer.key()
     }
 }
 

@@ -2,11 +2,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use nix::unistd::{Gid, Uid, fchown, geteuid};
+use rcgen::{
+    CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm, SigningKey,
+};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::IdentityError;
 use crate::seal::Sealer;
@@ -14,7 +18,7 @@ use crate::seal::Sealer;
 /// What the key is sealed as.
 const SEALED_AS: &str = "host.key";
 
-/// A private key with its public half.
+/// A private key with its public half. It is overwritten when this is dropped; TLS has copies of its own.
 pub struct HostKey(KeyPair);
 
 impl HostKey {
@@ -38,7 +42,7 @@ impl HostKey {
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let key = Self::generate()?;
-                let sealed = sealer.seal(SEALED_AS, key.0.serialize_pem().as_bytes());
+                let sealed = sealer.seal(SEALED_AS, key.der());
                 let sealed = sealed.map_err(|error| failed(error.to_string()))?;
                 write_private(path, &sealed).map_err(|error| failed(error.to_string()))?;
                 Ok(key)
@@ -48,19 +52,8 @@ impl HostKey {
     }
 
     fn open(sealed: &[u8], sealer: &Sealer) -> Result<Self, String> {
-        let pem = sealer.open(SEALED_AS, sealed).map_err(|error| error.to_string())?;
-        let pem = String::from_utf8(pem).map_err(|error| error.to_string())?;
-        Self::from_pem(&pem).map_err(|error| error.to_string())
-    }
-
-    /// Reads a PKCS#8 key in PEM.
-    ///
-    /// # Errors
-    /// When it is not a P-256 key.
-    pub fn from_pem(pem: &str) -> Result<Self, IdentityError> {
-        KeyPair::from_pkcs8_pem_and_sign_algo(pem, &PKCS_ECDSA_P256_SHA256)
-            .map(Self)
-            .map_err(IdentityError::Issue)
+        let der = sealer.open(SEALED_AS, sealed).map_err(|error| error.to_string())?;
+        Self::from_der(&der).map_err(|error| error.to_string())
     }
 
     /// Reads a PKCS#8 key in DER.
@@ -80,13 +73,13 @@ impl HostKey {
     }
 
     /// The private key for TLS.
-    pub fn private_key(&self) -> PrivateKeyDer<'static> {
-        PrivatePkcs8KeyDer::from(self.0.serialize_der()).into()
+    pub fn private_key(&self) -> Zeroizing<PrivateKeyDer<'static>> {
+        Zeroizing::new(PrivatePkcs8KeyDer::from(self.0.serialize_der()).into())
     }
 
-    /// The private key as PKCS#8 in PEM.
-    pub fn to_pem(&self) -> String {
-        self.0.serialize_pem()
+    /// The private key as PKCS#8 in DER.
+    pub fn der(&self) -> &[u8] {
+        self.0.serialized_der()
     }
 
     /// A certificate request (PKCS#10, DER), signed by the key. It names nobody: the server decides that.
@@ -96,22 +89,51 @@ impl HostKey {
     pub fn certificate_request(&self) -> Result<Vec<u8>, IdentityError> {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name = rcgen::DistinguishedName::new();
-        let request = parameters.serialize_request(&self.0).map_err(IdentityError::Issue)?;
+        let request = parameters.serialize_request(self).map_err(IdentityError::Issue)?;
         Ok(request.der().to_vec())
     }
+}
 
-    pub(super) fn pair(&self) -> &KeyPair {
-        &self.0
+impl PublicKeyData for HostKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        PublicKeyData::algorithm(&self.0)
+    }
+}
+
+impl SigningKey for HostKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.0.sign(message)
+    }
+}
+
+impl Drop for HostKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 
 /// Replaces `path` as a whole with `content`, readable and writable by its owner only, and durably:
-/// after a crash there is either the old content or the new.
+/// after a crash there is either the old content or the new. What root makes in another user's directory is that user's:
+/// the daemon that runs as that user has to read it.
 ///
 /// # Errors
 /// Any failure to write, sync or rename.
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = write_beside(path, "new", content)?;
+    let temporary = write_beside(path, "new", content, belong_to_directory)?;
+    fs::rename(temporary, path)?;
+    sync_directory(path)
+}
+
+/// The same, and it is the user's who runs this, in whatever directory.
+///
+/// # Errors
+/// As [`write_private`].
+pub fn write_private_as_own(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = write_beside(path, "new", content, |_, _| Ok(()))?;
     fs::rename(temporary, path)?;
     sync_directory(path)
 }
@@ -121,34 +143,59 @@ pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
 /// # Errors
 /// `AlreadyExists`, or any failure to write or sync.
 pub fn make_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = write_beside(path, &format!("new-{}", std::process::id()), content)?;
+    let temporary = write_beside(path, &format!("new-{}", std::process::id()), content, belong_to_directory)?;
     let made = fs::hard_link(&temporary, path);
     fs::remove_file(temporary)?;
     made?;
     sync_directory(path)
 }
 
-fn write_beside(path: &Path, suffix: &str, content: &[u8]) -> io::Result<PathBuf> {
+fn write_beside(
+    path: &Path,
+    suffix: &str,
+    content: &[u8],
+    own: impl FnOnce(&File, &Path) -> io::Result<()>,
+) -> io::Result<PathBuf> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{suffix}"));
     let temporary = PathBuf::from(temporary);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     // A file left by an earlier crash keeps its mode when it is opened again.
     file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    own(&file, path)?;
     file.write_all(content)?;
     file.sync_all()?;
     Ok(temporary)
 }
 
+/// Gives a file that root makes to the user whose directory it is in.
+///
+/// # Errors
+/// The directory cannot be looked at, or the kernel refuses.
+pub fn belong_to_directory(file: &File, path: &Path) -> io::Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = fs::metadata(directory(path))?;
+    if owner.uid() == 0 {
+        return Ok(());
+    }
+    Ok(fchown(file, Some(Uid::from_raw(owner.uid())), Some(Gid::from_raw(owner.gid())))?)
+}
+
 /// A name is durable only once its directory is.
 fn sync_directory(path: &Path) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(directory)?.sync_all()
+    File::open(directory(path))?.sync_all()
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::fixture;
     use crate::seal::SealKey;
 
     fn sealer() -> Sealer {
@@ -163,6 +210,20 @@ mod tests {
         let again = HostKey::load_or_generate(&path, &sealer()).unwrap();
         assert_eq!(first.public_key(), again.public_key());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_private_key_of_an_identity_is_not_in_debug_output() {
+        let identity = fixture::host(&fixture::authority(), "here");
+        // The private number follows its tag and length (RFC 5915).
+        let der = identity.key.secret_der();
+        let start = der.windows(2).position(|bytes| bytes == [4, 32]).unwrap() + 2;
+        let number = &der[start..start + 8];
+        let shown = format!("{identity:?}");
+        let forms = [format!("{number:?}"), format!("{number:x?}"), format!("{number:02x?}")];
+        for form in forms {
+            assert!(!shown.contains(form.trim_matches(['[', ']'])), "{shown}");
+        }
     }
 
     #[test]

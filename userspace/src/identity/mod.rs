@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
 pub use authority::Authority;
 pub use key::HostKey;
@@ -78,7 +79,7 @@ pub struct Identity {
     /// The certificate chain, leaf first, without the root.
     pub chain: Vec<CertificateDer<'static>>,
     /// The private key of the leaf.
-    pub key: PrivateKeyDer<'static>,
+    pub key: Zeroizing<PrivateKeyDer<'static>>,
     /// The roots of the trust domain.
     pub bundle: Vec<CertificateDer<'static>>,
     /// Start of the leaf's validity.

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE64URL_NOPAD;
+use zeroize::Zeroizing;
 
 use super::TrustDomain;
 
@@ -83,7 +84,7 @@ impl fmt::Display for ServerAddress {
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
     /// The secret that the server knows by its hash.
-    pub secret: [u8; 32],
+    pub secret: Zeroizing<[u8; 32]>,
     /// SHA-256 of the root certificate (DER) of the trust domain.
     pub ca_fingerprint: [u8; 32],
     /// When the server stops accepting it; whole seconds.
@@ -104,9 +105,9 @@ impl JoinToken {
     ///
     /// # Errors
     /// When the operating system gives no randomness.
-    pub fn new_secret() -> Result<[u8; 32], aws_lc_rs::error::Unspecified> {
-        let mut secret = [0; 32];
-        aws_lc_rs::rand::fill(&mut secret)?;
+    pub fn new_secret() -> Result<Zeroizing<[u8; 32]>, aws_lc_rs::error::Unspecified> {
+        let mut secret = Zeroizing::new([0; 32]);
+        aws_lc_rs::rand::fill(&mut *secret)?;
         Ok(secret)
     }
 }
@@ -119,8 +120,8 @@ impl fmt::Debug for JoinToken {
 
 impl fmt::Display for JoinToken {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut bytes = Vec::with_capacity(256);
-        bytes.extend_from_slice(&self.secret);
+        let mut bytes = Zeroizing::new(Vec::with_capacity(256));
+        bytes.extend_from_slice(&*self.secret);
         bytes.extend_from_slice(&self.ca_fingerprint);
         bytes.extend_from_slice(&crate::api::unix_seconds(self.expires_at).to_be_bytes());
         push_text(&mut bytes, self.trust_domain.as_str());
@@ -141,12 +142,12 @@ impl FromStr for JoinToken {
         if encoded.len() > MAX_TEXT {
             return Err(TokenError::Damaged("it is too long"));
         }
-        let bytes = BASE64URL_NOPAD
-            .decode(encoded.as_bytes())
-            .map_err(|_| TokenError::Damaged("a character is wrong or missing"))?;
+        let bytes = BASE64URL_NOPAD.decode(encoded.as_bytes());
+        let bytes =
+            Zeroizing::new(bytes.map_err(|_| TokenError::Damaged("a character is wrong or missing"))?);
         let mut reader = Reader(&bytes);
         let token = Self {
-            secret: reader.array()?,
+            secret: reader.array()?.into(),
             ca_fingerprint: reader.array()?,
             expires_at: reader.time()?,
             trust_domain: reader.text()?,
@@ -231,7 +232,7 @@ mod tests {
             prop::collection::vec(server, 1..=8),
         )
             .prop_map(|(secret, ca_fingerprint, expiry, domain, servers)| JoinToken {
-                secret,
+                secret: secret.into(),
                 ca_fingerprint,
                 expires_at: UNIX_EPOCH + Duration::from_secs(expiry),
                 trust_domain: domain.parse().unwrap(),
@@ -264,7 +265,7 @@ mod tests {
     #[test]
     fn the_secret_is_not_in_debug_output() {
         let token = JoinToken {
-            secret: [7; 32],
+            secret: [7; 32].into(),
             ca_fingerprint: [1; 32],
             expires_at: UNIX_EPOCH,
             trust_domain: "mesh.test".parse().unwrap(),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::pbkdf2;
 use data_encoding::HEXLOWER_PERMISSIVE;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::SealError;
 use crate::identity::key::make_private;
@@ -25,8 +26,8 @@ const SALT_LENGTH: usize = 16;
 const ITERATIONS: u32 = 600_000;
 const MAKE_ONE: &str = "`openssl rand -hex 32` makes one";
 
-/// A key for sealing.
-pub struct SealKey([u8; KEY_LENGTH]);
+/// A key for sealing, overwritten when this is dropped.
+pub struct SealKey(Zeroizing<[u8; KEY_LENGTH]>);
 
 /// What turns a passphrase into a key (PBKDF2 with HMAC-SHA-256, RFC 8018), besides the passphrase. No secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,7 +131,7 @@ impl KeySource {
 impl SealKey {
     /// Of these bytes.
     pub fn from_bytes(bytes: [u8; KEY_LENGTH]) -> Self {
-        Self(bytes)
+        Self(bytes.into())
     }
 
     pub(super) fn bytes(&self) -> &[u8; KEY_LENGTH] {
@@ -151,14 +152,14 @@ impl PassphraseParameters {
     }
 }
 
-struct Passphrase<'a>(&'a Path, Vec<u8>);
+struct Passphrase<'a>(&'a Path, Zeroizing<Vec<u8>>);
 
 impl Passphrase<'_> {
     fn derive(&self, parameters: &PassphraseParameters) -> Result<SealKey, SealError> {
         let salt = HEXLOWER_PERMISSIVE.decode(parameters.salt.as_bytes());
         let salt = salt.map_err(|_| failed(self.0, "the salt that belongs to it is damaged"))?;
-        let mut key = [0; KEY_LENGTH];
-        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, parameters.iterations, &salt, &self.1, &mut key);
+        let mut key = Zeroizing::new([0; KEY_LENGTH]);
+        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, parameters.iterations, &salt, &self.1, &mut *key);
         Ok(SealKey(key))
     }
 }
@@ -173,28 +174,29 @@ fn failed(path: &Path, reason: impl Into<String>) -> SealError {
 }
 
 fn read_key(path: &Path) -> Result<SealKey, SealError> {
-    let text = fs::read_to_string(path).map_err(|error| failed(path, error.to_string()))?;
-    let bytes = HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes()).unwrap_or_default();
-    let key =
-        bytes.try_into().map_err(|_| failed(path, format!("it is not 64 hexadecimal digits; {MAKE_ONE}")))?;
-    Ok(SealKey(key))
+    let text = Zeroizing::new(fs::read(path).map_err(|error| failed(path, error.to_string()))?);
+    let bytes = Zeroizing::new(HEXLOWER_PERMISSIVE.decode(text.trim_ascii()).unwrap_or_default());
+    let key = <[u8; KEY_LENGTH]>::try_from(bytes.as_slice());
+    let key = key.map_err(|_| failed(path, format!("it is not 64 hexadecimal digits; {MAKE_ONE}")))?;
+    Ok(SealKey::from_bytes(key))
 }
 
 fn read_passphrase(path: &Path) -> Result<Passphrase<'_>, SealError> {
-    let text = fs::read(path).map_err(|error| failed(path, error.to_string()))?;
+    let text = Zeroizing::new(fs::read(path).map_err(|error| failed(path, error.to_string()))?);
     let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
     if line.is_empty() {
         Err(failed(path, "its first line is empty"))
     } else {
-        Ok(Passphrase(path, line.to_vec()))
+        Ok(Passphrase(path, line.to_vec().into()))
     }
 }
 
 /// Of two daemons that start together in one directory, one makes it and the other finds it.
 fn make_key(path: &Path) -> Result<SealKey, SealError> {
-    let mut key = [0; KEY_LENGTH];
-    aws_lc_rs::rand::fill(&mut key).map_err(|_| failed(path, "the operating system gives no randomness"))?;
-    let text = format!("{}\n", HEXLOWER_PERMISSIVE.encode(&key));
+    let mut key = Zeroizing::new([0; KEY_LENGTH]);
+    aws_lc_rs::rand::fill(&mut *key).map_err(|_| failed(path, "the operating system gives no randomness"))?;
+    let digits = Zeroizing::new(HEXLOWER_PERMISSIVE.encode(&*key));
+    let text = Zeroizing::new(format!("{}\n", *digits));
     let directory = path.parent().map(|path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path));
     directory.transpose().map_err(|error| failed(path, error.to_string()))?;
     match make_private(path, text.as_bytes()) {

@@ -9,6 +9,7 @@ mod key;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::hmac;
 use data_encoding::HEXLOWER;
+use zeroize::Zeroizing;
 
 pub use key::{DEFAULT_KEY_FILE, KeySource, PassphraseParameters, SealKey};
 
@@ -79,17 +80,19 @@ impl Sealer {
     /// The operating system gives no randomness.
     pub fn seal(&self, name: &str, secret: &[u8]) -> Result<Vec<u8>, SealError> {
         let header = header(self.id);
-        let mut content = secret.to_vec();
+        // With room for the tag: nothing is moved, and left behind, while it is not sealed yet.
+        let mut content = Vec::with_capacity(secret.len() + AES_256_GCM.tag_len());
+        content.extend_from_slice(secret);
         let nonce = self.key.seal_in_place_append_tag(authenticated(&header, name), &mut content);
         let nonce = nonce.map_err(|_| SealError::Failed(name.to_owned()))?;
         Ok([&header[..], nonce.as_ref(), &content].concat())
     }
 
-    /// Opens what was sealed under `name`.
+    /// Opens what was sealed under `name`. It is overwritten when it is dropped.
     ///
     /// # Errors
     /// [`SealError::WrongKey`], or [`SealError::Damaged`].
-    pub fn open(&self, name: &str, sealed: &[u8]) -> Result<Vec<u8>, SealError> {
+    pub fn open(&self, name: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let damaged = || SealError::Damaged(name.to_owned());
         let sealed_with = key_of(sealed).ok_or_else(damaged)?;
         if sealed_with != self.id {
@@ -97,7 +100,7 @@ impl Sealer {
         }
         let (nonce, content) = sealed[HEADER..].split_first_chunk::<NONCE_LEN>().ok_or_else(damaged)?;
         let nonce = Nonce::assume_unique_for_key(*nonce);
-        let mut content = content.to_vec();
+        let mut content = Zeroizing::new(content.to_vec());
         let opened = self.key.open_in_place(nonce, authenticated(&header(self.id), name), &mut content);
         let length = opened.map_err(|_| damaged())?.len();
         content.truncate(length);
@@ -154,7 +157,7 @@ mod tests {
     fn what_is_sealed_opens_under_its_name_only() {
         let sealed = sealer(1).seal("authority", b"a secret").unwrap();
         assert!(!sealed.windows(8).any(|bytes| bytes == b"a secret"));
-        assert_eq!(sealer(1).open("authority", &sealed).unwrap(), b"a secret");
+        assert_eq!(sealer(1).open("authority", &sealed).unwrap().as_slice(), b"a secret");
         assert!(matches!(sealer(1).open("another", &sealed), Err(SealError::Damaged(_))));
     }
 

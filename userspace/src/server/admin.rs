@@ -14,6 +14,7 @@ use crate::api::v1::local_server::Local;
 use crate::api::{unix_seconds, v1};
 use crate::identity::{JoinToken, tls};
 use crate::local::caller;
+use crate::sandbox;
 
 /// A token may be valid for at most a month.
 const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(31 * 24 * 3600);
@@ -63,6 +64,7 @@ impl Local for AdminService {
             catalog_revision: self.feed.revision(),
             servers: self.feed.servers().iter().map(ToString::to_string).collect(),
             server_error: if *self.feed.answers().borrow() { String::new() } else { OUT_OF_TOUCH.to_owned() },
+            sandbox: Some(sandbox::report()),
             ..v1::StatusResponse::default()
         }))
     }
@@ -89,7 +91,7 @@ impl Local for AdminService {
 impl AdminService {
     async fn new_token(&self, expires_at: SystemTime) -> Result<JoinToken, Status> {
         let secret = JoinToken::new_secret().map_err(|_| Status::internal("no randomness"))?;
-        let added = self.registry.add_token(&secret, expires_at).await;
+        let added = self.registry.add_token(&*secret, expires_at).await;
         added.map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(JoinToken {
             secret,

@@ -176,7 +176,7 @@ fn certify(
     let chain = [leaf].into_iter().chain(roots.intermediates()).chain(roots.bundle.iter().cloned());
     let identity = Identity::new(key, chain.collect(), roots.bundle.clone())?;
     let (renew_at, not_after) = (identity.renew_at(0.0), identity.not_after);
-    let certified = CertifiedKey::from_der(identity.chain, identity.key, &tls::provider())?;
+    let certified = CertifiedKey::from_der(identity.chain, identity.key.clone_key(), &tls::provider())?;
     let certificate = Arc::new(SingleCertAndKey::from(certified));
     let tls = tls::api_server(&id.trust_domain, &roots.bundle, certificate)?;
     Ok(Current { tls, renew_at, not_after })

@@ -11,6 +11,7 @@ mod flows;
 mod leadership;
 mod listener;
 mod mesh;
+mod needs;
 mod plaintext;
 mod policy;
 mod presence;
@@ -45,7 +46,6 @@ use tonic::service::Routes;
 use tonic::transport::Server as GrpcServer;
 use tracing::{info, warn};
 
-use crate::agent::raise_descriptor_limit;
 use crate::api::v1::administration_server::AdministrationServer;
 use crate::api::v1::local_server::LocalServer;
 use crate::api::v1::mesh_server::MeshServer;
@@ -214,8 +214,6 @@ pub struct Server {
 /// # Errors
 /// When it cannot start, or serving fails.
 pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<(), ServerError> {
-    // Each host takes a connection, and some more while it renews.
-    raise_descriptor_limit();
     match shutdown.run_until_cancelled(Server::bind(options)).await {
         Some(server) => server?.serve(shutdown).await,
         None => Ok(()),

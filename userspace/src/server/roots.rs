@@ -14,7 +14,7 @@ use super::registry::RegistryError;
 use super::rotation::RotationError;
 use crate::api::v1;
 use crate::identity::tls::fingerprint;
-use crate::identity::{Authority, Fingerprint, TrustDomain};
+use crate::identity::{Authority, Fingerprint, HostKey, TrustDomain};
 use crate::seal::Sealer;
 use crate::store::{Condition, Outcome, Store, Transaction};
 
@@ -38,7 +38,7 @@ struct StoredRoot {
     /// A certificate of it by the root before it, if there is one.
     #[serde(default)]
     crossed: Option<String>,
-    /// Private key (PKCS#8, PEM), sealed.
+    /// Private key (PKCS#8, DER), sealed.
     sealed_key: String,
 }
 
@@ -261,15 +261,14 @@ impl StoredRoots {
 
 impl StoredRoot {
     fn new(authority: &Authority, sealer: &Sealer) -> Result<Self, RegistryError> {
-        let sealed = sealer.seal(&name(authority.root()), authority.key_pem().as_bytes())?;
+        let sealed = sealer.seal(&name(authority.root()), authority.key().der())?;
         let certificate = BASE64.encode(authority.root());
         Ok(Self { certificate, crossed: None, sealed_key: BASE64.encode(&sealed) })
     }
 
     fn open(&self, trust_domain: TrustDomain, sealer: &Sealer) -> Result<Authority, RegistryError> {
         let key = sealer.open(&self.name()?, &bytes(&self.sealed_key)?)?;
-        let key = String::from_utf8(key).map_err(|_| damaged())?;
-        Ok(Authority::load(trust_domain, self.certificate()?, key)?)
+        Ok(Authority::load(trust_domain, self.certificate()?, HostKey::from_der(&key)?)?)
     }
 
     fn certificate(&self) -> Result<CertificateDer<'static>, RegistryError> {

@@ -10,7 +10,7 @@ use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
 use super::roots::AUTHORITY;
-use crate::identity::key::write_private;
+use crate::identity::key::write_private_as_own;
 use crate::store::{ANNOUNCED, Change, Condition, Outcome, Store, StoreError, Transaction};
 
 const FORMAT: &str = "murmesh-export/1";
@@ -62,7 +62,7 @@ pub async fn export(store: &dyn Store, path: &Path) -> Result<usize, TransferErr
     let count = records.len();
     let text = serde_json::to_vec(&File { format: FORMAT.to_owned(), records });
     let text = text.map_err(|error| failed(path, &error))?;
-    write_private(path, &text).map_err(|error| failed(path, &error))?;
+    write_private_as_own(path, &text).map_err(|error| failed(path, &error))?;
     Ok(count)
 }
 

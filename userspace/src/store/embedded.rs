@@ -19,6 +19,8 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::identity::key::belong_to_directory;
+
 use super::{ANNOUNCED, Applied, Change, Condition, Entry, Outcome, Store, StoreError, Transaction, Watch};
 
 /// Key to (revision, value).
@@ -257,6 +259,7 @@ fn open_private(path: &Path) -> io::Result<File> {
     let file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    belong_to_directory(&file, path)?;
     // The name of a new file is durable only once its directory is.
     if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         File::open(directory)?.sync_all()?;

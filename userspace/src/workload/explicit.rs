@@ -127,6 +127,13 @@ impl Place {
     }
 }
 
+impl Explicit {
+    /// Whether it is told by the program that a process runs, which takes looking into that.
+    pub fn is_of_program(&self) -> bool {
+        matches!(self.selects, Selects::Program(_))
+    }
+}
+
 impl FromStr for Explicit {
     type Err = String;
 

@@ -18,6 +18,7 @@ gone() {
         [ ! -e "$path" ] || fail "$path is left after a purge"
     done
     ! pgrep murmesh || fail "a daemon is left after a purge"
+    ! getent passwd murmesh || fail "the user is left after a purge"
 }
 
 if [ "$host" = murmesh00 ]; then

@@ -2,7 +2,7 @@
 //!
 //! Threats: which check is made comes from the server. A command is one program in one directory of this host, where
 //! nobody but root may write; it gets no arguments, and its whole process group is killed when its time is over. An
-//! answer over HTTP is read no further than its first line.
+//! answer over HTTP is read no further than its first line. Of the agent's capabilities a program gets none.
 
 use std::{
     io,
@@ -24,7 +24,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{policy::Probe, socket};
+use crate::{policy::Probe, sandbox, socket};
 
 /// Bytes of an answer within which its status must be.
 const MAX_STATUS_LINE: usize = 256;
@@ -83,6 +83,8 @@ impl Prober {
         let mut command = Command::new(&program);
         command.current_dir("/").env("MURMESH_ADDRESS", self.address.to_string()).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        // SAFETY: between fork and exec, one system call, and no memory is taken.
+        unsafe { command.pre_exec(sandbox::drop_all) };
         let mut child = command.spawn().map_err(|error| format!("{}: {error}", program.display()))?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         let _group = Group(group);

@@ -13,8 +13,8 @@ use clap::{Args, Subcommand};
 
 use super::output;
 use crate::{
-    agent::raise_descriptor_limit,
     bench::{self, Service, serve},
+    sandbox::raise_descriptor_limit,
 };
 
 /// The subcommands of `murmesh bench`.

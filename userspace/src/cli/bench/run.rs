@@ -12,11 +12,11 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::report::FormOptions;
 use crate::{
-    agent::raise_descriptor_limit,
     bench::{Kind, Path, Plan, Processes, Target, Workload, serve},
     bpf::DEFAULT_MARK,
     cli::RunDirectory,
     local::AGENT_SOCKET,
+    sandbox::raise_descriptor_limit,
 };
 
 /// Arguments of `murmesh bench run`.

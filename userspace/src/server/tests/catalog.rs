@@ -91,7 +91,7 @@ async fn a_certificate_of_another_mesh_is_refused() {
     let disguised = Identity {
         id: identity.id.clone(),
         chain: identity.chain.clone(),
-        key: identity.key.clone_key(),
+        key: identity.key.clone_key().into(),
         bundle,
         not_before: identity.not_before,
         not_after: identity.not_after,

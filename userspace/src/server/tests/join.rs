@@ -62,7 +62,7 @@ async fn an_expired_or_unknown_token_is_refused() {
     tokio::time::sleep(left).await;
     let refused = client.join(join_request(&token, "fcs00", &key)).await.unwrap_err();
     assert!(refused.message().contains("expired"), "{}", refused.message());
-    token.secret = [9; 32];
+    token.secret = [9; 32].into();
     let refused = client.join(join_request(&token, "fcs00", &key)).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
     assert!(world.token_for(0).await.is_err());

@@ -65,11 +65,11 @@ async fn no_file_of_server_or_agent_holds_a_secret_in_clear() {
     let directory = world.stop().await;
     assert!(files(directory.path()).len() >= 3, "database, host key and membership");
     let roots = open_roots(directory.path()).await;
-    let root_number = private_number(&HostKey::from_pem(roots.authority.key_pem()).unwrap());
+    let root_number = private_number(roots.authority.key());
     ensure_absent(directory.path(), "the root key", &root_number);
     ensure_absent(directory.path(), "the host's key", &host_number);
     for JoinToken { secret, .. } in [unused, used] {
-        ensure_absent(directory.path(), "the secret of a token", &secret);
+        ensure_absent(directory.path(), "the secret of a token", &*secret);
     }
 }
 

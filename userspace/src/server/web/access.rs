@@ -59,7 +59,7 @@ impl Access {
 
 impl Keys {
     fn add(&self, now: Instant, lifetime: Duration) -> Result<String, aws_lc_rs::error::Unspecified> {
-        let secret = HEXLOWER.encode(&JoinToken::new_secret()?);
+        let secret = HEXLOWER.encode(&*JoinToken::new_secret()?);
         let mut keys = self.valid(now);
         if keys.len() >= MAX_KEYS {
             keys.remove(0);
