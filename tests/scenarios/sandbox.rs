@@ -26,6 +26,7 @@ const SERVER: &str = include_str!("../../deploy/systemd/murmesh-server.service")
 const PASSPHRASE: &str = "a horse that is correct, a battery and a staple";
 /// In linux/capability.h.
 const CAP_NET_ADMIN: u64 = 1 << 12;
+const CAP_PERFMON: u64 = 1 << 38;
 const CAP_BPF: u64 = 1 << 39;
 
 /// What systemd makes of the unit's user, capabilities and mounts: the host's part of the BPF file system is the user's,
@@ -107,7 +108,7 @@ fn the_user_and_the_capabilities_of_the_units_are_enough() -> Result<()> {
         let status = json(host, "status")?;
         ensure!(status["healthy"] == true && status["sandbox"]["uid"] == USER, "{status}");
         // What the unit gives for workloads that are told by their program is given up where there are none.
-        let left = serde_json::json!(["CAP_BPF", "CAP_NET_ADMIN"]);
+        let left = serde_json::json!(["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
         ensure!(status["sandbox"]["capabilities"] == left, "{status}");
     }
     // Who listens on the port is found by root, who asks.
@@ -135,7 +136,7 @@ fn an_agent_that_lacks_a_capability_names_it() -> Result<()> {
     let lab = Lab::new(Topology::default())?;
     let client = lab.host("fcc00")?;
     let token = Daemons::server_only(&lab)?.token(client)?;
-    for (lacks, name) in [("bpf", "CAP_BPF"), ("net_admin", "CAP_NET_ADMIN")] {
+    for (lacks, name) in [("bpf", "CAP_BPF"), ("net_admin", "CAP_NET_ADMIN"), ("perfmon", "CAP_PERFMON")] {
         let left: Vec<_> = given(AGENT).into_iter().filter(|name| name != lacks).collect();
         let ended = Process::spawn(&mut agent_as_unit(client, &token, &left)?)?.output(DEADLINE)?;
         let said = text(&ended.stderr);
@@ -166,7 +167,7 @@ fn daemons_of_root_give_up_what_they_do_not_need_and_leave_no_core() -> Result<(
     let (first, client) = (lab.host("murmesh00")?, lab.host("fcc00")?);
     let server = first.start_server()?;
     let agent = client.start_agent(&first.create_token()?)?;
-    for (mut daemon, left) in [(agent, CAP_BPF | CAP_NET_ADMIN), (server, 0)] {
+    for (mut daemon, left) in [(agent, CAP_BPF | CAP_NET_ADMIN | CAP_PERFMON), (server, 0)] {
         for (set, wanted) in [("CapInh", left), ("CapPrm", left), ("CapEff", left), ("CapBnd", 0)] {
             let value = of_all_threads(&daemon, set)?;
             ensure!(u64::from_str_radix(&value, 16)? == wanted, "{set} is {value}");

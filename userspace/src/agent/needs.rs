@@ -6,8 +6,10 @@ use crate::{
     workload::Explicit,
 };
 
-/// Of the kernel half: to load programs and make maps, and to attach them and set the mark of sockets.
-const KERNEL_HALF: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
+/// Of the kernel half: to load programs and make maps; to attach them and set the mark of sockets; and to have the
+/// verifier accept pointer arithmetic, without which it says "pointer arithmetic with it prohibited for !root".
+const KERNEL_HALF: [Capability; 3] =
+    [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
 
 impl AgentOptions {
     /// What is needed from the start to the end, also by the agent that takes over.

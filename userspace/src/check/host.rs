@@ -93,7 +93,7 @@ fn bpf_file_system(directory: &Path) -> Finding {
 /// Source: linux/capability.h.
 fn capabilities() -> Finding {
     const NAME: &str = "capabilities";
-    const NEEDED: [(&str, u32); 2] = [("CAP_NET_ADMIN", 12), ("CAP_BPF", 39)];
+    const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status
         .lines()
@@ -103,7 +103,11 @@ fn capabilities() -> Finding {
     let missing: Vec<&str> =
         NEEDED.iter().filter(|(_, bit)| effective & (1 << bit) == 0).map(|(name, _)| *name).collect();
     if missing.is_empty() {
-        return Finding::fine(GROUP, NAME, format!("CAP_NET_ADMIN, CAP_BPF (uid {})", geteuid()));
+        return Finding::fine(
+            GROUP,
+            NAME,
+            format!("CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF (uid {})", geteuid()),
+        );
     }
     Finding::failed(
         GROUP,
