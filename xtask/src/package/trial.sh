@@ -16,7 +16,8 @@ inside() {
 added() {
     (
         cd "$place/upper"
-        find . \( -path ./var/lib/dpkg -o -path ./var/cache -o -path ./var/log -o -path ./run/systemd \) -prune \
+        find . \( -path ./var/lib/dpkg -o -path ./var/cache -o -path ./var/log -o -path ./run/systemd \
+            -o -path ./run/adduser \) -prune \
             -o ! -type d ! -path './etc/passwd*' ! -path './etc/group*' ! -path './etc/shadow*' \
             ! -path './etc/gshadow*' ! -path './etc/sub[ug]id*' ! -path ./etc/.pwd.lock -print
         find . -type d | while read -r directory; do
