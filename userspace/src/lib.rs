@@ -13,6 +13,8 @@ pub mod discovery;
 pub mod flows;
 mod http;
 pub mod identity;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod leftovers;
 mod limited_log;
 pub mod local;

@@ -48,6 +48,9 @@ pub enum WireError {
     /// A part of the policy.
     #[error(transparent)]
     Policy(#[from] InvalidMessage),
+    /// A time that no clock shows.
+    #[error("{0} is not a time at which a host was removed")]
+    Time(u64),
     /// The roots of the mesh.
     #[error("the root that signs is not among those that are trusted")]
     Trust,
@@ -277,8 +280,9 @@ fn trust(message: v1::Trust) -> Result<Trust, WireError> {
     if fingerprints(&roots).contains(&signing) { Ok(Trust { roots, signing }) } else { Err(WireError::Trust) }
 }
 
-fn refuse(removed: &mut Removed, host: &v1::RemovedHost) -> Result<(), NameError> {
-    removed.insert(host.node.parse()?, UNIX_EPOCH + Duration::from_secs(host.removed_at));
+fn refuse(removed: &mut Removed, host: &v1::RemovedHost) -> Result<(), WireError> {
+    let at = UNIX_EPOCH.checked_add(Duration::from_secs(host.removed_at));
+    removed.insert(host.node.parse()?, at.ok_or(WireError::Time(host.removed_at))?);
     Ok(())
 }
 

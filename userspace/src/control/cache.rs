@@ -19,7 +19,7 @@ use crate::api::v1;
 use crate::catalog::Catalog;
 use crate::identity::key::write_private;
 use crate::identity::{HostKey, Identity, SpiffeId};
-use crate::seal::Sealer;
+use crate::seal::{SealError, Sealer};
 
 const CACHE_FILE: &str = "cache.sealed";
 
@@ -97,7 +97,7 @@ impl Cache {
             catalog: Some(v1::CatalogEvent { revision: catalog.revision, event: Some(event) }),
             identities: identities.iter().map(|identity| StoredIdentity::from(&**identity)).collect(),
         };
-        let sealed = self.sealer.seal(&self.name, &Zeroizing::new(stored.encode_to_vec()))?;
+        let sealed = self.seal(&Zeroizing::new(stored.encode_to_vec()))?;
         write_private(&self.path, &sealed)
             .map_err(|error| ControlError::File { path: self.path.clone(), reason: error.to_string() })
     }
@@ -116,7 +116,19 @@ impl Cache {
         }
     }
 
-    fn open(&self, sealed: &[u8], host: &Identity) -> Result<Cached, String> {
+    /// Seals what is written.
+    ///
+    /// # Errors
+    /// As [`Sealer::seal`].
+    pub(crate) fn seal(&self, stored: &[u8]) -> Result<Vec<u8>, SealError> {
+        self.sealer.seal(&self.name, stored)
+    }
+
+    /// What was sealed, checked like what a server sends.
+    ///
+    /// # Errors
+    /// Why it cannot be used, in words.
+    pub(crate) fn open(&self, sealed: &[u8], host: &Identity) -> Result<Cached, String> {
         let opened = self.sealer.open(&self.name, sealed).map_err(|error| error.to_string())?;
         let stored = Stored::decode(opened.as_slice()).map_err(|error| error.to_string())?;
         let mut catalog = Catalog::default();

@@ -3,7 +3,7 @@
 //! Keys are made where they are used and never leave that host; only certificate requests do.
 
 pub mod authority;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod fixture;
 pub mod key;
 mod name;

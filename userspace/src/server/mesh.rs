@@ -245,7 +245,7 @@ impl MeshService {
 }
 
 /// Fingerprints; a mesh has two roots at most, and what a host uses is signed by them or by one that is none of them.
-fn held(list: Vec<Vec<u8>>) -> Result<Vec<Fingerprint>, Status> {
+pub(super) fn held(list: Vec<Vec<u8>>) -> Result<Vec<Fingerprint>, Status> {
     const LIMIT: usize = 4;
     let invalid = || Status::invalid_argument("these are not fingerprints of a few roots");
     if list.len() > LIMIT {
@@ -254,11 +254,11 @@ fn held(list: Vec<Vec<u8>>) -> Result<Vec<Fingerprint>, Status> {
     list.into_iter().map(|root| root.try_into().map_err(|_| invalid())).collect()
 }
 
-fn named(node: &str) -> Result<NodeName, Status> {
+pub(super) fn named(node: &str) -> Result<NodeName, Status> {
     node.parse().map_err(|error: NameError| Status::invalid_argument(error.to_string()))
 }
 
-fn verified(certificate_request: &[u8]) -> Result<VerifiedRequest, Status> {
+pub(super) fn verified(certificate_request: &[u8]) -> Result<VerifiedRequest, Status> {
     VerifiedRequest::parse(certificate_request)
         .map_err(|error: IdentityError| Status::invalid_argument(error.to_string()))
 }

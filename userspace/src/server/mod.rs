@@ -8,6 +8,8 @@ mod credentials;
 mod feed;
 mod figures;
 mod flows;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod leadership;
 mod listener;
 mod mesh;
@@ -46,6 +48,7 @@ use tonic::service::Routes;
 use tonic::transport::Server as GrpcServer;
 use tracing::{info, warn};
 
+use crate::admission::{Admission, Limits, Refusals, descriptors};
 use crate::api::v1::administration_server::AdministrationServer;
 use crate::api::v1::local_server::LocalServer;
 use crate::api::v1::mesh_server::MeshServer;
@@ -64,6 +67,7 @@ use feed::{Feed, FeedError};
 use figures::{CountCallsLayer, Counted, Figures, Timed};
 use flows::HostFlows;
 use leadership::Leadership;
+use listener::Entrance;
 use mesh::MeshService;
 pub use plaintext::{MAX_CLIENTS as MAX_PLAINTEXT_CLIENTS, MAX_PORTS as MAX_PLAINTEXT_PORTS};
 pub use policy::DEFAULT_MAX_RULES;
@@ -288,8 +292,15 @@ impl Server {
         info!(listen = ?self.addresses(), id = %self.credentials.id(), "ready");
         let mut tasks = JoinSet::new();
         let (sender, connections) = mpsc::channel(1);
+        let refusals = Arc::new(Refusals::default());
+        let entrance = Arc::new(Entrance {
+            credentials: self.credentials.clone(),
+            admission: Admission::new(Limits::of_server(descriptors())).into(),
+            refusals: refusals.clone(),
+            connections: sender,
+        });
         for listener in self.listeners {
-            tasks.spawn(listener::accept(listener, self.credentials.clone(), sender.clone()));
+            tasks.spawn(listener::accept(listener, entrance.clone()));
         }
         tasks.spawn(self.credentials.clone().keep_renewed());
         tasks.spawn(self.credentials.clone().follow_roots(self.records.clone(), self.feed.trust()));
@@ -298,6 +309,7 @@ impl Server {
             counted: self.counted.clone(),
             credentials: self.credentials.clone(),
             feed: self.feed.clone(),
+            refusals: refusals.clone(),
         };
         tasks.spawn(metrics::serve(self.metrics, Arc::new(figures)));
         let (name, store, registry) = (self.name.to_string(), self.store, self.registry.clone());
@@ -323,7 +335,8 @@ impl Server {
             shutdown: shutdown.clone(),
         };
         let registry = self.registry.clone();
-        let admin = AdminService { registry: self.registry, credentials: self.credentials, feed: self.feed };
+        let (credentials, feed) = (self.credentials, self.feed);
+        let admin = AdminService { registry: self.registry, credentials, feed, refusals };
         let routes =
             Routes::new(LocalServer::new(admin)).add_service(AdministrationServer::new(self.administration));
         let local = self.socket.serve(routes, shutdown.clone());

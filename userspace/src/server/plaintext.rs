@@ -93,7 +93,7 @@ pub fn check(report: &v1::PlaintextReport) -> Result<(), InvalidReport> {
 }
 
 /// The report by the clock of this server; nothing in it is later than `now`.
-fn by_clock(mut report: v1::PlaintextReport, now: u64) -> v1::PlaintextReport {
+pub(super) fn by_clock(mut report: v1::PlaintextReport, now: u64) -> v1::PlaintextReport {
     let theirs = report.now;
     let shift = |time: &mut u64| {
         if *time != 0 {
@@ -109,7 +109,10 @@ fn by_clock(mut report: v1::PlaintextReport, now: u64) -> v1::PlaintextReport {
 }
 
 /// What was seen before the agent was started is not in its report, and still counts.
-fn merged(report: &v1::PlaintextReport, before: Option<&v1::PlaintextReport>) -> v1::PlaintextReport {
+pub(super) fn merged(
+    report: &v1::PlaintextReport,
+    before: Option<&v1::PlaintextReport>,
+) -> v1::PlaintextReport {
     let mut ports = BTreeMap::<u32, v1::PlaintextPort>::new();
     for port in before.into_iter().flat_map(|before| &before.ports).chain(&report.ports) {
         let known = ports.entry(port.port).or_insert_with(|| v1::PlaintextPort {

@@ -151,7 +151,8 @@ impl View {
     fn put_removed(&mut self, value: &[u8]) -> Result<v1::RemovedHost, String> {
         let host: v1::RemovedHost = decoded(value)?;
         let node = host.node.parse().map_err(|error: NameError| error.to_string())?;
-        self.removed.insert(node, UNIX_EPOCH + Duration::from_secs(host.removed_at));
+        let at = UNIX_EPOCH.checked_add(Duration::from_secs(host.removed_at));
+        self.removed.insert(node, at.ok_or("the time of its removal is none")?);
         Ok(host)
     }
 

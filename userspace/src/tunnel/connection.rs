@@ -78,6 +78,12 @@ impl Tunnel {
         }
     }
 
+    /// For who sends what a tunnel does not.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn into_parts(self) -> (TcpStream, Session) {
+        (self.stream, self.session)
+    }
+
     /// Sends a control frame.
     ///
     /// # Errors

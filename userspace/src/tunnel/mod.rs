@@ -4,6 +4,8 @@ mod buffer;
 mod connection;
 mod dial;
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod incoming;
 mod outgoing;
 #[cfg(test)]

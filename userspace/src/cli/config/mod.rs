@@ -12,7 +12,6 @@ mod reference;
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context, bail};
 use clap::parser::ValueSource;
@@ -32,31 +31,46 @@ pub fn with_config_file(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString
     let Ok(matches) = root.clone().try_get_matches_from(&arguments) else { return Ok(arguments) };
     let Some((name, given)) = matches.subcommand() else { return Ok(arguments) };
     let Ok(Some(path)) = given.try_get_one::<std::path::PathBuf>("config") else { return Ok(arguments) };
-    let table = daemon_table(path, name)?;
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("{}: cannot be read; give another file with --config", path.display()))?;
     let command = root.find_subcommand(name).context("a parsed command exists")?;
+    let added = flags(command, given, &text).with_context(|| path.display().to_string())?;
     let mut extended = arguments;
-    for (key, value) in &table {
-        let added =
-            flag(command, given, key, value).with_context(|| format!("{}: [{name}]", path.display()))?;
-        extended.extend(added.into_iter().map(OsString::from));
-    }
+    extended.extend(added.into_iter().map(OsString::from));
     Ok(extended)
 }
 
-fn daemon_table(path: &Path, daemon: &str) -> anyhow::Result<Table> {
-    let text = fs::read_to_string(path)
-        .with_context(|| format!("{}: cannot be read; give another file with --config", path.display()))?;
-    let mut document: Table = text.parse().with_context(|| format!("{}", path.display()))?;
+/// A daemon's command line from a configuration file alone.
+///
+/// # Errors
+/// As [`with_config_file`], or a value is none for its flag.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn parse(text: &str, daemon: &str) -> anyhow::Result<ArgMatches> {
+    let root = Cli::command();
+    let command = root.find_subcommand(daemon).context("a daemon")?.clone().no_binary_name(true);
+    let given = command.clone().ignore_errors(true).try_get_matches_from([""; 0])?;
+    Ok(command.clone().try_get_matches_from(flags(&command, &given, text)?)?)
+}
+
+/// The arguments that stand for the table of the daemon `command`, where they were not given.
+fn flags(command: &Command, given: &ArgMatches, text: &str) -> anyhow::Result<Vec<String>> {
+    let daemon = command.get_name();
+    let mut added = Vec::new();
+    for (key, value) in &daemon_table(text, daemon)? {
+        added.extend(flag(command, given, key, value).with_context(|| format!("[{daemon}]"))?);
+    }
+    Ok(added)
+}
+
+fn daemon_table(text: &str, daemon: &str) -> anyhow::Result<Table> {
+    let mut document: Table = text.parse()?;
     if let Some(unknown) = document.keys().find(|key| !["server", "agent", "sidecar"].contains(&key.as_str()))
     {
-        bail!(
-            "{}: unknown key {unknown:?}; there are tables [server], [agent] and [sidecar]",
-            path.display()
-        );
+        bail!("unknown key {unknown:?}; there are tables [server], [agent] and [sidecar]");
     }
     match document.remove(daemon) {
         Some(Value::Table(table)) => Ok(table),
-        Some(_) => bail!("{}: {daemon:?} must be a table: [{daemon}]", path.display()),
+        Some(_) => bail!("{daemon:?} must be a table: [{daemon}]"),
         None => Ok(Table::new()),
     }
 }
