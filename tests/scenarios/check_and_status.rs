@@ -130,6 +130,7 @@ fn what_the_reading_commands_print_as_json_has_the_documented_shape() -> Result<
         "older_agents",
         "problems",
         "protection",
+        "refused",
         "role",
         "sandbox",
         "saved_revision",

@@ -25,6 +25,7 @@ mod half_close;
 mod health;
 mod hooks;
 mod host_removal;
+mod hostile_floods;
 mod hostile_peers;
 mod in_clear;
 mod instances;

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::admission::{Refusals, Refused};
+
 /// Messages, clients and servers of package `murmesh.v1`.
 #[expect(
     missing_docs,
@@ -20,6 +22,12 @@ pub const MAX_REQUEST_BYTES: usize = 1 << 20;
 
 /// The largest message that an agent or the command line reads from its own server or daemon, in bytes.
 pub const MAX_RESPONSE_BYTES: usize = 64 << 20;
+
+/// Connections that were refused, by reason, without those reasons for which there were none.
+pub fn refused(refusals: &Refusals) -> Vec<v1::Refused> {
+    let refused = |(reason, count): (Refused, u64)| v1::Refused { reason: reason.name().to_owned(), count };
+    refusals.all().filter(|(_, count)| *count > 0).map(refused).collect()
+}
 
 /// Seconds since the Unix epoch, rounded down; 0 for anything before it.
 pub fn unix_seconds(time: SystemTime) -> u64 {

@@ -1,5 +1,6 @@
 //! Murmesh: transparent mutual TLS between plain Linux hosts, steered by eBPF.
 
+pub mod admission;
 pub mod agent;
 pub mod api;
 pub mod bench;
@@ -11,10 +12,10 @@ pub mod cli;
 pub mod control;
 pub mod discovery;
 pub mod flows;
-mod http;
-pub mod identity;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod http;
+pub mod identity;
 pub mod leftovers;
 mod limited_log;
 pub mod local;

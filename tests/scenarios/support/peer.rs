@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -19,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::rustls::ClientConnection;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
@@ -141,7 +143,7 @@ pub fn say_at_once(from: &Host, target: SocketAddr, bytes: &[u8], count: usize) 
         for _ in 0..count {
             let bytes = bytes.to_vec();
             attempts.spawn(async move {
-                let mut stream = TcpStream::connect(target).await?;
+                let Some(mut stream) = connect(target).await? else { return Ok(Duration::ZERO) };
                 // It may be closed while we write.
                 let _ = stream.write_all(&bytes).await;
                 until_closed(&mut stream).await
@@ -151,22 +153,78 @@ pub fn say_at_once(from: &Host, target: SocketAddr, bytes: &[u8], count: usize) 
     })
 }
 
-/// Opens `count` connections on which nothing is ever said, calls `connected` when all are there, and returns the
-/// longest time that the agent keeps one.
+/// Opens `count` connections on which `bytes` are said and then nothing, calls `connected` when all are there, and
+/// returns the longest time that the agent keeps one.
 pub fn hold(
     from: &Host,
     target: SocketAddr,
+    bytes: &[u8],
     count: usize,
     connected: impl FnOnce() + Send,
 ) -> Result<Duration> {
     on(from, async {
         let mut attempts = JoinSet::new();
         for _ in 0..count {
-            let mut stream = TcpStream::connect(target).await?;
+            let Some(mut stream) = connect(target).await? else { continue };
+            // It may be refused by now.
+            let _ = stream.write_all(bytes).await;
             attempts.spawn(async move { until_closed(&mut stream).await });
         }
         connected();
         longest(attempts).await
+    })
+}
+
+/// Says `bytes` one by one, with a `pause` after each, and returns how long the agent listens.
+pub fn drip(from: &Host, target: SocketAddr, bytes: &[u8], pause: Duration) -> Result<Duration> {
+    on(from, async {
+        let started = Instant::now();
+        let Some(mut stream) = connect(target).await? else { return Ok(Duration::ZERO) };
+        let (mut reading, mut writing) = stream.split();
+        let drip = async {
+            let mut ticks = tokio::time::interval(pause);
+            for byte in bytes.chunks(1) {
+                ticks.tick().await;
+                if writing.write_all(byte).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let (closed, ()) = tokio::join!(until_closed(&mut reading), drip);
+        closed?;
+        Ok(started.elapsed())
+    })
+}
+
+/// The first thing that an agent with `identity` says to `target`.
+pub fn hello(identity: &Identity, target: &Target) -> Result<Vec<u8>> {
+    let config = tls::tunnel_client(identity, &target.id)?;
+    let mut client = ClientConnection::new(config, target.address.ip().into())?;
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello)?;
+    Ok(hello)
+}
+
+/// Opens tunnels, of which some may be refused, calls `opened` when it has tried to open `count`, and keeps them until
+/// `release` is dropped.
+pub fn hold_tunnels(
+    from: &Host,
+    identity: &Identity,
+    target: &Target,
+    count: usize,
+    opened: impl FnOnce() + Send,
+    release: Receiver<()>,
+) -> Result<()> {
+    on(from, async move {
+        let config = tls::tunnel_client(identity, &target.id)?;
+        let mut tunnels = Vec::new();
+        for _ in 0..count {
+            tunnels.extend(dial(target.address, config.clone(), target.service, None).await);
+        }
+        opened();
+        // The sender sends nothing.
+        let _ = release.recv();
+        Ok(())
     })
 }
 
@@ -184,6 +242,15 @@ pub fn impersonate(
         let acceptor = TlsAcceptor::from(tls::tunnel_server(identity)?);
         Ok(timeout(PATIENCE, acceptor.accept(stream)).await?.map(drop).map_err(|error| error.to_string()))
     })
+}
+
+/// `None` if it was reset before we knew that it was made.
+async fn connect(target: SocketAddr) -> Result<Option<TcpStream>> {
+    match TcpStream::connect(target).await {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if is_end(&error) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn longest(attempts: JoinSet<Result<Duration>>) -> Result<Duration> {

@@ -20,7 +20,7 @@ use super::{
     whois,
 };
 use crate::{
-    api::{unix_seconds, v1},
+    api::{refused, unix_seconds, v1},
     bpf::{Counted, Counters, HOOKS, Hook, Pins, Plaintext, attached_hooks},
     catalog::Catalog,
     control::{Control, ServerStatus},
@@ -253,6 +253,7 @@ impl v1::local_server::Local for AgentLocal {
             first_end: unix_seconds(self.first_end(&current)),
             older_agents: self.older.now().into_iter().map(v1::OlderAgent::from).collect(),
             sandbox: Some(sandbox::report()),
+            refused: refused(&self.shared.refusals),
         }))
     }
 

@@ -247,12 +247,15 @@ fn local_services(catalog: &Catalog, served: &Served, own: &SpiffeId) -> LocalSe
         .filter(|host| !is_own(&host.node))
         .map(|host| (host.node.clone(), host.report.addresses.iter().copied().collect()))
         .collect();
+    let hosts = catalog.addresses().into_iter().filter(|(_, node)| !is_own(node));
+    let hosts = hosts.map(|(address, node)| (address, node.clone())).collect();
     let mut named = BTreeMap::new();
     for service in catalog.policy.services().values().filter(|service| service.hosts.iter().any(is_own)) {
         named.entry(service.port).or_insert_with(|| service.clone());
     }
     let (addresses, listeners) = (served.addresses.clone(), served.listeners.clone());
-    let mut services = LocalServices { addresses, listeners, peers, named, ..LocalServices::default() };
+    let mut services =
+        LocalServices { addresses, listeners, peers, hosts, named, ..LocalServices::default() };
     let Some(node) = own.node() else { return services };
     let ports: BTreeSet<_> = services.listeners.iter().map(|listener| listener.address.port()).collect();
     let destinations = ports

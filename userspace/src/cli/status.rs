@@ -1,13 +1,14 @@
 //! `murmesh status`. JSON: `{healthy, protection, problems, warnings, role, node, version, trust_domain, spiffe_id,
 //! certificate_expires_at, catalog_revision, saved_revision, first_certificate_ends_at, endpoints,
-//! contested_addresses, servers, connected_server, interception, traffic, encryption, older_agents, sandbox}`. `sandbox`
-//! is what is left to the daemon, `{uid, capabilities, no_new_privileges, system_calls_filtered, core_dumps, files,
-//! descriptors}`. `older_agents` are
-//! `[{pid, version, streams}]`, those that were taken over and still carry connections. `interception` is `{cgroup,
-//! bpf_dir, attached, missing, canary_error, map_problems, unheld_services, faults}`, `traffic` has the counters of the running
-//! agent, and `encryption` what was and was not encrypted; each is null where it does not apply. `protection` is
-//! "protected", "partly" or "not protected", and null of a server.
+//! contested_addresses, servers, connected_server, interception, traffic, encryption, older_agents, sandbox, refused}`.
+//! `older_agents` are `[{pid, version, streams}]`, those that were taken over and still carry connections. `interception`
+//! is `{cgroup, bpf_dir, attached, missing, canary_error, map_problems, unheld_services, faults}`, `traffic` has the
+//! counters of the running agent, and `encryption` what was and was not encrypted; each is null where it does not apply.
+//! `sandbox` is what is left to the daemon, `{uid, capabilities, no_new_privileges, system_calls_filtered, core_dumps,
+//! files, descriptors}`. `refused` is how many connections to the daemon's port for others were refused, by reason.
+//! `protection` is "protected", "partly" or "not protected", and null of a server.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -54,6 +55,7 @@ struct Status<'a> {
     encryption: Option<Encryption<'a>>,
     older_agents: Vec<OlderAgent<'a>>,
     sandbox: Option<Sandbox<'a>>,
+    refused: BTreeMap<&'a str, u64>,
 }
 
 /// One that was taken over, and still carries connections.
@@ -238,6 +240,10 @@ fn page(
     if let Some(traffic) = &status.traffic {
         lines.extend(traffic_lines(traffic));
     }
+    if !status.refused.is_empty() {
+        let refused = status.refused.iter().map(|refused| format!("{} {}", refused.count, refused.reason));
+        lines.push(("refused", refused.collect::<Vec<_>>().join(", ")));
+    }
     if let Some(encryption) = &status.encryption {
         lines.extend(encryption::lines(encryption, now));
     }
@@ -318,6 +324,7 @@ impl<'a> Status<'a> {
             encryption: status.encryption.as_ref().map(Encryption::from),
             older_agents: status.older_agents.iter().map(OlderAgent::from).collect(),
             sandbox: status.sandbox.as_ref().map(Sandbox::from),
+            refused: status.refused.iter().map(|refused| (refused.reason.as_str(), refused.count)).collect(),
         }
     }
 }

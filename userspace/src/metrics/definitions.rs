@@ -100,7 +100,7 @@ definitions! {
     PLAINTEXT_CONNECTIONS: Agent Counter "plaintext_connections" ["port", "service", "source"] "Connections in clear that services of this host got, by port. source: mesh, outside.";
     TUNNELS_IDLE: Agent Gauge "tunnels_idle" [] "Tunnels at rest that this host opened, ready for the next connection.";
     TUNNEL_HANDSHAKES: Agent Counter "tunnel_handshakes" [] "TLS handshakes begun by this host.";
-    TUNNEL_REFUSALS: Agent Counter "tunnel_refusals" ["reason"] "Connections to the tunnel port that did not become a tunnel (handshake), and tunnels that were closed because the other side broke the protocol (protocol).";
+    TUNNEL_REFUSALS: Agent Counter "tunnel_refusals" ["reason"] "Connections to the tunnel port that did not become a tunnel, and tunnels that were closed because the other side broke the protocol; each reason is explained in the documentation.";
     MISSING_RECORDS: Agent Counter "missing_records" [] "Intercepted connections that were reset because no original destination was recorded for them.";
     ENDPOINTS: Agent Gauge "endpoints" [] "Addresses that lead through the mesh.";
     PUBLISHED_REVISION: Agent Gauge "published_revision" [] "Revision of catalog and policy that the data path goes by. It follows catalog_revision within a moment.";
@@ -117,6 +117,7 @@ definitions! {
     SERVER_STORE_SECONDS: Server Histogram "server_store_seconds" ["operation"] "How long the database took to answer. operation: get, list, commit.";
     SERVER_STORE_ERRORS: Server Counter "server_store_errors" ["operation"] "Calls that the database did not answer, or not well.";
     SERVER_CALLS: Server Counter "server_calls" ["call", "result"] "Calls of hosts. call: the name of the call in the API. result: ok, or the gRPC code of the refusal.";
+    SERVER_REFUSALS: Server Counter "server_refusals" ["reason"] "Connections to the server's port that were refused, or cut off before they had proved who they are; each reason is explained in the documentation.";
     SERVER_CERTIFICATES: Server Counter "server_certificates_signed" ["subject"] "Certificates that this server has signed. subject: host, workload, service.";
     SERVER_RULES: Server Gauge "server_rules" [] "Rules of the policy.";
     SERVER_SERVICES: Server Gauge "server_services" ["mode"] "Named services, by the mode that they have.";

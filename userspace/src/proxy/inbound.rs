@@ -22,12 +22,12 @@ use super::{
     live::Forbidden,
     relay::relay,
     rules::ALLOWED,
-    traffic::Counter,
     worker::Worker,
 };
 use crate::{
+    admission::{Refusal, Refused, Seat, Source, Unproved},
     discovery::{ListeningSocket, listening_sockets},
-    identity::{SpiffeId, tls},
+    identity::{NodeName, SpiffeId, tls},
     limited_log::LimitedLog,
     policy::{Action, Verdict},
     socket,
@@ -59,20 +59,22 @@ static NOT_A_TUNNEL: LimitedLog = LimitedLog::new();
 /// Serves one connection to the tunnel port.
 pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) {
     // What a handshake needs is given back after it, and tunnels are many.
-    let Accepted { mut tunnel, presented } = match Box::pin(handshake(&worker, connection)).await {
-        Ok(accepted) => accepted,
-        Err(error) => {
-            worker.shared.traffic.add(Counter::HandshakesRefused, 1);
-            if let Some(withheld) = NOT_A_TUNNEL.permit() {
-                info!(%from, withheld, "refused on the tunnel port: {error}");
+    let Accepted { mut tunnel, presented, seat: _seat } =
+        match Box::pin(handshake(&worker, connection, from)).await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                let reason = Refused::of(&error);
+                worker.shared.refusals.add(reason);
+                if let Some(withheld) = NOT_A_TUNNEL.permit() {
+                    info!(%from, withheld, reason = reason.name(), "refused on the tunnel port: {error}");
+                }
+                return;
             }
-            return;
-        }
-    };
+        };
     debug!(%from, peer = %tunnel.peer().id, "tunnel accepted");
     let end = streams(&worker, &mut tunnel, &presented, from).await;
     if let Err(error @ (TunnelError::Protocol(_) | TunnelError::Tls(_))) = &end {
-        worker.shared.traffic.add(Counter::ProtocolErrors, 1);
+        worker.shared.refusals.add(Refused::BrokeProtocol);
         info!(%from, peer = %tunnel.peer().id, "tunnel closed: {error}");
     }
 }
@@ -81,24 +83,62 @@ pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) 
 struct Accepted {
     tunnel: Box<Tunnel>,
     presented: Arc<SpiffeId>,
+    seat: Seat,
 }
 
-/// TLS with any caller of the mesh, as the service that it asks for. Bounded in time, and in number once a whole
-/// ClientHello is here: those beyond the limit wait in order for a permit, within the same time. Whoever says nothing
-/// takes no permit from those who do.
-async fn handshake(worker: &Worker, connection: TcpStream) -> io::Result<Accepted> {
+/// The place of a connection during its handshake: one of the host whose address it comes from, or one of a stranger.
+enum Place {
+    Host(Seat),
+    Stranger(#[expect(dead_code, reason = "held during the handshake")] Unproved),
+}
+
+impl Place {
+    fn take(worker: &Worker, from: IpAddr) -> Result<Self, Refused> {
+        let (admission, services) = (&worker.shared.admission, worker.shared.services.load());
+        match services.hosts.get(&from.to_canonical()) {
+            Some(node) => admission.seat(node).map(Self::Host),
+            None => admission.admit(from.into()).map(Self::Stranger),
+        }
+    }
+
+    /// That of the host who it turned out to be.
+    fn proved(self, worker: &Worker, node: Option<&NodeName>) -> Result<Seat, Refused> {
+        match (self, node) {
+            (Self::Host(seat), Some(node)) if seat.node() == node => Ok(seat),
+            (_, Some(node)) => worker.shared.admission.seat(node),
+            (_, None) => Err(Refused::Certificate),
+        }
+    }
+}
+
+/// TLS with any caller of the mesh, as the service that it asks for. Bounded in time, and in number: those beyond the
+/// limit are reset at once. Once a whole ClientHello is here, those beyond another limit wait in order for a permit,
+/// within the same time. Whoever says nothing takes no permit from those who do.
+async fn handshake(worker: &Worker, connection: TcpStream, from: SocketAddr) -> io::Result<Accepted> {
+    let place = match Place::take(worker, from.ip()) {
+        Ok(place) => place,
+        Err(reason) => {
+            // Nothing of it is left, here or in the kernel.
+            let _ = socket::reset_on_close(&connection);
+            return Err(io::Error::other(reason));
+        }
+    };
+    let (source, is_host) = (Source::from(from.ip()), matches!(place, Place::Host(_)));
     let own = connection.local_addr()?.ip().to_canonical();
     let mut presented = None;
     let choose = async |name: Option<&str>| {
         let identity = identity(worker, own, name).await?;
         presented = Some(identity.id.clone());
-        Ok((worker.handshakes.acquire().await, identity.acceptor.clone()))
+        Ok((worker.handshakes.permit(source, is_host).await, identity.acceptor.clone()))
     };
     let tunnel = answer(connection, choose).await?;
     if worker.shared.refuses(tunnel.peer()) {
-        return Err(io::Error::other(format!("the host of {} was removed from the mesh", tunnel.peer().id)));
+        let detail = format!("the host of {} was removed from the mesh", tunnel.peer().id);
+        return Err(io::Error::other(Refusal { reason: Refused::Removed, detail }));
     }
+    let seat = place.proved(worker, tunnel.peer().host()).map_err(io::Error::other)?;
     Ok(Accepted {
+        seat,
         tunnel,
         presented: presented.unwrap_or_else(|| worker.shared.identities.host().id.clone()),
     })

@@ -9,6 +9,7 @@ pub mod access_log;
 mod callers;
 mod carry;
 pub mod ending;
+mod handshakes;
 mod held;
 pub mod identities;
 mod inbound;
@@ -43,6 +44,7 @@ pub use services::{FormerlyNamed, LocalServices};
 pub use worker::{BoundWorkers, Listen, WorkerListeners, Workers};
 
 use crate::{
+    admission::{Admission, Limits, Refusals, descriptors},
     flows::Flows,
     identity::{Identity, IdentityError, NodeName, PeerIdentity, Removed},
     observe::Observer,
@@ -74,6 +76,10 @@ pub struct Shared {
     pub traffic: Traffic,
     /// What is counted by service.
     pub tally: Tally,
+    /// Connections to the tunnel port.
+    pub admission: Arc<Admission>,
+    /// Those that did not become a tunnel, and tunnels that broke the protocol.
+    pub refusals: Refusals,
     /// Where what becomes of connections is told.
     pub observer: Arc<Observer>,
     /// Who of this host connects to whom.
@@ -102,6 +108,8 @@ impl Shared {
             node,
             traffic: Traffic::default(),
             tally: Tally::default(),
+            admission: Admission::new(Limits::of_agent(descriptors())).into(),
+            refusals: Refusals::default(),
             observer: Arc::default(),
             flows: Arc::default(),
             mark,

@@ -22,6 +22,8 @@ pub struct LocalServices {
     pub listeners: BTreeSet<Listener>,
     /// Addresses of the other hosts, by node.
     pub peers: HashMap<NodeName, HashSet<IpAddr>>,
+    /// The other hosts, by address.
+    pub hosts: HashMap<IpAddr, NodeName>,
     /// Named services of this host, by port.
     pub named: BTreeMap<u16, Arc<Service>>,
     /// Those whose names were others a moment ago.

@@ -21,13 +21,9 @@ pub enum Counter {
     TunnelHandshakes,
     /// Intercepted connections without a record of their original destination: reset.
     MissingRecords,
-    /// Connections to the tunnel port that did not become a tunnel.
-    HandshakesRefused,
-    /// Tunnels closed because the other side broke the protocol.
-    ProtocolErrors,
 }
 
-const COUNT: usize = Counter::ProtocolErrors as usize + 1;
+const COUNT: usize = Counter::MissingRecords as usize + 1;
 
 /// All figures. Touched when streams begin and end, not for each chunk.
 #[derive(Debug, Default)]

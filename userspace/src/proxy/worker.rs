@@ -13,20 +13,17 @@ use anyhow::Context;
 use tokio::{
     net::TcpListener,
     runtime::{Builder, LocalOptions},
-    sync::{Semaphore, oneshot},
+    sync::oneshot,
     task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Origin, Shared, accept::accept, access_log, callers::Callers, inbound, judge::Judge, live::Live,
-    outbound, pool::Pool, sources::Sources, traffic::Counter, watchdog::Watchdog,
+    Origin, Shared, accept::accept, access_log, callers::Callers, handshakes::Handshakes, inbound,
+    judge::Judge, live::Live, outbound, pool::Pool, sources::Sources, traffic::Counter, watchdog::Watchdog,
 };
 use crate::{flows::RecentFlows, socket};
-
-/// Handshakes that a worker does at a time.
-const MAX_HANDSHAKES: usize = 256;
 
 /// How often tunnels at rest are looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -78,8 +75,8 @@ pub struct Worker {
     pub pool: Rc<Pool>,
     /// From where it dials this host's services.
     pub sources: Sources,
-    /// Permits for handshakes.
-    pub handshakes: Semaphore,
+    /// Permits for handshakes with who connects.
+    pub handshakes: Handshakes,
     /// What tells who connects.
     pub callers: Callers,
     /// What tells who may.
@@ -332,7 +329,7 @@ fn run(shared: Arc<Shared>, origin: Origin, bound: WorkerListeners, phases: Phas
             origin,
             pool,
             sources: Sources::default(),
-            handshakes: Semaphore::new(MAX_HANDSHAKES),
+            handshakes: Handshakes::default(),
             watchdog: Watchdog::default(),
             stop: stop.clone(),
             handed_over: handed_over.clone(),

@@ -10,8 +10,9 @@ use super::credentials::Credentials;
 use super::feed::Feed;
 use super::mesh::OUT_OF_TOUCH;
 use super::registry::Registry;
+use crate::admission::Refusals;
 use crate::api::v1::local_server::Local;
-use crate::api::{unix_seconds, v1};
+use crate::api::{refused, unix_seconds, v1};
 use crate::identity::{JoinToken, tls};
 use crate::local::caller;
 use crate::sandbox;
@@ -24,6 +25,7 @@ pub struct AdminService {
     pub registry: Arc<Registry>,
     pub credentials: Arc<Credentials>,
     pub feed: Arc<Feed>,
+    pub refusals: Arc<Refusals>,
 }
 
 #[tonic::async_trait]
@@ -65,6 +67,7 @@ impl Local for AdminService {
             servers: self.feed.servers().iter().map(ToString::to_string).collect(),
             server_error: if *self.feed.answers().borrow() { String::new() } else { OUT_OF_TOUCH.to_owned() },
             sandbox: Some(sandbox::report()),
+            refused: refused(&self.refusals),
             ..v1::StatusResponse::default()
         }))
     }

@@ -20,13 +20,14 @@ use tonic::{Code, Status, codegen::Service, codegen::http};
 
 use super::{credentials::Credentials, feed::Feed, mesh::OUT_OF_TOUCH, view::View};
 use crate::{
+    admission::Refusals,
     identity::{NodeName, Subject},
     metrics::{
         self, Page, Source,
         definitions::{
-            CATALOG_REVISION, SERVER_CALLS, SERVER_CERTIFICATES, SERVER_HOSTS, SERVER_LEADER, SERVER_RULES,
-            SERVER_SERVICES, SERVER_STORE_ERRORS, SERVER_STORE_SECONDS, SERVER_STORE_UP, SERVER_WATCHES,
-            SERVERS,
+            CATALOG_REVISION, SERVER_CALLS, SERVER_CERTIFICATES, SERVER_HOSTS, SERVER_LEADER,
+            SERVER_REFUSALS, SERVER_RULES, SERVER_SERVICES, SERVER_STORE_ERRORS, SERVER_STORE_SECONDS,
+            SERVER_STORE_UP, SERVER_WATCHES, SERVERS,
         },
         number,
     },
@@ -121,6 +122,7 @@ pub struct Figures {
     pub counted: Arc<Counted>,
     pub credentials: Arc<Credentials>,
     pub feed: Arc<Feed>,
+    pub refusals: Arc<Refusals>,
 }
 
 #[tonic::async_trait]
@@ -128,6 +130,9 @@ impl Source for Figures {
     async fn figures(&self, page: &mut Page) {
         metrics::daemon(page, "server", self.credentials.not_after());
         self.counted.figures(page);
+        for (reason, count) in self.refusals.all() {
+            page.counter(&SERVER_REFUSALS, &[reason.name()], count);
+        }
         let answers = *self.feed.answers().borrow();
         page.gauge(&SERVER_STORE_UP, &[], f64::from(u8::from(answers)));
         self.feed.read(|view| self.view(page, view));

@@ -1,13 +1,15 @@
 //! Accepts TLS connections, with bounds on how many there are and how long a handshake may take.
 //!
 //! Threats: anybody may connect. A peer without a certificate can only join or renew, and is cut off after
-//! a few seconds; a peer with one is cut off when it expires, so that nothing outlives it.
+//! a few seconds, or a few kilobytes; a peer with one is cut off when it expires, so that nothing outlives it, and one
+//! host has no more than a few connections. Who is refused does not keep the next one waiting.
 
+use std::fmt::Display;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use nix::ifaddrs::getifaddrs;
@@ -15,27 +17,32 @@ use nix::net::if_::InterfaceFlags;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
-use tracing::{debug, warn};
+use tracing::{info, warn};
 
 use super::credentials::Credentials;
 use super::{DEFAULT_PORT, ServerError};
+use crate::admission::{Admission, Refusals, Refused, Seat, Unproved};
 use crate::identity::token::ServerAddress;
 use crate::identity::{PeerIdentity, peer_identity};
+use crate::limited_log::LimitedLog;
 use crate::socket;
 
-const MAX_CONNECTIONS: usize = 8192;
-const MAX_HANDSHAKES: usize = 512;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection without a client certificate may last: joining is one call.
 const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(15);
+/// What it may send: a call of some hundred bytes, and what HTTP/2 needs.
+const ANONYMOUS_BYTES: usize = 32 * 1024;
 /// Pause after a failed accept, for instance when there are too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 1024;
+
+/// Anybody who reaches the port can be refused.
+static NOT_A_CALLER: LimitedLog = LimitedLog::new();
 
 /// Binds every address, or port 9190 of all addresses when there is none.
 ///
@@ -107,17 +114,21 @@ fn first_address() -> Option<IpAddr> {
     addresses.filter(reachable).min_by_key(IpAddr::is_ipv6)
 }
 
+/// What all listeners of a server share.
+pub struct Entrance {
+    /// The server's certificate, and whom it trusts.
+    pub credentials: Arc<Credentials>,
+    /// How many connections there may be.
+    pub admission: Arc<Admission>,
+    /// Connections that were refused.
+    pub refusals: Arc<Refusals>,
+    /// Takes those whose handshake succeeded.
+    pub connections: mpsc::Sender<io::Result<TlsConnection>>,
+}
+
 /// Accepts connections for as long as it is run, and hands over those whose handshake succeeded.
-pub async fn accept(
-    listener: TcpListener,
-    credentials: Arc<Credentials>,
-    connections: mpsc::Sender<io::Result<TlsConnection>>,
-) {
-    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+pub async fn accept(listener: TcpListener, entrance: Arc<Entrance>) {
     loop {
-        let Ok(permit) = limit.clone().acquire_owned().await else { return };
-        let Ok(handshake) = handshakes.clone().acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -126,42 +137,68 @@ pub async fn accept(
                 continue;
             }
         };
-        let (acceptor, connections) = (TlsAcceptor::from(credentials.tls()), connections.clone());
-        tokio::spawn(async move {
-            match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake_with(acceptor, stream, peer, permit))
-                .await
-            {
-                Ok(Ok(connection)) => {
-                    drop(handshake);
-                    // Fails only when the server is stopping.
-                    let _ = connections.send(Ok(connection)).await;
-                }
-                Ok(Err(error)) => debug!(%peer, %error, "a TLS handshake failed"),
-                Err(_) => debug!(%peer, "a TLS handshake took too long"),
+        match entrance.admission.admit(peer.ip().into()) {
+            Ok(place) => {
+                let entrance = entrance.clone();
+                tokio::spawn(async move { entrance.shake_hands(stream, peer, place).await });
             }
-        });
+            Err(reason) => {
+                // Nothing of it is left, here or in the kernel.
+                let _ = socket::reset_on_close(&stream);
+                entrance.refused(peer, reason, &reason);
+            }
+        }
     }
 }
 
-async fn handshake_with(
-    acceptor: TlsAcceptor,
-    stream: TcpStream,
-    address: SocketAddr,
-    permit: OwnedSemaphorePermit,
-) -> io::Result<TlsConnection> {
-    stream.set_nodelay(true)?;
-    socket::notice_death(&stream)?;
-    let stream = acceptor.accept(stream).await?;
-    let identity = match stream.get_ref().1.peer_certificates() {
-        Some(chain) => Some(peer_identity(chain).map_err(io::Error::other)?),
-        None => None,
-    };
-    let lifetime = match &identity {
-        Some(peer) => peer.not_after.duration_since(SystemTime::now()).unwrap_or_default(),
-        None => ANONYMOUS_LIFETIME,
-    };
-    let peer = Peer { address, identity };
-    Ok(TlsConnection { stream, peer, deadline: Box::pin(tokio::time::sleep(lifetime)), _permit: permit })
+impl Entrance {
+    async fn shake_hands(&self, stream: TcpStream, peer: SocketAddr, place: Unproved) {
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream, peer, place)).await;
+        match handshake.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            // Fails only when the server is stopping.
+            Ok(connection) => _ = self.connections.send(Ok(connection)).await,
+            Err(error) => self.refused(peer, Refused::of(&error), &error),
+        }
+    }
+
+    fn refused(&self, peer: SocketAddr, reason: Refused, error: &dyn Display) {
+        self.refusals.add(reason);
+        if let Some(withheld) = NOT_A_CALLER.permit() {
+            info!(%peer, withheld, reason = reason.name(), "refused on the server's port: {error}");
+        }
+    }
+
+    /// A caller without a certificate keeps the place of one that has not proved who it is, for as long as it is here.
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        place: Unproved,
+    ) -> io::Result<TlsConnection> {
+        stream.set_nodelay(true)?;
+        socket::notice_death(&stream)?;
+        let stream = TlsAcceptor::from(self.credentials.tls()).accept(stream).await?;
+        let session = stream.get_ref().1;
+        if session.alpn_protocol().is_none() {
+            return Err(io::Error::other(Refused::OtherProtocol));
+        }
+        let identity = match session.peer_certificates() {
+            Some(chain) => Some(peer_identity(chain).map_err(io::Error::other)?),
+            None => None,
+        };
+        let (place, budget, lifetime) = match &identity {
+            Some(peer) => {
+                let node = peer.host().ok_or_else(|| io::Error::other(Refused::Certificate))?;
+                let seat = self.admission.seat(node).map_err(io::Error::other)?;
+                let lifetime = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+                (Place::Host(seat), usize::MAX, lifetime)
+            }
+            None => (Place::Unproved(place), ANONYMOUS_BYTES, ANONYMOUS_LIFETIME),
+        };
+        let deadline = Box::pin(tokio::time::sleep(lifetime));
+        let (peer, refusals) = (Peer { address, identity }, self.refusals.clone());
+        Ok(TlsConnection { stream, peer, deadline, budget, refusals, _place: place })
+    }
 }
 
 /// Who is at the other end of a connection. Calls find it among their request's extensions.
@@ -173,12 +210,21 @@ pub struct Peer {
     pub identity: Option<PeerIdentity>,
 }
 
-/// An accepted connection, which fails at its deadline.
+/// An accepted connection, which fails at its deadline, and when it has sent more than it may.
 pub struct TlsConnection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
     deadline: Pin<Box<Sleep>>,
-    _permit: OwnedSemaphorePermit,
+    /// Bytes that it may still send.
+    budget: usize,
+    refusals: Arc<Refusals>,
+    _place: Place,
+}
+
+/// What counts a connection among the others.
+enum Place {
+    Unproved(#[expect(dead_code, reason = "held until the connection ends")] Unproved),
+    Host(#[expect(dead_code, reason = "held until the connection ends")] Seat),
 }
 
 impl Connected for TlsConnection {
@@ -198,7 +244,19 @@ impl AsyncRead for TlsConnection {
         if self.deadline.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        let read = buffer.filled().len() - before;
+        match self.budget.checked_sub(read) {
+            Some(left) => {
+                self.budget = left;
+                Poll::Ready(Ok(()))
+            }
+            None => {
+                self.refusals.add(Refused::TooMuch);
+                Poll::Ready(Err(io::Error::other(Refused::TooMuch)))
+            }
+        }
     }
 }
 

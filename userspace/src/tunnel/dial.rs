@@ -115,7 +115,12 @@ pub async fn answer<Permit>(
     choose: impl AsyncFnOnce(Option<&str>) -> io::Result<(Permit, Arc<ServerConfig>)>,
 ) -> io::Result<Box<Tunnel>> {
     socket::tune_tunnel(&stream)?;
-    let established = within(HANDSHAKE_TIMEOUT, tls::accept(&mut stream, choose)).await?;
+    let established = within(HANDSHAKE_TIMEOUT, tls::accept(&mut stream, choose)).await;
+    if established.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+        // Who does not answer would have the kernel keep what is left of the connection.
+        socket::reset_on_close(&stream)?;
+    }
+    let established = established?;
     let peer = peer_identity(&established.chain).map_err(io::Error::other)?;
     Ok(Box::new(Tunnel::new(stream, established, Side::Acceptor, peer)))
 }

@@ -22,6 +22,9 @@ use super::{
 /// Pieces of a stream that are passed on by one call.
 pub const MAX_PIECES: usize = 16;
 
+/// Records in a row that may carry nothing. Each costs the one who gets it more than the one who sends it.
+const MAX_BARREN: u8 = 32;
+
 /// The alert that ends a session without an error, RFC 8446 section 6.1.
 const CLOSE_NOTIFY: u8 = 0;
 
@@ -44,6 +47,8 @@ pub struct Incoming {
     key_update_requested: bool,
     /// It has used a new key itself.
     key_updated: bool,
+    /// Records since the last that carried something.
+    barren: u8,
 }
 
 /// What the other side sent next.
@@ -162,10 +167,15 @@ impl Incoming {
             let (kind, content) = session.opener.open(record)?;
             let begin = self.sealed.start + HEADER;
             self.sealed.start += length;
+            self.barren += 1;
+            if self.barren > MAX_BARREN {
+                return Err(RecordError::Barren.into());
+            }
             match kind {
                 ContentType::ApplicationData => {
                     self.content = begin..begin + content;
                     if content > 0 {
+                        self.barren = 0;
                         return Ok(true);
                     }
                 }

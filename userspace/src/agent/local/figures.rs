@@ -129,10 +129,8 @@ impl AgentLocal {
         page.gauge(&TUNNELS_IDLE, &[], number(traffic.get(Counter::TunnelsIdle)));
         page.counter(&TUNNEL_HANDSHAKES, &[], traffic.get(Counter::TunnelHandshakes));
         page.counter(&MISSING_RECORDS, &[], traffic.get(Counter::MissingRecords));
-        for (reason, counter) in
-            [("handshake", Counter::HandshakesRefused), ("protocol", Counter::ProtocolErrors)]
-        {
-            page.counter(&TUNNEL_REFUSALS, &[reason], traffic.get(counter));
+        for (reason, count) in self.shared.refusals.all() {
+            page.counter(&TUNNEL_REFUSALS, &[reason.name()], count);
         }
     }
 }

@@ -3,6 +3,7 @@
 mod addresses;
 mod catalog;
 mod cluster;
+mod hostile;
 mod identities;
 mod join;
 mod lifecycle;

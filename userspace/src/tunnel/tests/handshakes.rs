@@ -1,8 +1,13 @@
 //! Handshakes with a stock implementation, and those that must fail.
 
-use std::{io, net::Ipv4Addr};
+use std::{
+    io,
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use rustls::AlertDescription;
+use rustls::{AlertDescription, ClientConfig};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -11,7 +16,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::{connection, hosts, open, stock};
 use crate::{
-    identity::{Identity, SpiffeId, fixture, tls},
+    admission::Refused,
+    identity::{Identity, SpiffeId, Subject, fixture, tls},
     tunnel::{DialError, Received, TunnelError, answer, dial, tls::RecordError},
 };
 
@@ -142,4 +148,68 @@ async fn a_frame_may_come_together_with_the_last_message_of_the_handshake() {
         let (received, ()) = tokio::join!(ours, theirs);
         assert_eq!(received, Received::Frame(open()));
     }
+}
+
+/// Why an acceptor refuses who does that.
+async fn refused(service: &Identity, attack: impl AsyncFnOnce(TcpStream)) -> Refused {
+    let (connected, accepted) = connection().await;
+    let ours = answer(accepted, async |_| Ok(((), tls::tunnel_server(service).unwrap())));
+    let (ours, ()) = tokio::join!(ours, attack(connected));
+    Refused::of(&ours.err().unwrap())
+}
+
+/// Why it refuses who says that and goes.
+async fn refused_for(service: &Identity, bytes: &[u8]) -> Refused {
+    refused(service, async |mut stream| stream.write_all(bytes).await.unwrap()).await
+}
+
+/// Why it refuses a stock client with this configuration.
+async fn refused_with(service: &Identity, config: ClientConfig) -> Refused {
+    refused(service, async |stream| {
+        if let Ok(mut stream) = TlsConnector::from(Arc::new(config)).connect(stock::name(), stream).await {
+            stream.read_u8().await.unwrap_err();
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn each_way_to_be_no_host_of_the_mesh_has_its_reason() {
+    let authority = fixture::authority();
+    let service = fixture::host(&authority, "fcs00");
+    let hello = fixture::tls12_hello();
+    assert_eq!(refused_for(&service, b"GET / HTTP/1.1\r\n\r\n").await, Refused::NotTls);
+    assert_eq!(refused_for(&service, &hello).await, Refused::NotTls, "TLS 1.2");
+    assert_eq!(refused_for(&service, &hello[..40]).await, Refused::Ended, "half a ClientHello");
+    assert_eq!(refused_for(&service, &[22, 3, 1, 0xff, 0xff]).await, Refused::NotTls, "too long a record");
+    assert_eq!(refused_for(&service, &[]).await, Refused::Ended);
+
+    let config = |identity: Identity| {
+        let identity = Identity { bundle: service.bundle.clone(), ..identity };
+        Arc::unwrap_or_clone(tls::tunnel_client(&identity, &service.id).unwrap())
+    };
+    let node = "fcc00".parse().unwrap();
+    let made = |made| fixture::issue_to(&authority, Subject::Host("fcc00".parse().unwrap()), &node, made);
+    let (now, hours) = (SystemTime::now(), Duration::from_secs(2 * 3600));
+    assert_eq!(refused_with(&service, config(made(now - hours))).await, Refused::Expired);
+    assert_eq!(refused_with(&service, config(made(now + hours))).await, Refused::NotYetValid);
+    let stranger = fixture::host(&fixture::authority(), "fcc00");
+    assert_eq!(refused_with(&service, config(stranger)).await, Refused::OtherAuthority);
+    let server = fixture::server(&authority, "murmesh00");
+    assert_eq!(refused_with(&service, config(server)).await, Refused::Certificate);
+    for other in [vec![], vec![b"http/1.1".to_vec()]] {
+        let mut config = config(made(now));
+        config.alpn_protocols = other;
+        assert_eq!(refused_with(&service, config).await, Refused::OtherProtocol);
+    }
+    let mut anonymous = config(made(now));
+    anonymous.client_auth_cert_resolver = Arc::new(fixture::Anonymous);
+    assert_eq!(refused_with(&service, anonymous).await, Refused::NoCertificate);
+    let elsewhere = tls::tunnel_client(&made(now), &stranger_id()).unwrap();
+    assert_eq!(refused_with(&service, Arc::unwrap_or_clone(elsewhere)).await, Refused::ByOther);
+}
+
+/// Of a host that is not there.
+fn stranger_id() -> SpiffeId {
+    SpiffeId::host("mesh.test".parse().unwrap(), "elsewhere".parse().unwrap())
 }

@@ -3,11 +3,11 @@
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_rustls::TlsStream;
 
-use super::{open, stock};
+use super::{open, stock, tunnel};
 use crate::tunnel::{
     Received, Tunnel, TunnelError,
     frame::{Frame, Side},
-    tls::RecordError,
+    tls::{ContentType, OVERHEAD, RecordError},
 };
 
 /// A stock client's TCP connection, and OPEN in a record that is not sent.
@@ -114,4 +114,35 @@ async fn a_frame_out_of_order_is_an_error() {
     let (mut ours, mut theirs) = stock::tunnel(Side::Acceptor).await;
     stock::send(&mut theirs, &Frame::End).await;
     assert!(matches!(ours.receive().await, Err(TunnelError::Protocol(_))));
+}
+
+/// Each costs more to take than to send.
+#[tokio::test]
+async fn a_flood_of_key_updates_ends_the_session() {
+    let (mut ours, theirs) = stock::tunnel(Side::Acceptor).await;
+    let TlsStream::Client(theirs) = theirs else { panic!("a client was asked for") };
+    let (mut stream, mut session) = theirs.into_inner();
+    let mut records = Vec::new();
+    for _ in 0..=32 {
+        session.refresh_traffic_keys().unwrap();
+    }
+    while session.wants_write() {
+        session.write_tls(&mut records).unwrap();
+    }
+    stream.write_all(&records).await.unwrap();
+    assert_eq!(tls_error(&mut ours).await, RecordError::Barren);
+}
+
+#[tokio::test]
+async fn a_flood_of_empty_records_ends_the_session() {
+    let (mut ours, theirs) = tunnel().await;
+    let (mut stream, mut session) = theirs.into_parts();
+    let mut empty = || {
+        let mut record = vec![0; OVERHEAD];
+        session.sealer.seal(ContentType::ApplicationData, &mut record).unwrap();
+        record
+    };
+    let records: Vec<u8> = (0..=32).flat_map(|_| empty()).collect();
+    stream.write_all(&records).await.unwrap();
+    assert_eq!(tls_error(&mut ours).await, RecordError::Barren);
 }

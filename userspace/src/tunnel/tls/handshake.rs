@@ -15,7 +15,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Opener, RecordError, Sealer};
+use super::{MAX_PLAINTEXT, Opener, RecordError, Sealer};
 use crate::tunnel::PROTOCOL;
 
 /// Bytes that the other side may have in flight in a handshake: two certificate chains and a post-quantum share fit
@@ -210,7 +210,8 @@ fn is_whole_record(bytes: &[u8]) -> bool {
     const HANDSHAKE: u8 = 22;
     match bytes {
         [HANDSHAKE, _, _, high, low, content @ ..] => {
-            content.len() >= usize::from(u16::from_be_bytes([*high, *low]))
+            let length = usize::from(u16::from_be_bytes([*high, *low]));
+            length > MAX_PLAINTEXT || content.len() >= length
         }
         [] | [HANDSHAKE, ..] => false,
         _ => true,
@@ -312,7 +313,7 @@ fn facts<Data>(
     connection: &UnbufferedConnectionCommon<Data>,
 ) -> io::Result<(Vec<CertificateDer<'static>>, Agreed)> {
     if connection.alpn_protocol() != Some(PROTOCOL.as_bytes()) {
-        return Err(invalid(format!("the other side does not speak {PROTOCOL}")));
+        return Err(invalid(rustls::Error::NoApplicationProtocol));
     }
     let agreed = Agreed {
         version: connection.protocol_version(),
