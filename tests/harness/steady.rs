@@ -26,6 +26,8 @@ pub struct SteadyOutcome {
     pub failed: BTreeMap<String, u64>,
     /// The longest that one took.
     pub slowest_ms: u64,
+    /// What 99 in 100 took at most.
+    pub p99_us: u64,
 }
 
 impl Steady {

@@ -3,6 +3,7 @@
 //! Exit status 0 means that everything happened as the arguments say; otherwise stderr says what happened instead.
 
 mod bytes;
+mod flood;
 mod hold;
 mod script;
 mod socket;
@@ -25,6 +26,8 @@ enum Command {
     Storm(storm::Storm),
     /// Listens on a port, and tells each client a name as soon as it connects.
     Name(steady::Name),
+    /// Connects to a port at a steady rate without being anybody, until stdin ends.
+    Flood(flood::Flood),
     /// Connects there at a steady rate until stdin ends, and counts names and failures.
     Steady(steady::Steady),
     /// Listens on a port, and gives back what comes, on any number of connections.
@@ -40,6 +43,7 @@ fn main() -> Result<()> {
         Command::ServePorts(serve) => serve.run(),
         Command::Storm(storm) => storm.run(),
         Command::Name(name) => name.run(),
+        Command::Flood(flood) => flood.run(),
         Command::Steady(steady) => steady.run(),
         Command::Keep(keep) => keep.run(),
         Command::Hold(hold) => hold.run(),

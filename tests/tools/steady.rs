@@ -65,6 +65,8 @@ struct Outcome {
     failed: BTreeMap<String, u64>,
     /// The longest that one took.
     slowest_ms: u64,
+    /// What 99 in 100 took at most.
+    p99_us: u64,
 }
 
 /// What one connection was told, or what happened instead, and how long that took.
@@ -94,7 +96,13 @@ impl Steady {
         }
         drop(sender);
         let mut outcome = Outcome::default();
-        answers.iter().for_each(|answer| outcome.count(answer));
+        let mut taken = Vec::new();
+        for answer in answers {
+            taken.push(u64::try_from(answer.1.as_micros()).unwrap_or(u64::MAX));
+            outcome.count(answer);
+        }
+        taken.sort_unstable();
+        outcome.p99_us = taken.get(taken.len().saturating_sub(1) * 99 / 100).copied().unwrap_or_default();
         println!("{}", serde_json::to_string(&outcome)?);
         Ok(())
     }

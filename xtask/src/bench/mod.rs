@@ -6,6 +6,7 @@ mod bars;
 mod certificates;
 mod connect;
 mod failover;
+mod flood;
 mod lane;
 mod limits;
 mod load;
@@ -62,6 +63,8 @@ enum Action {
     /// Measures how long it takes until a dead instance, or a dead host, gets no connections any more, and counts those
     /// that fail meanwhile.
     Failover(failover::Arguments),
+    /// Measures what a flood of strangers' connections to an agent costs those whom it serves.
+    Flood(flood::Arguments),
     /// Measures single steps by themselves: frames, TLS records, routes, the hooks' decision. Needs no root.
     Micro(micro::Arguments),
     /// Measures what 100, 300 and 1 000 agents take of a server, and how long a change takes to all of them.
@@ -79,6 +82,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         _ if !is_root() => bail!("the benchmark makes network namespaces, which needs root"),
         Some(Action::Connect) => return connect::run(),
         Some(Action::Failover(arguments)) => return failover::run(arguments),
+        Some(Action::Flood(arguments)) => return flood::run(arguments),
         Some(Action::Scale(arguments)) => return scale::run(arguments),
         None => {}
     }
