@@ -23,6 +23,8 @@ id murmesh-etcd >/dev/null 2>&1 ||
 chmod 755 "$place"
 install -d -m 700 -o murmesh-etcd -g murmesh-etcd "$place/member"
 install -m 600 -o murmesh-etcd -g murmesh-etcd "$place/ca.crt" "$place/member.crt" "$place/member.key" "$place/member"
+# The server reads the same one, as its own user.
+chown murmesh:murmesh "$place/member.key"
 cat >/etc/systemd/system/murmesh-etcd.service <<UNIT
 [Unit]
 Description=Member of the etcd cluster of a mesh
