@@ -32,19 +32,20 @@ impl Name {
     pub fn run(self) -> Result<()> {
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, self.port)).context("bind")?;
         println!("listening");
-        for stream in listener.incoming().flatten() {
-            let name = self.name.clone();
-            thread::spawn(move || greet(stream, &name));
+        for mut stream in listener.incoming().flatten() {
+            // At once, and not in a thread that must be made first: whoever is killed between accepting a connection and
+            // answering ends it as if there were nothing to say, over plain TCP too.
+            if greet(&stream, &self.name).is_ok() {
+                thread::spawn(move || stream.read_to_end(&mut Vec::new()));
+            }
         }
         Ok(())
     }
 }
 
-fn greet(mut stream: TcpStream, name: &str) -> io::Result<()> {
+fn greet(mut stream: &TcpStream, name: &str) -> io::Result<()> {
     stream.write_all(name.as_bytes())?;
-    stream.shutdown(Shutdown::Write)?;
-    stream.read_to_end(&mut Vec::new())?;
-    Ok(())
+    stream.shutdown(Shutdown::Write)
 }
 
 /// Arguments of `steady`.

@@ -98,7 +98,9 @@ impl Catalog {
                 self.hosts.remove(&node.parse()?);
             }
             Event::Presences(presences) => {
-                presences.hosts.iter().try_for_each(|presence| self.take_presence(presence))?;
+                let named = presences.hosts.into_iter().map(|host| Ok((host.node.parse()?, host)));
+                let named: Vec<(NodeName, v1::Presence)> = named.collect::<Result<_, NameError>>()?;
+                named.iter().for_each(|(node, presence)| self.take_presence(node, presence));
             }
             Event::Trust(message) => self.trust = trust(message)?.into(),
             Event::HostRefused(host) => refuse(Arc::make_mut(&mut self.removed), &host)?,
@@ -112,13 +114,12 @@ impl Catalog {
 
 impl Catalog {
     /// One of a host that is not known says nothing.
-    fn take_presence(&mut self, presence: &v1::Presence) -> Result<(), NameError> {
-        if let Some(host) = self.hosts.get_mut(&presence.node.parse::<NodeName>()?) {
+    fn take_presence(&mut self, node: &NodeName, presence: &v1::Presence) {
+        if let Some(host) = self.hosts.get_mut(node) {
             let host = Arc::make_mut(host);
             host.last_seen = time_from_unix(presence.last_seen);
             (host.connected, host.lost) = (presence.connected, presence.lost);
         }
-        Ok(())
     }
 }
 
@@ -373,6 +374,10 @@ mod tests {
         let before = catalog.clone();
         assert!(catalog.apply(event(vec![host("b"), host("not a name")])).is_err());
         assert!(catalog.apply(v1::CatalogEvent { revision: 6, event: None }).is_err());
+        let presence = |node: &str| v1::Presence { node: node.to_owned(), lost: true, ..Default::default() };
+        let presences = v1::Presences { hosts: vec![presence("a"), presence("not a name")] };
+        let event = Some(v1::catalog_event::Event::Presences(presences));
+        assert!(catalog.apply(v1::CatalogEvent { revision: 6, event }).is_err());
         assert_eq!(catalog, before);
     }
 
