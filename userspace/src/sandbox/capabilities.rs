@@ -41,7 +41,7 @@ pub fn missing(wanted: &Capabilities) -> Result<Vec<String>, CapsError> {
 }
 
 /// Gives up all capabilities of this thread, between fork and exec: what it runs has none, also as root, where
-/// [`keep`] was called before. It takes no memory.
+/// `keep` was called before. It takes no memory.
 ///
 /// # Errors
 /// The kernel refuses.
