@@ -23,8 +23,6 @@ id murmesh-etcd >/dev/null 2>&1 ||
 chmod 755 "$place"
 install -d -m 700 -o murmesh-etcd -g murmesh-etcd "$place/member"
 install -m 600 -o murmesh-etcd -g murmesh-etcd "$place/ca.crt" "$place/member.crt" "$place/member.key" "$place/member"
-# The server reads the same one, as its own user.
-chown murmesh:murmesh "$place/member.key"
 cat >/etc/systemd/system/murmesh-etcd.service <<UNIT
 [Unit]
 Description=Member of the etcd cluster of a mesh
@@ -62,10 +60,11 @@ systemctl enable --quiet murmesh-etcd.service
 systemctl start --no-block murmesh-etcd.service
 
 # What the server reads must be its own. On an upgrade the package asks nothing about a file that was changed.
-install -d -m 700 /etc/murmesh/etcd
-install -m 600 "$place/ca.crt" "$place/member.crt" "$place/member.key" /etc/murmesh/etcd
-install -d -m 700 /var/lib/murmesh
-[ -e /var/lib/murmesh/seal.key ] || install -m 600 "$place/seal.key" /var/lib/murmesh/seal.key
+own="-o murmesh -g murmesh"
+install -d -m 700 $own /etc/murmesh/etcd
+install -m 600 $own "$place/ca.crt" "$place/member.crt" "$place/member.key" /etc/murmesh/etcd
+install -d -m 700 $own /var/lib/murmesh
+[ -e /var/lib/murmesh/seal.key ] || install -m 600 $own "$place/seal.key" /var/lib/murmesh/seal.key
 quoted=$(echo "$endpoints" | sed 's/,/", "/g')
 cat >/etc/murmesh/murmesh.toml <<CONFIGURATION
 # Written by terraform. The manual pages murmesh-server(1) and murmesh-agent(1) have every option.
