@@ -25,7 +25,7 @@ const LLVM: &str = "/usr/lib/llvm-22";
 
 /// Programs that hosts of the lab are made of, and those that the demo and the tests run there, each with the
 /// Debian package that has it.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("bpftool", "bpftool"),
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
@@ -37,6 +37,7 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("nsenter", "util-linux"),
     ("ps", "procps"),
     ("socat", "socat"),
+    ("systemd-socket-activate", "systemd"),
     ("tcpdump", "tcpdump"),
 ];
 
