@@ -9,6 +9,7 @@ mod bench;
 mod bugreport;
 mod bulk;
 mod certificates;
+mod cgroup_made_anew;
 mod check_and_status;
 mod distance;
 mod drain;

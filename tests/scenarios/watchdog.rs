@@ -10,7 +10,7 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use murmesh_common::{Endpoint, PolicyState, SocketAddress};
 use murmesh_lab::{DEADLINE, Host, Lab, Process, Topology, contains, patience};
 
-use crate::support::kernel::{HOOKS, detach, hooks};
+use crate::support::kernel::{HOOKS, detach, hooks, move_to};
 use crate::support::programs::replace_program;
 use crate::support::{
     Daemons, ask, greeting, json, murmesh, skipped, strings, text, wait_for_endpoint, wait_until,
@@ -168,11 +168,6 @@ fn a_map_that_is_emptied_or_changed_is_filled_again() -> Result<()> {
     wait_refused(&lab)?;
     ensure!(ask(client, &service.ipv4().to_string(), PORT)? == NAME);
     Ok(())
-}
-
-/// Has the process `id` in a cgroup from now on.
-fn move_to(cgroup: &Path, id: u32) -> Result<()> {
-    fs::write(cgroup.join("cgroup.procs"), id.to_string()).with_context(|| cgroup.display().to_string())
 }
 
 #[test]

@@ -72,6 +72,11 @@ pub fn detach(host: &Host, hook: &str) -> Result<()> {
     bpftool(&["link", "detach", "pinned", &link.display().to_string()]).map(drop)
 }
 
+/// Has the process `id` in a cgroup from now on.
+pub fn move_to(cgroup: &Path, id: u32) -> Result<()> {
+    std::fs::write(cgroup.join("cgroup.procs"), id.to_string()).with_context(|| cgroup.display().to_string())
+}
+
 fn pinned(kind: &str, pin: &Path) -> Result<String> {
     let shown = bpftool(&[kind, "show", "pinned", &pin.display().to_string()])?;
     // Links come as a list of one.

@@ -94,23 +94,21 @@ impl Watchdog {
         let begun = Instant::now();
         let known = lock(&self.found).1.clone();
         let mut faults = self.look();
-        let broken = !faults.is_empty();
-        if broken {
+        if !faults.is_empty() {
             *lock(&self.found) = (Some(begun), faults.clone());
-            self.repair(&faults, begun);
+        }
+        let undone: Vec<_> = faults.iter().filter(|fault| fault.can_be_undone()).collect();
+        if !undone.is_empty() {
+            self.repair(&undone, begun);
         }
         // Through what was repaired; not before the kernel half knows of it.
         let is_told = locked(&self.maps).present().endpoints.contains_key(&canary::CANARIES[0].into());
         if is_told && let Err(error) = canary::probe() {
-            error!("a test connection was not intercepted: {error}");
             faults.push(Fault::Canary(error));
         }
-        if let Some(moved) = self.moved() {
-            if !known.contains(&moved) {
-                error!("{moved}");
-            }
-            faults.push(moved);
-        }
+        faults.extend(self.moved());
+        let lasting = faults.iter().filter(|fault| !fault.can_be_undone());
+        lasting.filter(|fault| !known.contains(fault)).for_each(|fault| error!("{fault}"));
         *lock(&self.found) = (Some(Instant::now()), faults);
     }
 
@@ -123,7 +121,7 @@ impl Watchdog {
         }
     }
 
-    fn repair(&self, faults: &[Fault], begun: Instant) {
+    fn repair(&self, faults: &[&Fault], begun: Instant) {
         let words: Vec<String> = faults.iter().map(ToString::to_string).collect();
         error!("the kernel half is not as this agent made it: {}", words.join("; "));
         let maps = faults.iter().any(|fault| matches!(fault, Fault::MapChanged(_)));

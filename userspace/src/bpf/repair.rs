@@ -23,6 +23,9 @@ pub enum Fault {
     /// Its entries are not those that the agent wrote.
     #[error("map {0} was changed")]
     MapChanged(&'static str),
+    /// The cgroup of the hooks was removed, and the hooks went with it.
+    #[error("cgroup {0} was removed; hooks are attached when it is there again")]
+    NoCgroup(String),
     /// A connection through the hooks did not come to the agent.
     #[error("a test connection was not intercepted: {0}")]
     Canary(String),
@@ -36,6 +39,13 @@ pub enum Fault {
     Unknown(String),
 }
 
+impl Fault {
+    /// Whether to attach, pin or write something again puts it right.
+    pub fn can_be_undone(&self) -> bool {
+        !matches!(self, Self::NoCgroup(_) | Self::Canary(_) | Self::Moved(_))
+    }
+}
+
 impl KernelHalf {
     /// Which hooks and pins are not as they were made. None, once detached, or while another agent takes over.
     pub fn faults(&self, cgroup: &Path) -> Vec<Fault> {
@@ -44,6 +54,9 @@ impl KernelHalf {
         }
         let detached = match self.detached(cgroup) {
             Ok(detached) => detached.into_iter().map(|hook| Fault::Detached(hook.name)).collect(),
+            Err(BpfError::Cgroup { path, error }) if error.kind() == io::ErrorKind::NotFound => {
+                vec![Fault::NoCgroup(path.display().to_string())]
+            }
             Err(error) => vec![Fault::Unknown(error.to_string())],
         };
         let links = self.attached.iter().map(|attached| attached.hook.name);

@@ -34,6 +34,9 @@ static UNWATCHED: LimitedLog = LimitedLog::new();
 /// How often everything is looked at again, which repairs whatever an event missed.
 const SCAN_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether a directory that was removed as a whole is there again: nothing tells of that.
+const LOST_INTERVAL: Duration = Duration::from_millis(500);
+
 /// How often the database of users is asked again, and how long it is left alone.
 const USERS_INTERVAL: Duration = Duration::from_secs(10);
 const USERS_PAUSE: Duration = Duration::from_millis(500);
@@ -70,6 +73,7 @@ async fn follow(mut tree: Tree, inotify: AsyncFd<Readable>, sender: watch::Sende
                 refresh.set(self::refresh(users.clone()));
             }
             _ = ticks.tick() => tree.scan(),
+            () = sleep(LOST_INTERVAL), if tree.is_lost => tree.scan(),
             readable = inotify.readable() => {
                 let Ok(mut readable) = readable else { return };
                 match tree.inotify.read_events() {
@@ -107,13 +111,15 @@ struct Tree {
     watched: HashMap<WatchDescriptor, PathBuf>,
     ids: BTreeMap<PathBuf, u64>,
     is_changed: bool,
+    /// The root was removed.
+    is_lost: bool,
 }
 
 impl Tree {
     fn new(root: &Path) -> nix::Result<Self> {
         let inotify = Arc::new(Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?);
         let (watched, ids) = (HashMap::new(), BTreeMap::new());
-        Ok(Self { root: root.to_owned(), inotify, watched, ids, is_changed: true })
+        Ok(Self { root: root.to_owned(), inotify, watched, ids, is_changed: true, is_lost: false })
     }
 
     /// Looks at everything.
@@ -121,6 +127,7 @@ impl Tree {
         let found = self.add(self.root.clone());
         let gone: Vec<_> = self.ids.keys().filter(|path| !found.contains(*path)).cloned().collect();
         gone.iter().for_each(|path| self.remove(path));
+        self.is_lost = !found.contains(&self.root);
     }
 
     /// Adds a directory and all that is below. Each is watched before it is looked into, so that nothing in it is
@@ -171,7 +178,8 @@ impl Tree {
             return self.scan();
         }
         if event.mask.contains(AddWatchFlags::IN_IGNORED) {
-            self.watched.remove(&event.wd);
+            let directory = self.watched.remove(&event.wd);
+            self.is_lost |= directory.as_ref() == Some(&self.root);
             return;
         }
         let (Some(directory), Some(name)) = (self.watched.get(&event.wd), event.name) else { return };
@@ -232,5 +240,21 @@ mod tests {
         fs::create_dir(&unit).expect("made again");
         let again = id(&unit);
         workloads.wait_for(|now| now.cgroups.contains_key(&again)).await.expect("followed");
+    }
+
+    #[tokio::test]
+    async fn a_root_that_is_made_anew_is_followed_again() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let root = parent.path().join("murmesh.slice");
+        fs::create_dir(&root).expect("made");
+        let mut workloads = watch(&root, Naming::default()).expect("watched");
+        fs::remove_dir(&root).expect("removed");
+        workloads.wait_for(|now| now.cgroups.is_empty()).await.expect("followed");
+        fs::create_dir(&root).expect("made again");
+        workloads.wait_for(|now| !now.cgroups.is_empty()).await.expect("followed");
+        let unit = root.join("nginx.service");
+        fs::create_dir(&unit).expect("made");
+        let id = fs::metadata(&unit).expect("there").ino();
+        workloads.wait_for(|now| now.cgroups.contains_key(&id)).await.expect("followed");
     }
 }
