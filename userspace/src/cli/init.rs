@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::daemons::{self, HostOptions, State};
+use super::daemons::{self, HostOptions, State, USUAL_CONFIG};
 use super::{daemon, output, status::local_error, up};
 use crate::api::v1::CreateTokenRequest;
 use crate::control::Membership;
@@ -44,7 +44,8 @@ pub fn run(arguments: &InitArgs) -> anyhow::Result<ExitCode> {
         if let State::Ready(status) = server.state().await {
             let by = server.unit().map(|unit| format!(" ({unit})")).unwrap_or_default();
             daemons::done(&format!(
-                "the server runs{by}, and is told to others as {}",
+                "the server runs{by}, and is told to others as {} (if they reach it by another address: `advertise` in \
+                 {USUAL_CONFIG}, and start it again)",
                 status.servers.join(" ")
             ));
         }

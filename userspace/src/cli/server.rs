@@ -38,7 +38,7 @@ pub struct ServerArgs {
     #[arg(long, value_name = "IP:PORT")]
     listen: Vec<SocketAddr>,
     /// Address of this server that join tokens carry; may be given several times [default: this machine's
-    /// first address].
+    /// first address, of the interface with the default route if there is one].
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Vec<ServerAddress>,
     /// Where figures for Prometheus are served (/metrics, and /healthz), or "off".

@@ -5,6 +5,7 @@
 //! host has no more than a few connections. Who is refused does not keep the next one waiting.
 
 use std::fmt::Display;
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
@@ -79,7 +80,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// The addresses to give to agents: those asked for, else this machine's first one.
+/// The addresses to give to agents: those asked for, else this machine's [first one](first_address).
 ///
 /// # Errors
 /// When the machine has no address that other machines could use.
@@ -97,21 +98,38 @@ pub fn advertised(
     Ok(vec![address.to_string().parse()?])
 }
 
-/// The first address of an interface that is up, IPv4 before IPv6; no loopback and no link-local.
+/// The first address of an interface that is up, IPv4 before IPv6, those of the interface with the default route before
+/// others, such as a bridge of containers; no loopback and no link-local.
 fn first_address() -> Option<IpAddr> {
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let outward = outward_interface(&routes);
     let usable = |flags: InterfaceFlags| {
         flags.contains(InterfaceFlags::IFF_UP) && !flags.contains(InterfaceFlags::IFF_LOOPBACK)
     };
     let addresses = getifaddrs().ok()?.filter(|interface| usable(interface.flags)).filter_map(|interface| {
         let address = interface.address?;
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+        let ip = v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))?;
+        Some((ip, Some(&*interface.interface_name) == outward))
     });
-    let reachable = |ip: &IpAddr| match ip {
+    let reachable = |(ip, _): &(IpAddr, bool)| match ip {
         IpAddr::V4(v4) => !v4.is_link_local(),
         IpAddr::V6(v6) => !v6.is_unicast_link_local(),
     };
-    addresses.filter(reachable).min_by_key(IpAddr::is_ipv6)
+    let first = addresses.filter(reachable).min_by_key(|(ip, is_outward)| (ip.is_ipv6(), !is_outward));
+    first.map(|(ip, _)| ip)
+}
+
+/// The interface of the default route, of several that of the smallest metric. Source: `fib_route_seq_show` of
+/// net/ipv4/fib_trie.c, whose columns are name, destination, gateway, flags, references, use, metric and mask.
+fn outward_interface(routes: &str) -> Option<&str> {
+    let defaults = routes.lines().filter_map(|line| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        let is_default = columns.get(1) == Some(&"00000000") && columns.get(7) == Some(&"00000000");
+        let metric: u32 = columns.get(6)?.parse().ok()?;
+        is_default.then_some((metric, columns[0]))
+    });
+    defaults.min_by_key(|(metric, _)| *metric).map(|(_, name)| name)
 }
 
 /// What all listeners of a server share.
@@ -275,5 +293,26 @@ impl AsyncWrite for TlsConnection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_default_routes_the_one_of_the_smallest_metric_leads_outward() {
+        let heading = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
+        let line = |name: &str, destination: &str, metric: u32, mask: &str| {
+            format!("{name}\t{destination}\t0100000A\t0003\t0\t0\t{metric}\t{mask}\t0\t0\t0\n")
+        };
+        let bridge = line("docker0", "000011AC", 0, "0000FFFF");
+        assert_eq!(outward_interface(&(heading.to_owned() + &bridge)), None);
+        let wireless = line("wlan0", "00000000", 600, "00000000");
+        let wire = line("eth1", "00000000", 100, "00000000");
+        // Half of all addresses, as some tunnels have it.
+        let half = line("tun0", "00000000", 0, "00000080");
+        let routes = [heading, &bridge, &wireless, &wire, &half].concat();
+        assert_eq!(outward_interface(&routes), Some("eth1"));
     }
 }

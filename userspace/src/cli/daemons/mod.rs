@@ -23,7 +23,8 @@ use crate::identity::{JoinToken, NodeName};
 use crate::local::{AGENT_SOCKET, SERVER_SOCKET};
 use background::Background;
 
-const USUAL_CONFIG: &str = "/etc/murmesh/murmesh.toml";
+/// Where the daemons' options are.
+pub const USUAL_CONFIG: &str = "/etc/murmesh/murmesh.toml";
 const USUAL_RUN_DIR: &str = "/run/murmesh";
 
 /// How often a daemon is asked whether it is ready; it has no way to say so to somebody who did not start it.
