@@ -135,6 +135,29 @@ fn an_agent_that_is_killed_is_started_again_and_one_that_is_stopped_is_not() -> 
 }
 
 #[test]
+fn an_agent_that_has_taken_over_is_started_again_too() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology { servers: 1, services: 0, clients: 0 })?;
+    let host = lab.host("murmesh00")?;
+    succeed(host, "init", &[])?;
+    let older = agent(host)?;
+    kill(older, Signal::SIGUSR2)?;
+    wait_until("a newer agent has taken over, and the older one has ended", || {
+        Ok(agent(host).is_ok_and(|agent| agent != older) && is_healthy(host)?)
+    })?;
+    let newer = agent(host)?;
+    kill(newer, Signal::SIGKILL)?;
+    wait_until("another agent protects the host", || {
+        Ok(agent(host).is_ok_and(|agent| agent != newer) && is_healthy(host)?)
+    })?;
+    let said = succeed(host, "down", &[])?;
+    ensure!(said.contains("the agent is stopped") && agent(host).is_err(), "{said}");
+    Ok(())
+}
+
+#[test]
 fn in_the_foreground_the_agent_runs_until_it_is_interrupted() -> Result<()> {
     if skipped() {
         return Ok(());

@@ -1,15 +1,20 @@
 //! `murmesh supervise`: runs a daemon, and runs it again when it fails.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram as StdUnixDatagram};
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, ExitStatus, Stdio};
+use std::pin::Pin;
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use nix::errno::Errno;
+use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, setsid};
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
@@ -46,59 +51,116 @@ pub fn run(arguments: &SuperviseArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs `murmesh ARGUMENTS` until it ends well, or until SIGTERM or SIGINT, which it is passed. Whenever it fails it is
-/// started again, except if it was never ready: what is wrong then is wrong the next time, too.
+/// started again, except if it was never ready: what is wrong then is wrong the next time, too. A daemon that hands over
+/// to a newer one is followed there.
 ///
 /// # Errors
 /// When it cannot be started, or is supervised already.
 pub async fn supervise(role: Role, run_dir: &Path, arguments: &[OsString]) -> anyhow::Result<ExitCode> {
     let _claim = Claim::take(role, run_dir)?;
-    let (stop, readiness) = (daemon::stop_on_signal()?, Readiness::new()?);
+    let (stop, manager) = (daemon::stop_on_signal()?, Manager::new()?);
     let mut was_ready = false;
     loop {
         let mut command = Command::new(std::env::current_exe().context("finding our own program")?);
-        command.args(arguments).env("NOTIFY_SOCKET", &readiness.name).stdin(Stdio::null());
+        command.args(arguments).env("NOTIFY_SOCKET", &manager.name).stdin(Stdio::null());
         command.env_remove("WATCHDOG_USEC");
         let mut child = command.spawn().with_context(|| format!("starting the {}", role.name()))?;
-        let ended = until_end(&mut child, &stop, &readiness, &mut was_ready).await?;
-        if ended.success() || stop.is_cancelled() || !was_ready {
-            return Ok(if ended.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        let ended = until_end(&mut child, &stop, &manager, &mut was_ready).await?;
+        if ended.is_well || stop.is_cancelled() || !was_ready {
+            return Ok(if ended.is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        eprintln!("murmesh: the {} ended with {ended}, and is started again", role.name());
+        eprintln!("murmesh: the {} ended ({}), and is started again", role.name(), ended.words);
         if stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
             return Ok(ExitCode::SUCCESS);
         }
     }
 }
 
-/// Passes the signal to stop on, and hears whether the daemon is ready.
+/// How a daemon ended: in words, and whether it did as it should.
+struct Ended {
+    words: String,
+    is_well: bool,
+}
+
+/// Passes the signal to stop on, and hears whether the daemon is ready, and whether another process is the daemon by now.
+/// Returns when the last of them has ended.
 async fn until_end(
     child: &mut Child,
     stop: &CancellationToken,
-    readiness: &Readiness,
+    manager: &Manager,
     was_ready: &mut bool,
-) -> anyhow::Result<ExitStatus> {
-    let process = child.id().map(|id| Pid::from_raw(id.cast_signed()));
-    let mut told = false;
+) -> anyhow::Result<Ended> {
+    let mut current = Pid::from_raw(child.id().context("a process that was just started")?.cast_signed());
+    let (mut successors, mut told) = (VecDeque::new(), false);
+    let mut end: Pin<Box<dyn Future<Output = anyhow::Result<Ended>>>> = Box::pin(async {
+        let status = child.wait().await?;
+        Ok(Ended { words: status.to_string(), is_well: status.success() })
+    });
     loop {
         tokio::select! {
-            ended = child.wait() => return Ok(ended?),
-            ready = readiness.heard() => *was_ready |= ready?,
+            // What a process said before its end is heard first.
+            biased;
+            message = manager.heard() => match message? {
+                Message::Ready => *was_ready = true,
+                Message::FollowedBy(process) => {
+                    // It is a child of the one before, and becomes ours when that ends, instead of init's.
+                    prctl::set_child_subreaper(true)?;
+                    successors.push_back(process);
+                }
+                Message::Other => {}
+            },
+            ended = &mut end => {
+                let Some(successor) = successors.pop_front() else { return ended };
+                prctl::set_child_subreaper(!successors.is_empty())?;
+                current = successor;
+                end = Box::pin(adopted(successor));
+            }
             () = stop.cancelled(), if !told => {
                 told = true;
-                // It may have ended just now.
-                let _ = process.map(|process| kill(process, Signal::SIGTERM));
+                for process in successors.iter().copied().chain([current]) {
+                    // It may have ended just now.
+                    let _ = kill(process, Signal::SIGTERM);
+                }
             }
         }
     }
 }
 
-/// Where the daemon says that it is ready (sd_notify(3)).
-struct Readiness {
+/// Waits for the end of a process that another one has left to us.
+async fn adopted(process: Pid) -> anyhow::Result<Ended> {
+    let ended = tokio::task::spawn_blocking(move || {
+        loop {
+            match waitpid(process, None) {
+                Err(Errno::EINTR) => {}
+                ended => return ended,
+            }
+        }
+    });
+    Ok(match ended.await? {
+        Ok(WaitStatus::Exited(_, code)) => {
+            Ended { words: format!("exit status: {code}"), is_well: code == 0 }
+        }
+        Ok(WaitStatus::Signaled(_, signal, _)) => Ended { words: signal.to_string(), is_well: false },
+        // It ended before the one that it has taken over from did.
+        Err(Errno::ECHILD) => Ended { words: "no status".to_owned(), is_well: false },
+        other => anyhow::bail!("waiting for process {process}: {other:?}"),
+    })
+}
+
+/// What a daemon says.
+enum Message {
+    Ready,
+    FollowedBy(Pid),
+    Other,
+}
+
+/// Where the daemon says how it is (sd_notify(3)).
+struct Manager {
     socket: UnixDatagram,
     name: String,
 }
 
-impl Readiness {
+impl Manager {
     fn new() -> anyhow::Result<Self> {
         let name = format!("murmesh-supervisor-{}", std::process::id());
         let socket = StdUnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
@@ -106,10 +168,21 @@ impl Readiness {
         Ok(Self { socket: UnixDatagram::from_std(socket)?, name: format!("@{name}") })
     }
 
-    /// Waits for a message; returns whether it is that.
-    async fn heard(&self) -> std::io::Result<bool> {
+    async fn heard(&self) -> std::io::Result<Message> {
         let mut message = [0; 256];
         let length = self.socket.recv(&mut message).await?;
-        Ok(message[..length].split(|byte| *byte == b'\n').any(|line| line == b"READY=1"))
+        Ok(Message::from(&message[..length]))
+    }
+}
+
+impl From<&[u8]> for Message {
+    fn from(message: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(message);
+        let process = text.lines().find_map(|line| line.strip_prefix("MAINPID=")?.parse().ok());
+        match process {
+            Some(process) => Self::FollowedBy(Pid::from_raw(process)),
+            None if text.lines().any(|line| line == "READY=1") => Self::Ready,
+            None => Self::Other,
+        }
     }
 }
