@@ -13,7 +13,7 @@ pub struct ExemptPorts(BTreeSet<u16>);
 
 impl Default for ExemptPorts {
     /// SSH, so that no mistake here locks an operator out, and Murmesh's own: server, tunnels, metrics,
-    /// redirect.
+    /// redirect. The server's page is on loopback only, which needs no exemption: whoever else has its port is protected.
     fn default() -> Self {
         Self::from_iter([22, 9190, 9191, 9192, 9193, 15001])
     }
