@@ -61,6 +61,7 @@ mod start_failures;
 mod storm;
 mod support;
 mod three_servers;
+mod top;
 mod uninstall;
 mod units;
 mod unreachable;

@@ -42,6 +42,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ca(command) => cli::ca::run(command),
         Command::Host(command) => cli::host::run(command),
         Command::Observe(arguments) => cli::observe::run(arguments),
+        Command::Top(arguments) => cli::top::run(arguments),
         Command::Ping(arguments) => cli::ping::run(&arguments),
         Command::Whois(arguments) => cli::whois::run(&arguments),
         Command::Check(arguments) => cli::check::run(arguments),

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener},
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, RawFd},
     time::Duration,
 };
 
@@ -127,7 +127,7 @@ pub fn check(stream: &TcpStream, impatient: bool) -> io::Result<bool> {
     if let Some(error) = stream.take_error()? {
         return Err(error);
     }
-    let info = information(stream)?;
+    let info = information(stream.as_raw_fd())?;
     if info.tcpi_state == STATE_CLOSED {
         return Err(io::ErrorKind::ConnectionReset.into());
     }
@@ -146,24 +146,26 @@ pub fn check(stream: &TcpStream, impatient: bool) -> io::Result<bool> {
 /// # Errors
 /// The socket is closed.
 pub fn round_trip(stream: &TcpStream) -> io::Result<Duration> {
-    Ok(Duration::from_micros(information(stream)?.tcpi_rtt.into()))
+    round_trip_of(stream.as_raw_fd())
+}
+
+/// The same, of a socket that somebody else keeps open.
+///
+/// # Errors
+/// It is closed, or no TCP connection.
+pub fn round_trip_of(socket: RawFd) -> io::Result<Duration> {
+    Ok(Duration::from_micros(information(socket)?.tcpi_rtt.into()))
 }
 
 /// tcp(7), `TCP_INFO`. Not by nix's `sockopt_impl!`, which panics when the kernel fills in less than the whole
 /// structure: each version appends fields, 6.1 answers 232 bytes and 6.12 248. What is missing stays zero.
-fn information(stream: &TcpStream) -> io::Result<libc::tcp_info> {
+fn information(socket: RawFd) -> io::Result<libc::tcp_info> {
     // SAFETY: plain numbers, for which zero is a value.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: the descriptor is open while it is borrowed, and the kernel writes no more than `length` bytes.
+    // SAFETY: the kernel looks at the descriptor, and writes no more than `length` bytes.
     let result = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut length,
-        )
+        libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length)
     };
     if result == 0 { Ok(info) } else { Err(io::Error::last_os_error()) }
 }

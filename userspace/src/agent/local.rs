@@ -2,6 +2,7 @@
 //! asked.
 
 mod figures;
+mod flows;
 
 use std::{pin::Pin, sync::Arc, time::SystemTime};
 
@@ -282,6 +283,14 @@ impl v1::local_server::Local for AgentLocal {
             destination.map_err(|_| Status::invalid_argument(format!("{text:?} is no IP:PORT")))?;
         let catalog = self.catalog.borrow().clone();
         Ok(Response::new(ping::ping(pid, destination, &self.shared, &catalog).await))
+    }
+
+    async fn live_flows(
+        &self,
+        _request: Request<v1::LiveFlowsRequest>,
+    ) -> Result<Response<v1::LiveFlowsResponse>, Status> {
+        let catalog = self.catalog.borrow().clone();
+        Ok(Response::new(flows::live(&self.shared, &catalog).await))
     }
 
     async fn whois(&self, request: Request<v1::WhoisRequest>) -> Result<Response<v1::WhoisResponse>, Status> {

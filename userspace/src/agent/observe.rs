@@ -28,6 +28,7 @@ pub async fn tell(mut verdicts: mpsc::Receiver<KernelVerdict>, shared: Arc<Share
     while let Some(verdict) = verdicts.recv().await {
         let event = event(verdict, &shared);
         shared.flows.refused(&event);
+        shared.incoming.let_in(&event);
         shared.observer.tell(event);
     }
     anyhow::bail!("the kernel half's verdicts cannot be read any more")

@@ -28,6 +28,7 @@ pub mod services;
 pub mod sidecar;
 pub mod status;
 pub mod token;
+pub mod top;
 pub mod ui;
 pub mod uninstall;
 pub mod up;
@@ -97,6 +98,8 @@ pub enum Command {
     Host(host::HostCommand),
     /// Show what became of this host's connections: refused, in clear, failed; with -f also those that go well.
     Observe(observe::ObserveArgs),
+    /// Show who connects to whom, from this host and to it, as it changes.
+    Top(top::TopArgs),
     /// Tell what becomes of a connection from this host: which way it takes, who is at its ends, and how long that takes.
     Ping(ping::PingArgs),
     /// Tell who a process of this host is, or who is at an address, and which rules speak of it.

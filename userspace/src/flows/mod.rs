@@ -1,9 +1,10 @@
-//! Who of this host connects to whom: counted where connections begin and end, and told to a server while somebody looks
-//! at its page.
+//! Who of this host connects to whom, and who connects to this host: counted where connections begin and end. The former is
+//! told to a server while somebody looks at its page, both to whoever asks on this host.
 //!
 //! A flow is all connections of one client to one destination that became the same. A worker finds that of a connection in
 //! its own memory: nothing is locked or allocated but for the first one.
 
+mod open;
 mod recent;
 
 use std::{
@@ -16,11 +17,12 @@ use std::{
     time::SystemTime,
 };
 
-pub use recent::RecentFlows;
+pub use open::{FlowId, Moved, Moving, Seen};
+pub use recent::{RecentFlows, Side};
 
 use crate::{
     api::{unix_seconds, v1},
-    identity::{Subject, WorkloadName},
+    identity::Subject,
     observe::{Event, Outcome},
     policy::RuleId,
 };
@@ -34,8 +36,8 @@ pub const MAX_TOLD: usize = 256;
 /// Who connects.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Client {
-    /// A workload of this host.
-    Workload(WorkloadName),
+    /// Whoever has this identity: a workload of this host, or anybody on another.
+    Known(Subject),
     /// Somebody on this host.
     Here,
     /// Whoever has this address.
@@ -66,7 +68,7 @@ pub struct Flow {
     rule: AtomicU32,
 }
 
-/// All flows of this host.
+/// All flows of one side of this host.
 #[derive(Debug, Default)]
 pub struct Flows(Mutex<HashMap<Key, Arc<Flow>>>);
 
@@ -96,11 +98,19 @@ impl Flows {
             Outcome::Allowed | Outcome::Plaintext => return,
         };
         let client = match (&event.caller, event.source) {
-            (Some(Subject::Workload(_, workload)), _) => Client::Workload(workload.clone()),
+            (Some(caller @ Subject::Workload(..)), _) => Client::Known(caller.clone()),
             (None, Some(source)) => Client::Elsewhere(source.ip()),
             _ => Client::Here,
         };
-        self.of(&Key { client, destination: event.destination, outcome }).refused(event.rule);
+        self.of(&Key { client, destination: event.destination, outcome }).began(event.rule);
+    }
+
+    /// Counts what the kernel half let in, in clear.
+    pub fn let_in(&self, event: &Event) {
+        if let (Outcome::Plaintext, Some(source)) = (event.outcome, event.source) {
+            let (client, outcome) = (Client::Elsewhere(source.ip()), v1::Outcome::Plaintext);
+            self.of(&Key { client, destination: event.destination, outcome }).began(None);
+        }
     }
 
     /// The flows that were used last.
@@ -123,7 +133,7 @@ impl Flow {
     /// A connection begins.
     pub fn opened(&self, rule: Option<RuleId>) {
         self.open.fetch_add(1, Relaxed);
-        self.refused(rule);
+        self.began(rule);
     }
 
     /// A connection that began has ended.
@@ -135,8 +145,8 @@ impl Flow {
         self.last_seen.store(unix_seconds(SystemTime::now()), Relaxed);
     }
 
-    /// A connection has ended as it began.
-    pub fn refused(&self, rule: Option<RuleId>) {
+    /// A connection has begun. That is all that is known of it, or it has ended with that.
+    pub fn began(&self, rule: Option<RuleId>) {
         self.connections.fetch_add(1, Relaxed);
         self.last_seen.store(unix_seconds(SystemTime::now()), Relaxed);
         self.rule.store(rule.map_or(0, RuleId::number), Relaxed);
@@ -165,8 +175,8 @@ impl Flow {
 
 fn told(key: &Key, flow: &Flow) -> v1::Flow {
     let (workload, source) = match &key.client {
-        Client::Workload(workload) => (workload.to_string(), String::new()),
-        Client::Here => (String::new(), String::new()),
+        Client::Known(Subject::Workload(_, workload)) => (workload.to_string(), String::new()),
+        Client::Known(_) | Client::Here => (String::new(), String::new()),
         Client::Elsewhere(address) => (String::new(), address.to_string()),
     };
     v1::Flow {
@@ -222,7 +232,7 @@ mod tests {
         let flows = Flows::default();
         flows.of(&key(1)).opened(None);
         for port in 2..=(2 * MAX_FLOWS as u16) {
-            flows.of(&key(port)).refused(None);
+            flows.of(&key(port)).began(None);
         }
         assert!(flows.lock().len() <= MAX_FLOWS && flows.lock().contains_key(&key(1)));
         let report = flows.report();

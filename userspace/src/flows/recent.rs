@@ -17,9 +17,20 @@ use crate::{
 /// Flows that are remembered by a worker.
 const MAX_RECENT: usize = 1024;
 
+/// Where clients are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// On this host.
+    Here,
+    /// On others.
+    Elsewhere,
+}
+
 /// One worker's memory of flows, by the caller's identity as the worker has it.
-#[derive(Default)]
-pub struct RecentFlows(RefCell<HashMap<(usize, SocketAddr, Action), Recent>>);
+pub struct RecentFlows {
+    side: Side,
+    recent: RefCell<HashMap<(usize, SocketAddr, Action), Recent>>,
+}
 
 struct Recent {
     /// Holds its place in memory, which is what it is known by.
@@ -28,6 +39,11 @@ struct Recent {
 }
 
 impl RecentFlows {
+    /// Knows none yet of those whose clients are on `side`.
+    pub fn new(side: Side) -> Self {
+        Self { side, recent: RefCell::default() }
+    }
+
     /// The flow of connections from `caller` to `destination` on which the rules have said `action`.
     pub fn of(
         &self,
@@ -37,19 +53,19 @@ impl RecentFlows {
         action: Action,
     ) -> Arc<Flow> {
         let place = (Arc::as_ptr(caller).addr(), destination, action);
-        if let Some(flow) = self.0.borrow().get(&place).and_then(|recent| recent.flow.upgrade()) {
+        if let Some(flow) = self.recent.borrow().get(&place).and_then(|recent| recent.flow.upgrade()) {
             return flow;
         }
-        let client = match &caller.subject {
-            Subject::Workload(_, workload) => Client::Workload(workload.clone()),
-            Subject::Host(_) | Subject::Server(_) | Subject::Service(_) => Client::Here,
+        let client = match (self.side, &caller.subject) {
+            (Side::Here, Subject::Host(_) | Subject::Server(_) | Subject::Service(_)) => Client::Here,
+            (_, subject) => Client::Known(subject.clone()),
         };
         let outcome = match action {
             Action::Allow => v1::Outcome::Allowed,
             Action::Deny => v1::Outcome::Denied,
         };
         let flow = flows.of(&Key { client, destination, outcome });
-        let mut recent = self.0.borrow_mut();
+        let mut recent = self.recent.borrow_mut();
         if recent.len() >= MAX_RECENT {
             recent.clear();
         }
@@ -64,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_caller_is_known_by_its_identity_however_often_that_is_made() {
-        let (flows, recent) = (Flows::default(), RecentFlows::default());
+        let (flows, recent) = (Flows::default(), RecentFlows::new(Side::Here));
         let caller = |name: &str| -> Arc<SpiffeId> {
             Arc::new(format!("spiffe://mesh.test/host/a/{name}").parse().expect("an identity"))
         };
@@ -83,12 +99,12 @@ mod tests {
 
     #[test]
     fn a_flow_that_was_forgotten_is_counted_anew() {
-        let (flows, recent) = (Flows::default(), RecentFlows::default());
+        let (flows, recent) = (Flows::default(), RecentFlows::new(Side::Here));
         let caller = Arc::new("spiffe://mesh.test/host/a/one".parse().expect("an identity"));
         let find = || recent.of(&flows, &caller, ([10, 0, 0, 1], 80).into(), Action::Allow);
-        find().refused(None);
+        find().began(None);
         flows.lock().clear();
-        find().refused(None);
+        find().began(None);
         assert_eq!(flows.report().flows[0].connections, 1);
     }
 }

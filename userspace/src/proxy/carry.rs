@@ -17,6 +17,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
+    flows::FlowId,
     identity::SpiffeId,
     policy::Action,
     tunnel::{
@@ -41,6 +42,8 @@ pub struct Stream {
     pub destination: SocketAddr,
     /// Where that leads.
     pub route: Route,
+    /// Where it is counted.
+    pub flow: FlowId,
 }
 
 /// What became of a stream.
@@ -89,7 +92,7 @@ pub async fn carry(worker: &Worker, application: &mut TcpStream, stream: &Stream
         let judged = worker.judge.judge(&connection);
         let Some(judged) = judged.filter(|judged| judged.verdict.action == Action::Allow) else { continue };
         let others = several && tried.len() < MAX_TRIED.min(stream.route.choices());
-        let place = worker.live.enter(judged.found);
+        let place = worker.live.enter(judged.found, stream.flow);
         let attempt = Attempt { worker, stream, choice, place: &place, others };
         let wanted = others || held.is_some();
         carried = attempt.run(application, wanted.then_some(&mut held)).await;

@@ -27,9 +27,10 @@ use super::{
 use crate::{
     admission::{Refusal, Refused, Seat, Source, Unproved},
     discovery::{ListeningSocket, listening_sockets},
+    flows::FlowId,
     identity::{NodeName, SpiffeId, tls},
     limited_log::LimitedLog,
-    policy::{Action, Verdict},
+    policy::Action,
     socket,
     tunnel::{
         Received, Tunnel, TunnelError, answer,
@@ -219,17 +220,22 @@ async fn stream(
     let connection = Connection { caller: id.clone(), node, destination };
     let authorised = authorise(worker, &connection, presented, from, client.ip());
     let verdict = authorised.as_ref().map_or(ALLOWED, |judged| judged.verdict);
-    let parties = Parties { local: Some(presented.clone()), peer: id };
+    let parties = Parties { local: Some(presented.clone()), peer: id.clone() };
     let shared = worker.shared.clone();
     let mut access =
         AccessRecord::open(shared, Direction::Inbound, client, destination, parties, None, verdict);
     let dialled = match authorised {
-        Ok(Judged { verdict: Verdict { action: Action::Allow, .. }, found }) => {
-            let place = worker.live.enter(found);
-            dial(worker, &open).await.map(|service| (service, place))
-        }
-        Ok(Judged { verdict, .. }) => {
-            Err((RefusalReason::Denied, Forbidden::Rules(verdict.rule).to_string()))
+        Ok(Judged { verdict, found }) => {
+            let counted = worker.incoming.of(&worker.shared.incoming, &id, destination, verdict.action);
+            let flow = FlowId::of(&counted);
+            access.count(counted);
+            match verdict.action {
+                Action::Allow => {
+                    let place = worker.live.enter(found, flow);
+                    dial(worker, &open).await.map(|service| (service, place))
+                }
+                Action::Deny => Err((RefusalReason::Denied, Forbidden::Rules(verdict.rule).to_string())),
+            }
         }
         Err(reason) => Err((reason, "not allowed".to_owned())),
     };

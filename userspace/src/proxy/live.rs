@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     fmt,
     future::poll_fn,
+    os::fd::{AsRawFd, RawFd},
     rc::Rc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
@@ -15,17 +16,22 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     Shared,
-    relay::RelayError,
+    relay::{RelayError, Totals},
     removals::Removals,
     rules::{Found, Rules},
 };
 use crate::{
+    flows::{FlowId, Moved, Moving},
     policy::{Action, RuleId},
-    tunnel::frame::ResetReason,
+    socket,
+    tunnel::{Tunnel, frame::ResetReason},
 };
 
 /// How much later than the other host this one may hear of new rules, and still say which one it was.
 const NEWS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Tunnels of one worker of which the kernel is asked the round trip when somebody wants to know.
+const MAX_ROUND_TRIPS: usize = 1000;
 
 /// One worker's open streams.
 #[derive(Default)]
@@ -44,6 +50,10 @@ struct Entry {
     found: Rc<Found>,
     /// A host that is removed later is one that the stream was opened with.
     since: Instant,
+    flow: FlowId,
+    totals: Cell<Totals>,
+    /// The connection of the tunnel, for as long as there is one.
+    socket: Cell<Option<RawFd>>,
     forbidden: Cell<Option<Forbidden>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -55,10 +65,17 @@ pub struct Place<'a> {
 }
 
 impl Live {
-    /// Takes note of a stream that has just been judged, and allowed: nothing may be waited for in between.
-    pub fn enter(&self, found: Rc<Found>) -> Place<'_> {
-        let (forbidden, waker) = (Cell::new(None), RefCell::new(None));
-        let entry = Entry { found, since: Instant::now(), forbidden, waker };
+    /// Takes note of a stream of `flow` that has just been judged, and allowed: nothing may be waited for in between.
+    pub fn enter(&self, found: Rc<Found>, flow: FlowId) -> Place<'_> {
+        let entry = Entry {
+            found,
+            since: Instant::now(),
+            flow,
+            totals: Cell::default(),
+            socket: Cell::default(),
+            forbidden: Cell::default(),
+            waker: RefCell::default(),
+        };
         Place { live: self, key: self.0.borrow_mut().insert(entry) }
     }
 
@@ -68,6 +85,19 @@ impl Live {
         while changed.changed().await.is_ok() {
             self.review(&shared.rules.load(), &shared.removals.load());
         }
+    }
+
+    /// What they have moved so far.
+    pub fn moved(&self) -> Moved {
+        let (mut moved, mut asked) = (Moved::default(), 0);
+        for (_, entry) in self.0.borrow().iter() {
+            let Totals { sent, received } = entry.totals.get();
+            let socket = entry.socket.get().filter(|_| asked < MAX_ROUND_TRIPS);
+            asked += usize::from(socket.is_some());
+            let round_trip = socket.and_then(|socket| socket::round_trip_of(socket).ok());
+            moved.add(entry.flow, Moving { sent, received, round_trip });
+        }
+        moved
     }
 
     fn review(&self, rules: &Rules, removals: &Removals) {
@@ -90,6 +120,17 @@ impl Live {
 }
 
 impl Place<'_> {
+    /// From now on it is carried by `tunnel`, or by none.
+    pub fn carried_by(&self, tunnel: Option<&Tunnel>) {
+        let socket = tunnel.map(|tunnel| tunnel.socket().as_raw_fd());
+        self.live.0.borrow()[self.key].socket.set(socket);
+    }
+
+    /// Takes note of what it has moved so far.
+    pub fn note(&self, totals: Totals) {
+        self.live.0.borrow()[self.key].totals.set(totals);
+    }
+
     /// Ready once the stream is forbidden.
     pub fn poll_forbidden(&self, context: &mut Context<'_>) -> Poll<Forbidden> {
         let live = self.live.0.borrow();
@@ -133,9 +174,13 @@ impl fmt::Display for Forbidden {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::{
+        api::v1,
         catalog::Catalog,
+        flows::{Client, Flows, Key},
         identity::{NodeName, Removed},
         policy::{Defaults, Policy},
         proxy::LocalServices,
@@ -157,12 +202,13 @@ mod tests {
             Rc::new(open.find(&caller, &node, service).expect("a caller"))
         };
         let live = Live::default();
-        let (to, other) = (live.enter(between("here", "gone")), live.enter(between("there", "here")));
-        let before = live.enter(between("gone", "here"));
+        let enter = |found| live.enter(found, FlowId::of(&Arc::default()));
+        let (to, other) = (enter(between("here", "gone")), enter(between("there", "here")));
+        let before = enter(between("gone", "here"));
         let mut removed = Removed::default();
         removed.insert("gone".parse().expect("a name"), std::time::SystemTime::now());
         let removals = Removals::default().followed_by(removed.into());
-        let after = live.enter(between("gone", "here"));
+        let after = enter(between("gone", "here"));
         live.review(&open, &removals);
         let mut context = Context::from_waker(Waker::noop());
         for cut in [before, to] {
@@ -179,7 +225,8 @@ mod tests {
         let (here, service) = ("here".parse().expect("a name"), "10.0.0.1:80".parse().expect("an address"));
         let found = Rc::new(rules(Action::Allow).find(&caller, &here, service).expect("a caller"));
         let live = Live::default();
-        let (place, gone) = (live.enter(found.clone()), live.enter(found));
+        let flow = FlowId::of(&Arc::default());
+        let (place, gone) = (live.enter(found.clone(), flow), live.enter(found, flow));
         let mut context = Context::from_waker(Waker::noop());
         live.review(&rules(Action::Allow), &Removals::default());
         assert!(place.poll_forbidden(&mut context).is_pending());
@@ -187,5 +234,23 @@ mod tests {
         live.review(&rules(Action::Deny), &Removals::default());
         assert_eq!(place.poll_forbidden(&mut context), Poll::Ready(Forbidden::Rules(None)));
         assert_eq!(live.0.borrow().len(), 1);
+    }
+
+    #[test]
+    fn streams_of_one_flow_are_added_up_while_they_are_open() {
+        let caller = "spiffe://mesh.test/host/there/user-root".parse().expect("an identity");
+        let (here, service) = ("here".parse().expect("a name"), "10.0.0.1:80".parse().expect("an address"));
+        let found = Rc::new(rules(Action::Allow).find(&caller, &here, service).expect("a caller"));
+        let (live, flows) = (Live::default(), Flows::default());
+        let outcome = v1::Outcome::Allowed;
+        let flow = flows.of(&Key { client: Client::Here, destination: service, outcome });
+        let (one, other) =
+            (live.enter(found.clone(), FlowId::of(&flow)), live.enter(found, FlowId::of(&flow)));
+        one.note(Totals { sent: 1, received: 2 });
+        other.note(Totals { sent: 10, received: 20 });
+        let moved = |live: &Live| flows.seen().remove(0).by_now(&live.moved()).moved;
+        assert_eq!((moved(&live).sent, moved(&live).received), (11, 22));
+        drop(other);
+        assert_eq!(moved(&live), Moving { sent: 1, received: 2, round_trip: None });
     }
 }

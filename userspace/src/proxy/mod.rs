@@ -19,6 +19,7 @@ pub mod live;
 mod origin;
 mod outbound;
 mod pool;
+pub mod questions;
 pub mod relay;
 mod removals;
 mod routes;
@@ -50,6 +51,7 @@ use crate::{
     observe::Observer,
     workload::Finder,
 };
+use questions::Questions;
 use removals::Removals;
 use tally::Tally;
 use traffic::Traffic;
@@ -84,6 +86,10 @@ pub struct Shared {
     pub observer: Arc<Observer>,
     /// Who of this host connects to whom.
     pub flows: Arc<Flows>,
+    /// Who of others connects to this host.
+    pub incoming: Flows,
+    /// By which workers are asked what their open streams have moved.
+    pub questions: Questions,
     /// `SO_MARK` of the agent's own sockets; a sidecar has no hooks to be exempt from.
     pub mark: Option<u32>,
 }
@@ -112,6 +118,8 @@ impl Shared {
             refusals: Refusals::default(),
             observer: Arc::default(),
             flows: Arc::default(),
+            incoming: Flows::default(),
+            questions: Questions::default(),
             mark,
         };
         Ok((shared, wanted))

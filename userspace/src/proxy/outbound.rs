@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     agent::canary,
+    flows::FlowId,
     identity::SpiffeId,
     limited_log::LimitedLog,
     policy::Action,
@@ -65,11 +66,13 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
         original.caller,
         verdict,
     );
-    access.count(worker.flows.of(&worker.shared.flows, &caller, destination, verdict.action));
+    let counted = worker.flows.of(&worker.shared.flows, &caller, destination, verdict.action);
+    let flow = FlowId::of(&counted);
+    access.count(counted);
     if verdict.action == Action::Deny {
         return access.failed(Ending::Denied, format!("refused: {}", Forbidden::Rules(verdict.rule)));
     }
-    let mut stream = Stream { caller, client, destination, route };
+    let mut stream = Stream { caller, client, destination, route, flow };
     let mut carried = carry(&worker, &mut application, &stream).await;
     if is_renamed(&carried) {
         // Streams to services that keep their names have no room for this in their tasks.

@@ -84,6 +84,7 @@ pub async fn relay(
     held: Option<&mut Held>,
     is_gone: Option<&dyn Fn() -> bool>,
 ) -> (Totals, Result<(), RelayError>) {
+    place.carried_by(Some(&*tunnel));
     let (totals, outgoing, result) = {
         let (reader, writer) = application.split();
         let mut relay = Relay::new(reader, &writer, tunnel, watchdog.watch(), place, held, is_gone);
@@ -93,6 +94,7 @@ pub async fn relay(
         };
         (relay.totals, relay.outgoing, result)
     };
+    place.carried_by(None);
     let reset_by = match &result {
         Err(RelayError::Application(_) | RelayError::Reset(_) | RelayError::Refused(_)) => {
             Some((ResetReason::ByPeer, RESET_TIMEOUT))
@@ -195,6 +197,12 @@ impl<'a> Relay<'a> {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
+        let progress = self.advance(context);
+        self.place.note(self.totals);
+        progress
+    }
+
+    fn advance(&mut self, context: &mut Context<'_>) -> Poll<Result<(), RelayError>> {
         if let Poll::Ready(forbidden) = self.place.poll_forbidden(context) {
             return Poll::Ready(Err(RelayError::Forbidden(forbidden)));
         }

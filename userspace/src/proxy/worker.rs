@@ -23,7 +23,10 @@ use super::{
     Origin, Shared, accept::accept, access_log, callers::Callers, handshakes::Handshakes, inbound,
     judge::Judge, live::Live, outbound, pool::Pool, sources::Sources, traffic::Counter, watchdog::Watchdog,
 };
-use crate::{flows::RecentFlows, socket};
+use crate::{
+    flows::{RecentFlows, Side},
+    socket,
+};
 
 /// How often tunnels at rest are looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -83,8 +86,10 @@ pub struct Worker {
     pub judge: Judge,
     /// Its open streams.
     pub live: Live,
-    /// Who connected to whom lately.
+    /// Who of this host connected to whom lately.
     pub flows: RecentFlows,
+    /// Who of others connected to this host lately.
+    pub incoming: RecentFlows,
     /// What looks at the tunnels of its streams.
     pub watchdog: Watchdog,
     /// Cancelled when no new streams are taken any more.
@@ -324,7 +329,8 @@ fn run(shared: Arc<Shared>, origin: Origin, bound: WorkerListeners, phases: Phas
             callers: Callers::new(shared.clone()),
             judge: Judge::new(shared.clone()),
             live: Live::default(),
-            flows: RecentFlows::default(),
+            flows: RecentFlows::new(Side::Here),
+            incoming: RecentFlows::new(Side::Elsewhere),
             shared,
             origin,
             pool,
@@ -341,7 +347,14 @@ fn run(shared: Arc<Shared>, origin: Origin, bound: WorkerListeners, phases: Phas
         tasks.spawn_local(async move { watched.watchdog.run().await });
         let (followed, changed) = (worker.clone(), worker.shared.rules_changed.subscribe());
         tasks.spawn_local(async move { followed.live.follow(&followed.shared, changed).await });
-        // Each connection that is served holds the worker, and so do the two above and this function.
+        let (asked, mut questions) = (worker.clone(), worker.shared.questions.to_worker());
+        tasks.spawn_local(async move {
+            while let Some(question) = questions.recv().await {
+                // Whoever asked may not wait any more.
+                let _ = question.send(asked.live.moved());
+            }
+        });
+        // Each connection that is served holds the worker, and so do the three above and this function.
         let (accepting, without_connections) = (CancellationToken::new(), Rc::strong_count(&worker));
         for listener in bound.applications {
             let (listener, worker) = (TcpListener::from_std(listener)?, worker.clone());

@@ -83,6 +83,13 @@ impl Local for AdminService {
         Err(Status::unimplemented("only an agent carries connections: run `murmesh ping` where one runs"))
     }
 
+    async fn live_flows(
+        &self,
+        _request: Request<v1::LiveFlowsRequest>,
+    ) -> Result<Response<v1::LiveFlowsResponse>, Status> {
+        Err(Status::unimplemented("only an agent carries connections: run `murmesh top` where one runs"))
+    }
+
     async fn whois(
         &self,
         _request: Request<v1::WhoisRequest>,

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use super::{World, report, until};
 use crate::api::{unix_seconds, v1};
 use crate::flows::{Client, Flows, Key};
+use crate::identity::Subject;
 use crate::local::connect_to_server;
 use crate::server::PageOptions;
 
@@ -206,7 +207,8 @@ async fn hosts_tell_who_connects_to_whom_while_somebody_looks() {
     let (client, service) = (world.agent("fcc00").await, world.agent("fcs00").await);
     service.report.send_replace(Some(report("10.0.0.1", 8181)));
     let flows = Arc::<Flows>::default();
-    let workload = Client::Workload("user-root".parse().unwrap());
+    let subject = Subject::Workload("fcc00".parse().unwrap(), "user-root".parse().unwrap());
+    let workload = Client::Known(subject);
     let to =
         |port, outcome| Key { client: workload.clone(), destination: ([10, 0, 0, 1], port).into(), outcome };
     flows.of(&to(8181, v1::Outcome::Allowed)).opened(None);
@@ -220,7 +222,7 @@ async fn hosts_tell_who_connects_to_whom_while_somebody_looks() {
     );
     assert_eq!((&flow["connections"], &flow["open"]), (&1.into(), &1.into()));
     assert_eq!(state["reporting"], serde_json::json!({"hosts": 2, "reporting": 1, "left_out": 0}));
-    flows.of(&to(22, v1::Outcome::Denied)).refused(None);
+    flows.of(&to(22, v1::Outcome::Denied)).began(None);
     browser.state(|state| state["flows"].as_array().is_some_and(|flows| flows.len() == 2)).await;
     // Its counts go with it.
     drop(client);

@@ -1,6 +1,6 @@
 //! Streams between an application and a stock implementation, and what is left of the tunnel after them.
 
-use std::{future::poll_fn, task::Poll, time::Duration};
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
@@ -9,6 +9,7 @@ use tokio::{
 
 use super::{connection, numbers, open, stock, tunnel};
 use crate::{
+    flows::FlowId,
     proxy::{
         Rules,
         live::Live,
@@ -57,7 +58,7 @@ async fn exchange(side: Side, updates: KeyUpdates) {
     let caller = "spiffe://mesh.test/host/fcc00".parse().unwrap();
     let destination = ([10, 0, 0, 2], 80).into();
     let found = Rules::default().find(&caller, &"fcs00".parse().unwrap(), destination).unwrap();
-    let place = live.enter(found.into());
+    let place = live.enter(found.into(), FlowId::of(&Arc::default()));
     let (played, (totals, relayed), received_by_stock) = tokio::join!(
         play(program, &from_program),
         relay(&mut application, &mut ours, &watchdog, &place, None, None),
