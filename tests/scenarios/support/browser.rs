@@ -161,6 +161,8 @@ impl Browser {
     /// Keeps a picture of the page, if `MURMESH_SCREENSHOTS` names a directory for it.
     pub fn keep_picture(&mut self, name: &str) -> Result<()> {
         let Some(directory) = std::env::var_os("MURMESH_SCREENSHOTS") else { return Ok(()) };
+        // What was drawn is seen from the next frame on.
+        self.evaluate("new Promise((seen) => requestAnimationFrame(() => requestAnimationFrame(seen)))")?;
         let picture = self.call("Page.captureScreenshot", json!({"format": "png"}))?;
         let picture = BASE64.decode(picture["data"].as_str().unwrap_or_default().as_bytes())?;
         let path = Path::new(&directory).join(format!("{name}.png"));

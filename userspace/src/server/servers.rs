@@ -93,6 +93,11 @@ impl Servers {
         self.hosts.contains_key(node)
     }
 
+    /// Names of the servers that each host is connected to.
+    pub fn hosts(&self) -> &BTreeMap<String, BTreeSet<String>> {
+        &self.hosts
+    }
+
     /// What the leader announced, if there is one.
     pub fn leader(&self) -> Option<&String> {
         self.leader.as_ref()

@@ -3,16 +3,18 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+use super::web::Browser;
 use super::{World, has_endpoint, report, until};
 use crate::api::v1;
 use crate::catalog::{Catalog, Report};
 use crate::control;
 use crate::local::{SERVER_SOCKET, connect, connect_to_server};
 use crate::seal::{DEFAULT_KEY_FILE, KeySource};
-use crate::server::{StoreOptions, export, import};
+use crate::server::{PageOptions, StoreOptions, export, import};
 use crate::store::etcd_testing::Cluster;
 
 async fn server(cluster: &Cluster, name: &str, directory: TempDir) -> World {
@@ -21,6 +23,7 @@ async fn server(cluster: &Cluster, name: &str, directory: TempDir) -> World {
         options.store = StoreOptions::Etcd(store);
         options.seal = seal;
         options.node = name.parse().unwrap();
+        options.page = PageOptions::At("127.0.0.1:0".parse().unwrap());
     })
     .await
 }
@@ -102,6 +105,21 @@ async fn servers_see_each_other_each_others_hosts_and_one_leader() {
     assert!(!catalog.servers.iter().any(|server| server.node.as_str() == "one" && server.connected));
     drop(agent);
     sees(&two, |catalog| !is_connected(catalog, "fcs00")).await;
+}
+
+#[tokio::test]
+async fn the_page_of_one_server_names_the_other_that_knows_more_of_a_host() {
+    let Some(cluster) = Cluster::start(1).await else { return };
+    let (one, two) = two(&cluster).await;
+    let _agent = one.agent("fcs00").await;
+    let pages = [Browser::admitted(&one).await, Browser::admitted(&two).await];
+    let is_connected = |state: &Value| state["hosts"][0]["connected"] == true;
+    let server = pages[0].state(is_connected).await["hosts"][0]["servers"].clone();
+    let other = usize::from(server[0] == "one");
+    let state = pages[other].state(is_connected).await;
+    let host = &state["hosts"][0];
+    assert_eq!((&host["reports"], &host["servers"]), (&false.into(), &server));
+    assert_ne!(state["server"], server[0]);
 }
 
 #[tokio::test]

@@ -12,6 +12,8 @@ const RIGHT = 330;
 // What can be told apart on one page; the search leads to the rest.
 const MAX_ROWS = 60;
 const MAX_EDGES = 300;
+// Hosts that are named one by one.
+const MAX_NAMED = 8;
 
 let chosen = null;
 
@@ -258,13 +260,27 @@ function detail(edge, state) {
   show(place, element('span', {}, `${sentence(edge)}${moved}${failed}${by}; last seen ${ago(state.now - edge.last)}.${why}`));
 }
 
+// Whose connections are shown by another server, by the name of that server.
+function untold(state) {
+  const elsewhere = new Map();
+  for (const host of state.hosts.filter(({ connected, reports }) => connected && !reports)) {
+    const server = host.servers.includes(state.server) ? undefined : host.servers[0];
+    elsewhere.set(server, [...(elsewhere.get(server) ?? []), host.node]);
+  }
+  return [...elsewhere].map(([server, nodes]) => {
+    const named = nodes.slice(0, MAX_NAMED).join(', ');
+    const names = nodes.length > MAX_NAMED ? `${named} and ${nodes.length - MAX_NAMED} more` : named;
+    return server
+      ? `Whom ${names} connect to is shown by murmesh ui on ${server}; here only their connections in clear are.`
+      : `Whom ${names} connect to was not told yet.`;
+  });
+}
+
 function note(state, undrawn, wanted, sources, targets) {
-  const { hosts, reporting, left_out: leftOut } = state.reporting;
-  const parts = [];
-  if (reporting < hosts) parts.push(`${hosts - reporting} of ${count(hosts, 'connected host')} tell another server, or not yet, who connects to whom: of those only connections in clear are shown.`);
+  const parts = untold(state);
   const hidden = sources.hidden + targets.hidden + undrawn;
   if (hidden) parts.push(`${hidden.toLocaleString('en')} more hosts, services or lines are not drawn: search for them, or show hosts only.`);
-  if (leftOut) parts.push(`${count(leftOut, 'flow')} that were used longest ago are left out.`);
+  if (state.left_out) parts.push(`${count(state.left_out, 'flow')} that were used longest ago are left out.`);
   if (!wanted.length && !hidden) parts.push('No connection was seen yet.');
   byId('graph-note').textContent = parts.join(' ');
 }

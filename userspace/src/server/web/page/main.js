@@ -42,6 +42,7 @@ function render() {
   else if (current === 'services') tables.services(state, { ...chosen, grouping: byId('service-grouping').value }, render);
   else if (current === 'policy') policy(state, chosen);
   else tables[current](state, chosen, render);
+  document.body.dataset.drawn = current;
 }
 
 function summary() {

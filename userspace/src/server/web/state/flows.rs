@@ -49,17 +49,6 @@ struct Key {
     kind: &'static str,
 }
 
-/// How much of it this server knows.
-#[derive(Debug, Serialize)]
-pub struct Reporting {
-    /// Connected hosts.
-    hosts: usize,
-    /// Those that tell this server.
-    reporting: usize,
-    /// Flows that are not shown.
-    left_out: u64,
-}
-
 /// What is at an address.
 pub struct Places<'a> {
     catalog: &'a Catalog,
@@ -91,13 +80,13 @@ impl<'a> Places<'a> {
     }
 }
 
-/// All flows.
+/// All flows, and how many more there are that are not shown.
 pub fn all(
     places: &Places<'_>,
     told: &BTreeMap<String, Told>,
     plaintext: &BTreeMap<String, v1::PlaintextReport>,
     now: u64,
-) -> (Vec<Flow>, Reporting) {
+) -> (Vec<Flow>, u64) {
     let mut flows = BTreeMap::new();
     let known = |node: &String| places.catalog.hosts.keys().find(|known| known.as_str() == node);
     let mut left_out = 0;
@@ -115,11 +104,7 @@ pub fn all(
     flows.sort_by_key(|flow| (flow.open == 0, Reverse(flow.last_seen)));
     left_out += flows.len().saturating_sub(MAX_FLOWS) as u64;
     flows.truncate(MAX_FLOWS);
-    let connected = places.catalog.hosts.values().filter(|host| host.connected);
-    let (hosts, reporting) = connected.fold((0, 0), |(hosts, reporting), host| {
-        (hosts + 1, reporting + usize::from(told.contains_key(host.node.as_str())))
-    });
-    (flows, Reporting { hosts, reporting, left_out })
+    (flows, left_out)
 }
 
 /// Adds to what is there already: a service is known by several addresses.

@@ -21,7 +21,7 @@ use super::super::flows::HostFlows;
 use crate::api::{unix_seconds, v1};
 use crate::catalog::{Catalog, ReachError};
 use crate::identity::JoinToken;
-use flows::{Flow, Reporting};
+use flows::Flow;
 use overview::{Certificates, Host, Policy, Server};
 use services::Service;
 
@@ -70,7 +70,8 @@ struct State<'a> {
     hosts: Vec<Host>,
     services: Vec<Service>,
     flows: Vec<Flow>,
-    reporting: Reporting,
+    /// Flows beyond those that are shown.
+    left_out: u64,
     policy: Policy,
     certificates: Certificates,
 }
@@ -166,10 +167,10 @@ impl Live {
     fn make(&self, version: &str) -> Vec<u8> {
         let Sources { feed, flows, credentials } = &self.sources;
         let catalog = self.catalog();
-        let plaintext = feed.read(|view| view.plaintext.clone());
+        let (plaintext, servers) = feed.read(|view| (view.plaintext.clone(), view.servers.hosts().clone()));
         let (told, now) = (flows.told(), unix_seconds(SystemTime::now()));
         let places = flows::Places::new(&catalog);
-        let (flows, reporting) = flows::all(&places, &told, &plaintext, now);
+        let (flows, left_out) = flows::all(&places, &told, &plaintext, now);
         json(&State {
             version,
             now,
@@ -179,10 +180,10 @@ impl Live {
             revision: feed.revision(),
             reaches_store: *feed.answers().borrow(),
             servers: overview::servers(&catalog),
-            hosts: overview::hosts(&catalog, &told),
+            hosts: overview::hosts(&catalog, &told, &servers),
             services: services::all(&catalog),
             flows,
-            reporting,
+            left_out,
             policy: Policy::from(&*catalog.policy),
             certificates: Certificates::new(credentials),
         })

@@ -1,6 +1,6 @@
 //! Servers, hosts, rules and certificates.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use data_encoding::HEXLOWER;
 use serde::Serialize;
@@ -42,6 +42,8 @@ pub struct Host {
     certificate_ends: Option<u64>,
     /// Whether it tells this server who connects to whom.
     reports: bool,
+    /// The servers that it is connected to: it tells one of those.
+    servers: Vec<String>,
 }
 
 /// Who may reach what.
@@ -95,7 +97,11 @@ pub fn servers(catalog: &Catalog) -> Vec<Server> {
 }
 
 /// All hosts.
-pub fn hosts(catalog: &Catalog, told: &BTreeMap<String, Told>) -> Vec<Host> {
+pub fn hosts(
+    catalog: &Catalog,
+    told: &BTreeMap<String, Told>,
+    servers: &BTreeMap<String, BTreeSet<String>>,
+) -> Vec<Host> {
     let host = |host: &crate::catalog::Host| {
         let told = told.get(host.node.as_str());
         Host {
@@ -108,6 +114,7 @@ pub fn hosts(catalog: &Catalog, told: &BTreeMap<String, Told>) -> Vec<Host> {
             version: host.report.version.clone(),
             certificate_ends: told.map(|told| unix_seconds(told.certificate_ends)),
             reports: told.is_some(),
+            servers: servers.get(host.node.as_str()).into_iter().flatten().cloned().collect(),
         }
     };
     catalog.hosts.values().map(|known| host(known)).collect()
