@@ -1,7 +1,8 @@
 //! The store of a single server: one redb file.
 //!
-//! redb syncs each commit before it returns, so what was acknowledged survives `kill -9` and loss of power. What is
-//! announced is kept in memory only, and so goes with the server.
+//! redb syncs each commit before it returns, so what was acknowledged survives `kill -9` and loss of power. Transactions
+//! that come while one is synced are written together next: a thousand hosts that join at once cost some dozens of syncs.
+//! What is announced is kept in memory only, and so goes with the server.
 //!
 //! After a failure to read or write redb refuses everything until the file is opened again: that is done at the next use,
 //! so that a disk which was full costs what was tried meanwhile, and no restart.
@@ -15,7 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use tokio::sync::watch;
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -29,6 +31,8 @@ const ENTRIES: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("e
 const REVISION: TableDefinition<'_, (), u64> = TableDefinition::new("revision");
 /// How many applied transactions are kept for watchers.
 const HISTORY: usize = 1024;
+/// Transactions that are written together: far fewer than are kept for watchers.
+const MAX_TOGETHER: usize = 256;
 
 /// A store in one file.
 pub struct EmbeddedStore {
@@ -41,12 +45,20 @@ struct Shared {
     path: PathBuf,
     /// `None` since a failure.
     database: RwLock<Option<Database>>,
-    /// Held while a transaction is applied, so that watchers see transactions in their order.
+    /// Transactions that nobody has begun to write.
+    waiting: Mutex<Vec<Waiting>>,
+    /// Held while transactions are written and kept, so that watchers see them in their order.
+    turn: Arc<AsyncMutex<()>>,
     state: Mutex<State>,
     latest: watch::Sender<u64>,
     session: watch::Sender<u64>,
     /// Always: without its file there would be no store.
     answers: watch::Sender<bool>,
+}
+
+struct Waiting {
+    transaction: Transaction,
+    answer: oneshot::Sender<Result<Outcome, StoreError>>,
 }
 
 #[derive(Default)]
@@ -67,12 +79,12 @@ impl EmbeddedStore {
         let database = open(path)?;
         let revision = prepare(&database).map_err(|error| not_opened(path, &error))?;
         let latest = watch::Sender::new(revision);
-        let (state, session) = (Mutex::default(), watch::Sender::new(1));
-        let answers = watch::Sender::new(true);
+        let (waiting, turn, state) = Default::default();
+        let (session, answers) = (watch::Sender::new(1), watch::Sender::new(true));
         let (path, database) = (path.to_owned(), RwLock::new(Some(database)));
         Ok(Self {
             commits: TaskTracker::new(),
-            shared: Arc::new(Shared { path, database, state, latest, session, answers }),
+            shared: Arc::new(Shared { path, database, waiting, turn, state, latest, session, answers }),
         })
     }
 }
@@ -84,12 +96,11 @@ impl Store for EmbeddedStore {
     }
 
     async fn list(&self, prefix: &str) -> Result<(u64, Vec<Entry>), StoreError> {
-        self.shared.list(prefix)
+        self.shared.list(prefix).await
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
-        let shared = self.shared.clone();
-        let committed = self.commits.spawn_blocking(move || shared.commit(transaction)).await;
+        let committed = self.commits.spawn(self.shared.clone().commit(transaction)).await;
         committed.map_err(|error| StoreError::Database(error.to_string()))?
     }
 
@@ -164,13 +175,17 @@ impl Shared {
         })
     }
 
-    fn list(&self, prefix: &str) -> Result<(u64, Vec<Entry>), StoreError> {
-        // Nothing is applied until both parts have been read.
-        let state = self.state();
-        let announced = state.announced.range(prefix.to_owned()..);
-        let announced = announced.take_while(|(key, _)| key.starts_with(prefix));
-        let mut entries: Vec<Entry> =
-            announced.map(|(key, (revision, value))| entry(key, (*revision, value))).collect();
+    async fn list(&self, prefix: &str) -> Result<(u64, Vec<Entry>), StoreError> {
+        let mut entries = Vec::new();
+        let mut turn = None;
+        if ANNOUNCED.starts_with(prefix) || prefix.starts_with(ANNOUNCED) {
+            // Nothing is written until both parts have been read.
+            turn = Some(self.turn.lock().await);
+            let state = self.state();
+            let announced = state.announced.range(prefix.to_owned()..);
+            let announced = announced.take_while(|(key, _)| key.starts_with(prefix));
+            entries.extend(announced.map(|(key, (revision, value))| entry(key, (*revision, value))));
+        }
         let revision = self.using(|database| {
             let reading = database.begin_read()?;
             let revision = reading.open_table(REVISION)?.get(())?.map_or(0, |revision| revision.value());
@@ -183,17 +198,70 @@ impl Shared {
             }
             Ok(revision)
         })?;
+        drop(turn);
         entries.sort_by(|one, other| one.key.cmp(&other.key));
         Ok((revision, entries))
     }
 
-    fn commit(&self, transaction: Transaction) -> Result<Outcome, StoreError> {
+    /// Whoever has the turn writes what waits, so that most find theirs written when it is their turn.
+    async fn commit(self: Arc<Self>, transaction: Transaction) -> Result<Outcome, StoreError> {
+        let (answer, mut answered) = oneshot::channel();
+        self.waiting().push(Waiting { transaction, answer });
+        let mut turn = self.turn.clone().lock_owned().await;
+        loop {
+            match answered.try_recv() {
+                Ok(outcome) => return outcome,
+                Err(TryRecvError::Closed) => {
+                    return Err(StoreError::Database("the writer panicked".to_owned()));
+                }
+                Err(TryRecvError::Empty) => {}
+            }
+            let shared = self.clone();
+            let written = tokio::task::spawn_blocking(move || {
+                shared.write_waiting();
+                turn
+            });
+            turn = written.await.map_err(|error| StoreError::Database(error.to_string()))?;
+        }
+    }
+
+    /// Writes those that have waited for longest, and answers them.
+    fn write_waiting(&self) {
+        let together = self.take_waiting();
+        let announced = |key: &str| self.state().announced.get(key).map(|(revision, _)| *revision);
+        let outcomes = match self.using(|database| write(database, &together, announced)) {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                // Who does not wait any more need not know.
+                together.into_iter().for_each(|waiting| drop(waiting.answer.send(Err(error.clone()))));
+                return;
+            }
+        };
+        let mut answers = Vec::with_capacity(together.len());
         let mut state = self.state();
-        let written = self.using(|database| write(database, &transaction, &state.announced))?;
-        let Some(revision) = written else { return Ok(Outcome::Conflict) };
-        state.keep(revision, transaction.changes);
-        self.latest.send_replace(revision);
-        Ok(Outcome::Applied(revision))
+        for (Waiting { transaction, answer }, outcome) in together.into_iter().zip(outcomes) {
+            if let Outcome::Applied(revision) = outcome {
+                state.keep(revision, transaction.changes);
+                self.latest.send_replace(revision);
+            }
+            answers.push((answer, outcome));
+        }
+        drop(state);
+        for (answer, outcome) in answers {
+            let _ = answer.send(Ok(outcome));
+        }
+    }
+
+    /// None behind one that changes what is announced: the conditions of those are about what it leaves.
+    fn take_waiting(&self) -> Vec<Waiting> {
+        let mut waiting = self.waiting();
+        let announcing = waiting.iter().position(|waiting| waiting.transaction.is_about_announced());
+        let count = announcing.map_or(waiting.len(), |position| position + 1).min(MAX_TOGETHER);
+        waiting.drain(..count).collect()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The transaction after `revision`; `None` when that one is the latest.
@@ -202,7 +270,10 @@ impl Shared {
         if *self.latest.borrow() <= revision {
             return Ok(None);
         }
-        let found = state.history.iter().find(|applied| applied.revision == revision + 1);
+        // Each has the revision after the one before it.
+        let first = state.history.front().map_or(0, |applied| applied.revision);
+        let place = (revision + 1).checked_sub(first);
+        let found = place.and_then(|place| state.history.get(place as usize));
         found.cloned().map(Some).ok_or(StoreError::Compacted(revision))
     }
 }
@@ -285,38 +356,43 @@ fn revision(database: &Database) -> Result<u64, redb::Error> {
     Ok(table.get(())?.map_or(0, |revision| revision.value()))
 }
 
-/// Returns the new revision; `None` if a condition does not hold.
+/// Writes transactions in their order, and syncs once. A condition of one is about what those before it leave, but for
+/// what is announced, of which `announced` tells the revision.
 fn write(
     database: &Database,
-    transaction: &Transaction,
-    announced: &Announced,
-) -> Result<Option<u64>, redb::Error> {
+    together: &[Waiting],
+    announced: impl Fn(&str) -> Option<u64>,
+) -> Result<Vec<Outcome>, redb::Error> {
     let writing = database.begin_write()?;
-    let revision = {
-        let mut entries = writing.open_table(ENTRIES)?;
-        for condition in &transaction.conditions {
-            if !holds(&entries, announced, condition)? {
-                return Ok(None);
+    let mut outcomes = Vec::with_capacity(together.len());
+    {
+        let (mut entries, mut revisions) = (writing.open_table(ENTRIES)?, writing.open_table(REVISION)?);
+        let mut revision = revisions.get(())?.map_or(0, |revision| revision.value());
+        for Waiting { transaction, .. } in together {
+            if !all_hold(&entries, &announced, &transaction.conditions)? {
+                outcomes.push(Outcome::Conflict);
+                continue;
             }
+            revision += 1;
+            for change in &transaction.changes {
+                match change {
+                    Change::Put(key, value) => {
+                        entries.insert(key.as_str(), (revision, value.as_slice()))?;
+                    }
+                    Change::Delete(key) => {
+                        entries.remove(key.as_str())?;
+                    }
+                    Change::Announce(..) => {}
+                }
+            }
+            outcomes.push(Outcome::Applied(revision));
         }
-        let mut revisions = writing.open_table(REVISION)?;
-        let revision = revisions.get(())?.map_or(0, |revision| revision.value()) + 1;
         revisions.insert((), revision)?;
-        for change in &transaction.changes {
-            match change {
-                Change::Put(key, value) => {
-                    entries.insert(key.as_str(), (revision, value.as_slice()))?;
-                }
-                Change::Delete(key) => {
-                    entries.remove(key.as_str())?;
-                }
-                Change::Announce(..) => {}
-            }
-        }
-        revision
-    };
-    writing.commit()?;
-    Ok(Some(revision))
+    }
+    if outcomes.iter().any(|outcome| *outcome != Outcome::Conflict) {
+        writing.commit()?;
+    }
+    Ok(outcomes)
 }
 
 fn prepare(database: &Database) -> Result<u64, redb::Error> {
@@ -331,21 +407,27 @@ fn entry(key: &str, (revision, value): (u64, &[u8])) -> Entry {
     Entry { key: key.to_owned(), value: value.to_vec(), revision }
 }
 
-fn holds(
+fn all_hold(
     entries: &impl ReadableTable<&'static str, (u64, &'static [u8])>,
-    announced: &Announced,
-    condition: &Condition,
+    announced: impl Fn(&str) -> Option<u64>,
+    conditions: &[Condition],
 ) -> Result<bool, redb::Error> {
     let revision = |key: &str| -> Result<Option<u64>, redb::Error> {
-        Ok(match announced.get(key) {
-            Some((revision, _)) => Some(*revision),
+        Ok(match announced(key) {
+            Some(revision) => Some(revision),
             None => entries.get(key)?.map(|found| found.value().0),
         })
     };
-    Ok(match condition {
-        Condition::Absent(key) => revision(key)?.is_none(),
-        Condition::Unchanged(key, wanted) => revision(key)? == Some(*wanted),
-    })
+    for condition in conditions {
+        let holds = match condition {
+            Condition::Absent(key) => revision(key)?.is_none(),
+            Condition::Unchanged(key, wanted) => revision(key)? == Some(*wanted),
+        };
+        if !holds {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -371,6 +453,38 @@ mod tests {
         assert_eq!((revision, entries.len(), entries[0].revision), (2, 1, 1));
         let mode = std::fs::metadata(directory.path().join("server.redb")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn what_comes_together_is_written_together_in_its_order_and_each_by_its_own_conditions() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = opened(&directory);
+        let create = |key: &str, value: &str| Transaction {
+            conditions: vec![Condition::Absent(key.to_owned())],
+            ..put(key, value)
+        };
+        // They all wait until the turn is given back.
+        let turn = store.shared.turn.clone().lock_owned().await;
+        let wanted = [create("a", "1"), create("a", "2"), put("b", "1"), create("c", "1"), put("b", "2")];
+        let mut commits: Vec<_> = wanted.into_iter().map(|wanted| store.commit(wanted)).collect();
+        for commit in &mut commits {
+            assert!(futures_util::poll!(commit).is_pending());
+        }
+        while store.shared.waiting().len() < commits.len() {
+            tokio::task::yield_now().await;
+        }
+        drop(turn);
+        let mut outcomes = Vec::new();
+        for commit in commits {
+            outcomes.push(commit.await.unwrap());
+        }
+        use Outcome::{Applied, Conflict};
+        assert_eq!(outcomes, [Applied(1), Conflict, Applied(2), Applied(3), Applied(4)]);
+        let mut watch = store.watch(0);
+        for revision in 1..=4 {
+            assert_eq!(watch.next().await.unwrap().revision, revision);
+        }
+        assert_eq!(store.get("b").await.unwrap().unwrap().value, b"2");
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ pub use etcd::{EtcdOptions, EtcdStore, EtcdTls};
 pub const ANNOUNCED: &str = "alive/";
 
 /// Why the store cannot do what it is asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The database file cannot be opened.
     #[error("the database {path} cannot be opened: {reason}")]
@@ -100,6 +100,16 @@ impl Transaction {
     /// Whether it sets a key that goes away with this server.
     pub fn announces(&self) -> bool {
         self.changes.iter().any(|change| matches!(change, Change::Announce(..)))
+    }
+
+    /// Whether it changes what is announced.
+    pub fn is_about_announced(&self) -> bool {
+        let key = |change: &Change| match change {
+            Change::Put(key, _) | Change::Announce(key, _) | Change::Delete(key) => {
+                key.starts_with(ANNOUNCED)
+            }
+        };
+        self.changes.iter().any(key)
     }
 }
 
