@@ -29,11 +29,12 @@ const LEAVE_REPLY: u32 = 1;
 
 #[sock_ops]
 pub fn murmesh_sockops(context: SockOpsContext) -> u32 {
-    let event = SocketEvent::new(&context);
-    if event.netns_cookie() != settings().netns_cookie {
+    let (event, kind) = (SocketEvent::new(&context), context.op());
+    // Two thirds of all calls are questions about timeouts and windows.
+    if !is_handled(kind) || event.netns_cookie() != settings().netns_cookie {
         return LEAVE_REPLY;
     }
-    match context.op() {
+    match kind {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&event),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(&event),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&event),
@@ -42,6 +43,18 @@ pub fn murmesh_sockops(context: SockOpsContext) -> u32 {
         _ => {}
     }
     LEAVE_REPLY
+}
+
+#[inline(always)]
+fn is_handled(kind: u32) -> bool {
+    matches!(
+        kind,
+        BPF_SOCK_OPS_TCP_CONNECT_CB
+            | BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
+            | BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
+            | BPF_SOCK_OPS_TCP_LISTEN_CB
+            | BPF_SOCK_OPS_STATE_CB
+    )
 }
 
 /// Before the SYN leaves, with all four addresses chosen.

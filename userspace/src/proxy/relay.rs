@@ -307,7 +307,12 @@ impl<'a> Relay<'a> {
                 *slot = piece;
                 count += 1;
             }
-            match self.writer.try_write_vectored(&pieces[..count]) {
+            // Nearly always there is one, which is a cheaper system call.
+            let written = match &pieces[..count] {
+                [piece] => self.writer.try_write(piece),
+                pieces => self.writer.try_write_vectored(pieces),
+            };
+            match written {
                 Ok(length) => {
                     self.totals.received += length as u64;
                     self.tunnel.consume(length);
