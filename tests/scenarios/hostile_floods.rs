@@ -1,12 +1,17 @@
-//! Connections to port 9191 that take what others need: permits for handshakes, tunnels, time.
+//! Connections to ports 9191 and 9190 that take what others need: permits for handshakes, tunnels, time.
 
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use murmesh_lab::{Host, Lab, Topology};
+use murmesh::identity::tls;
+use murmesh_lab::{Host, Lab, Process, Topology};
 
+use crate::support::key_updates::flood_key_updates;
 use crate::support::peer::{Target, drip, hello, hold, hold_tunnels, stolen};
 use crate::support::{DEADLINE, Daemons, greet, greeting, json, skipped, wait_for_endpoint, wait_until};
 
@@ -104,4 +109,60 @@ fn a_host_that_takes_all_the_tunnels_it_may_leaves_some_to_others() -> Result<()
         ensure!(served? == greeting(service));
         Ok(())
     })
+}
+
+/// Resident memory of a process in KiB.
+fn memory(process: &Process) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a line with VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+#[test]
+fn a_host_that_updates_keys_without_end_takes_neither_memory_nor_turns_from_others() -> Result<()> {
+    /// What begins an HTTP/2 connection (RFC 9113, section 3.4), and a frame of it that nobody answers (6.9).
+    const HTTP: [&[u8]; 2] =
+        [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", b"\0\0\x04\x08\0\0\0\0\0\0\0\0\x01"];
+    const CUT_OFF: u64 = 20;
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology { servers: 1, services: 1, clients: 2 })?;
+    let (client, traitor, service) = (lab.host("fcc00")?, lab.host("fcc01")?, lab.host("fcs00")?);
+    let server = lab.host("murmesh00")?;
+    let daemons = Daemons::start(&lab)?;
+    let identity = stolen(traitor)?;
+    let agent = Target::agent_of(service, &identity)?;
+    let to_agent = (agent.address, tls::tunnel_client(&identity, &agent.id)?);
+    let to_server = (SocketAddr::from((server.ipv4(), 9190)), tls::api_client(&identity)?);
+    for (host, daemon, (address, config), said, is_cut_off) in [
+        (service, daemons.agent(service)?, &to_agent, [b"".as_slice(); 2], true),
+        (server, daemons.server()?, &to_server, [b"".as_slice(); 2], true),
+        // With something in between rustls goes on, and so may who has a certificate.
+        (server, daemons.server()?, &to_server, HTTP, false),
+    ] {
+        let (cut_off, before) = (refused(host, "broke_protocol")?, memory(daemon)?);
+        let enough = AtomicBool::new(false);
+        thread::scope(|scope| -> Result<()> {
+            let flood = scope.spawn(|| flood_key_updates(traitor, *address, config, said, &enough));
+            let served = [8301, 8302, 8303].into_iter().try_for_each(|port| {
+                let _listener = greet(service, port)?;
+                wait_for_endpoint(client, service, port)?;
+                let answer = daemons.ask_through_mesh(client, service, port)?;
+                ensure!(answer == greeting(service), "{answer:?}");
+                Ok(())
+            });
+            let counted = served.and_then(|()| {
+                wait_until("it is cut off", || {
+                    Ok(!is_cut_off || refused(host, "broke_protocol")? >= cut_off + CUT_OFF)
+                })
+            });
+            enough.store(true, Ordering::Relaxed);
+            flood.join().ok().context("the traitor panicked")??;
+            counted
+        })?;
+        let grown = memory(daemon)?.saturating_sub(before);
+        ensure!(grown < 16 * 1024, "{} grew by {grown} KiB", host.name());
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod figures;
 pub mod instances;
 pub mod kernel;
+pub mod key_updates;
 pub mod peer;
 pub mod programs;
 

@@ -25,7 +25,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
 /// Longer than any time-out of the agent that is tried here.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The identity that `host` got when it joined, with its key: what root on that host can use.
 pub fn stolen(host: &Host) -> Result<Identity> {
@@ -245,7 +245,7 @@ pub fn impersonate(
 }
 
 /// `None` if it was reset before we knew that it was made.
-async fn connect(target: SocketAddr) -> Result<Option<TcpStream>> {
+pub(super) async fn connect(target: SocketAddr) -> Result<Option<TcpStream>> {
     match TcpStream::connect(target).await {
         Ok(stream) => Ok(Some(stream)),
         Err(error) if is_end(&error) => Ok(None),
@@ -278,6 +278,6 @@ fn is_end(error: &io::Error) -> bool {
 }
 
 /// Runs `work` in the network of `host`.
-fn on<T: Send>(host: &Host, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+pub(super) fn on<T: Send>(host: &Host, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
     host.in_namespace(|| tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
 }

@@ -144,6 +144,15 @@ impl Refused {
         }
     }
 
+    /// Why a connection broke that had been accepted; `None` where it only ended.
+    pub fn after_acceptance(error: &io::Error) -> Option<Self> {
+        match Self::of(error) {
+            Self::TooMuch => Some(Self::TooMuch),
+            Self::NotTls | Self::BrokeProtocol => Some(Self::BrokeProtocol),
+            _ => None,
+        }
+    }
+
     fn of_tls(error: &Error) -> Self {
         match error {
             Error::NoApplicationProtocol => Self::OtherProtocol,
@@ -219,5 +228,15 @@ mod tests {
         ] {
             assert_eq!(Refused::of(&error), reason, "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_connection_that_was_accepted_is_refused_only_for_what_it_sent() {
+        let misbehaved = io::Error::new(io::ErrorKind::InvalidData, Error::DecryptError);
+        assert_eq!(Refused::after_acceptance(&misbehaved), Some(Refused::BrokeProtocol));
+        let too_much = io::Error::other(Refused::TooMuch);
+        assert_eq!(Refused::after_acceptance(&too_much), Some(Refused::TooMuch));
+        assert_eq!(Refused::after_acceptance(&io::ErrorKind::ConnectionReset.into()), None);
+        assert_eq!(Refused::after_acceptance(&io::ErrorKind::TimedOut.into()), None);
     }
 }

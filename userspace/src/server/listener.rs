@@ -26,6 +26,7 @@ use tonic::transport::server::Connected;
 use tracing::{info, warn};
 
 use super::credentials::Credentials;
+use super::metered::Metered;
 use super::{DEFAULT_PORT, ServerError};
 use crate::admission::{Admission, Refusals, Refused, Seat, Unproved};
 use crate::identity::token::ServerAddress;
@@ -195,7 +196,7 @@ impl Entrance {
     ) -> io::Result<TlsConnection> {
         stream.set_nodelay(true)?;
         socket::notice_death(&stream)?;
-        let stream = TlsAcceptor::from(self.credentials.tls()).accept(stream).await?;
+        let mut stream = TlsAcceptor::from(self.credentials.tls()).accept(Metered::new(stream)).await?;
         let session = stream.get_ref().1;
         if session.alpn_protocol().is_none() {
             return Err(io::Error::other(Refused::OtherProtocol));
@@ -213,9 +214,10 @@ impl Entrance {
             }
             None => (Place::Unproved(place), ANONYMOUS_BYTES, ANONYMOUS_LIFETIME),
         };
+        stream.get_mut().0.limit(budget);
         let deadline = Box::pin(tokio::time::sleep(lifetime));
         let (peer, refusals) = (Peer { address, identity }, self.refusals.clone());
-        Ok(TlsConnection { stream, peer, deadline, budget, refusals, _place: place })
+        Ok(TlsConnection { stream, peer, deadline, refusals, _place: place })
     }
 }
 
@@ -230,11 +232,9 @@ pub struct Peer {
 
 /// An accepted connection, which fails at its deadline, and when it has sent more than it may.
 pub struct TlsConnection {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Metered<TcpStream>>,
     peer: Peer,
     deadline: Pin<Box<Sleep>>,
-    /// Bytes that it may still send.
-    budget: usize,
     refusals: Arc<Refusals>,
     _place: Place,
 }
@@ -263,18 +263,17 @@ impl AsyncRead for TlsConnection {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        let read = buffer.filled().len() - before;
-        match self.budget.checked_sub(read) {
-            Some(left) => {
-                self.budget = left;
-                Poll::Ready(Ok(()))
-            }
-            None => {
-                self.refusals.add(Refused::TooMuch);
-                Poll::Ready(Err(io::Error::other(Refused::TooMuch)))
+        let read = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
+        match &read {
+            Ok(()) if buffer.filled().len() > before => self.stream.get_mut().0.carried(),
+            Ok(()) => {}
+            Err(error) => {
+                if let Some(reason) = Refused::after_acceptance(error) {
+                    self.refusals.add(reason);
+                }
             }
         }
+        Poll::Ready(read)
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) mod fuzzing;
 mod leadership;
 mod listener;
 mod mesh;
+mod metered;
 mod needs;
 mod plaintext;
 mod policy;

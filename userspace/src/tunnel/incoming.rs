@@ -22,7 +22,8 @@ use super::{
 /// Pieces of a stream that are passed on by one call.
 pub const MAX_PIECES: usize = 16;
 
-/// Records in a row that may carry nothing. Each costs the one who gets it more than the one who sends it.
+/// How many more records may carry nothing than carry something. Each costs the one who gets it more than the one who
+/// sends it.
 const MAX_BARREN: u8 = 32;
 
 /// The alert that ends a session without an error, RFC 8446 section 6.1.
@@ -47,7 +48,7 @@ pub struct Incoming {
     key_update_requested: bool,
     /// It has used a new key itself.
     key_updated: bool,
-    /// Records since the last that carried something.
+    /// Records that carried nothing, less those that carried something since.
     barren: u8,
 }
 
@@ -167,18 +168,17 @@ impl Incoming {
             let (kind, content) = session.opener.open(record)?;
             let begin = self.sealed.start + HEADER;
             self.sealed.start += length;
+            if kind == ContentType::ApplicationData && content > 0 {
+                self.content = begin..begin + content;
+                self.barren = self.barren.saturating_sub(1);
+                return Ok(true);
+            }
             self.barren += 1;
             if self.barren > MAX_BARREN {
                 return Err(RecordError::Barren.into());
             }
             match kind {
-                ContentType::ApplicationData => {
-                    self.content = begin..begin + content;
-                    if content > 0 {
-                        self.barren = 0;
-                        return Ok(true);
-                    }
-                }
+                ContentType::ApplicationData => {}
                 ContentType::Handshake => {
                     let message = &buffer[begin..begin + content];
                     self.key_update_requested |= session.handle_handshake(message)?;

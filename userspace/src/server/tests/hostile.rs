@@ -134,6 +134,33 @@ async fn a_caller_without_a_certificate_is_cut_off_after_some_kilobytes() {
     world.agent_with("one", token).await;
 }
 
+/// Each costs more to take than to send, and nothing above TLS sees it.
+#[tokio::test]
+async fn a_caller_that_updates_its_key_without_end_is_cut_off() {
+    let world = World::start().await;
+    let agent = world.agent("one").await;
+    let identity = agent.identity.borrow().clone();
+    let token = world.token().await;
+    let unproved = tls::join_client(&token.trust_domain, token.ca_fingerprint).unwrap();
+    for (config, refused) in
+        [(World::host_config(&identity), "broke_protocol"), (Arc::unwrap_or_clone(unproved), "too_much")]
+    {
+        let mut stream = world.connect_with(config).await.unwrap();
+        stream.write_all(PREFACE).await.unwrap();
+        // It is accepted: the server's settings.
+        stream.read_u8().await.unwrap();
+        // Who has a certificate may go on only without anything in between; who has none may not go on at all.
+        let between = if refused == "too_much" { PING } else { b"" };
+        while stream.write_all(between).await.is_ok() && stream.flush().await.is_ok() {
+            for _ in 0..16 {
+                stream.get_mut().1.refresh_traffic_keys().unwrap();
+            }
+        }
+        world.wait_refused(refused, 1).await;
+    }
+    world.agent_with("two", token).await;
+}
+
 /// More than there were ever handshakes at a time.
 #[tokio::test]
 async fn silent_strangers_keep_no_host_from_joining() {

@@ -1,12 +1,12 @@
 //! How a session ends, and what is no part of it.
 
 use tokio::{io::AsyncWriteExt, net::TcpStream};
-use tokio_rustls::TlsStream;
+use tokio_rustls::{TlsStream, rustls::ClientConnection};
 
 use super::{open, stock, tunnel};
 use crate::tunnel::{
     Received, Tunnel, TunnelError,
-    frame::{Frame, Side},
+    frame::{Frame, HEADER_LENGTH, Side, write_data_header},
     tls::{ContentType, OVERHEAD, RecordError},
 };
 
@@ -131,6 +131,47 @@ async fn a_flood_of_key_updates_ends_the_session() {
     }
     stream.write_all(&records).await.unwrap();
     assert_eq!(tls_error(&mut ours).await, RecordError::Barren);
+}
+
+/// Data between them makes a flood no cheaper.
+#[tokio::test]
+async fn as_many_key_updates_may_come_as_records_of_data_and_not_many_more() {
+    for (updates, expected) in [(1, None), (2, Some(RecordError::Barren))] {
+        let (mut ours, theirs) = stock::tunnel(Side::Acceptor).await;
+        let TlsStream::Client(theirs) = theirs else { panic!("a client was asked for") };
+        let (mut stream, mut session) = theirs.into_inner();
+        let mut records = Vec::new();
+        let mut say = |session: &mut ClientConnection, content: &[u8]| {
+            std::io::Write::write_all(&mut session.writer(), content).unwrap();
+            while session.wants_write() {
+                session.write_tls(&mut records).unwrap();
+            }
+        };
+        say(&mut session, &stock::encoded(&open()));
+        for _ in 0..40 {
+            for _ in 0..updates {
+                session.refresh_traffic_keys().unwrap();
+            }
+            let mut data = vec![b'a'; HEADER_LENGTH + 1];
+            write_data_header(&mut data);
+            say(&mut session, &data);
+        }
+        say(&mut session, &stock::encoded(&Frame::End));
+        stream.write_all(&records).await.unwrap();
+        assert_eq!(ours.receive().await.unwrap(), Received::Frame(open()));
+        let ended = loop {
+            match ours.receive().await {
+                Ok(Received::Data) => ours.consume(ours.data().map(|piece| piece.len()).sum()),
+                Ok(other) => {
+                    assert_eq!(other, Received::Frame(Frame::End));
+                    break None;
+                }
+                Err(TunnelError::Tls(error)) => break Some(error),
+                Err(other) => panic!("an error of TLS was expected: {other:?}"),
+            }
+        };
+        assert_eq!(ended, expected, "{updates} for each record of data");
+    }
 }
 
 #[tokio::test]

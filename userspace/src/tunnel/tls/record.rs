@@ -53,8 +53,8 @@ pub enum RecordError {
     /// Its content has no type, or an unknown one.
     #[error("a TLS record without a known content type")]
     ContentType,
-    /// Too many in a row carry nothing of the tunnel: key updates, and records without content.
-    #[error("too many TLS records in a row carry nothing")]
+    /// Too many carry nothing of the tunnel: key updates, and records without content.
+    #[error("too many TLS records carry nothing")]
     Barren,
     /// The other side gave the session up, and says why (RFC 8446 section 6.2).
     #[error("the other side ended the TLS session: {0:?}")]
