@@ -7,6 +7,7 @@ use tonic::Code;
 use super::{World, report, until};
 use crate::api::unix_seconds;
 use crate::api::v1::{self, Mode};
+use crate::catalog::Catalog;
 use crate::control::Control;
 use crate::policy;
 
@@ -104,11 +105,13 @@ async fn a_host_that_cannot_tell_keeps_its_services_from_becoming_strict() {
 
     let gone = host(&world, &[]).await;
     let watcher = silent;
+    let knows = |catalog: &Catalog, connected: bool| {
+        catalog.hosts.values().any(|host| host.node.as_str() == "fcs00" && host.connected == connected)
+    };
+    // It was not connected before it came, either.
+    until(&watcher, |catalog| knows(catalog, true)).await;
     drop(gone);
-    until(&watcher, |catalog| {
-        catalog.hosts.values().any(|host| host.node.as_str() == "fcs00" && !host.connected)
-    })
-    .await;
+    until(&watcher, |catalog| knows(catalog, false)).await;
     let message = refused(&world, strict("fortune", &["fcs00", "fcs01"])).await;
     assert!(message.contains("host fcs00 cannot tell") && message.contains("not connected"), "{message}");
 }
