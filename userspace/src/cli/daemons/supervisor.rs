@@ -1,7 +1,7 @@
 //! `murmesh supervise`: runs a daemon, and runs it again when it fails.
 
-use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram as StdUnixDatagram};
 use std::path::{Path, PathBuf};
@@ -12,10 +12,11 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use nix::errno::Errno;
-use nix::sys::prctl;
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, setsid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
@@ -82,42 +83,47 @@ struct Ended {
     is_well: bool,
 }
 
-/// Passes the signal to stop on, and hears whether the daemon is ready, and whether another process is the daemon by now.
-/// Returns when the last of them has ended.
+/// Passes the signal to stop on, and hears whether the daemon is ready, whether it stops, and whether another process is the
+/// daemon by now. Returns when that one has ended; the one before carries what is open, and is only waited for where both
+/// were told to stop.
 async fn until_end(
     child: &mut Child,
     stop: &CancellationToken,
     manager: &Manager,
     was_ready: &mut bool,
 ) -> anyhow::Result<Ended> {
-    let mut current = Pid::from_raw(child.id().context("a process that was just started")?.cast_signed());
-    let (mut successors, mut told) = (VecDeque::new(), false);
-    let mut end: Pin<Box<dyn Future<Output = anyhow::Result<Ended>>>> = Box::pin(async {
-        let status = child.wait().await?;
-        Ok(Ended { words: status.to_string(), is_well: status.success() })
-    });
+    let first = Pid::from_raw(child.id().context("a process that was just started")?.cast_signed());
+    let mut newest: Option<(Pid, End)> = None;
+    let (mut first_runs, mut is_stopping, mut told) = (true, false, false);
     loop {
         tokio::select! {
             // What a process said before its end is heard first.
             biased;
             message = manager.heard() => match message? {
                 Message::Ready => *was_ready = true,
-                Message::FollowedBy(process) => {
-                    // It is a child of the one before, and becomes ours when that ends, instead of init's.
-                    prctl::set_child_subreaper(true)?;
-                    successors.push_back(process);
-                }
+                Message::Stopping => is_stopping = true,
+                Message::FollowedBy(process) => newest = Some((process, Box::pin(end(process)))),
                 Message::Other => {}
             },
-            ended = &mut end => {
-                let Some(successor) = successors.pop_front() else { return ended };
-                prctl::set_child_subreaper(!successors.is_empty())?;
-                current = successor;
-                end = Box::pin(adopted(successor));
+            status = child.wait(), if first_runs => {
+                let status = status?;
+                first_runs = false;
+                if newest.is_none() {
+                    return Ok(Ended { words: status.to_string(), is_well: status.success() });
+                }
+            }
+            ended = ended(&mut newest), if newest.is_some() => {
+                ended?;
+                newest = None;
+                if !(is_stopping && first_runs) {
+                    let words = "it had taken over from another one".to_owned();
+                    return Ok(Ended { words, is_well: is_stopping });
+                }
             }
             () = stop.cancelled(), if !told => {
                 told = true;
-                for process in successors.iter().copied().chain([current]) {
+                let newest = newest.as_ref().map(|(process, _)| *process);
+                for process in newest.into_iter().chain(first_runs.then_some(first)) {
                     // It may have ended just now.
                     let _ = kill(process, Signal::SIGTERM);
                 }
@@ -126,30 +132,35 @@ async fn until_end(
     }
 }
 
-/// Waits for the end of a process that another one has left to us.
-async fn adopted(process: Pid) -> anyhow::Result<Ended> {
-    let ended = tokio::task::spawn_blocking(move || {
-        loop {
-            match waitpid(process, None) {
-                Err(Errno::EINTR) => {}
-                ended => return ended,
-            }
-        }
-    });
-    Ok(match ended.await? {
-        Ok(WaitStatus::Exited(_, code)) => {
-            Ended { words: format!("exit status: {code}"), is_well: code == 0 }
-        }
-        Ok(WaitStatus::Signaled(_, signal, _)) => Ended { words: signal.to_string(), is_well: false },
-        // It ended before the one that it has taken over from did.
-        Err(Errno::ECHILD) => Ended { words: "no status".to_owned(), is_well: false },
-        other => anyhow::bail!("waiting for process {process}: {other:?}"),
-    })
+type End = Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
+
+async fn ended(process: &mut Option<(Pid, End)>) -> anyhow::Result<()> {
+    match process {
+        Some((_, end)) => end.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the end of a process that is no child of ours (pidfd_open(2), Linux 5.3).
+async fn end(process: Pid) -> anyhow::Result<()> {
+    // SAFETY: a number goes in, and a new descriptor or an error comes out.
+    let opened = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) });
+    let descriptor = match opened {
+        Err(Errno::ESRCH) => return Ok(()),
+        opened => RawFd::try_from(opened.context("a process cannot be watched")?)?,
+    };
+    // SAFETY: the kernel has just made it, and nobody else knows of it.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    // SAFETY: it is the same descriptor until it is dropped, together with the registration.
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    watched.context("a process cannot be watched")?.readable().await?.retain_ready();
+    Ok(())
 }
 
 /// What a daemon says.
 enum Message {
     Ready,
+    Stopping,
     FollowedBy(Pid),
     Other,
 }
@@ -182,6 +193,7 @@ impl From<&[u8]> for Message {
         match process {
             Some(process) => Self::FollowedBy(Pid::from_raw(process)),
             None if text.lines().any(|line| line == "READY=1") => Self::Ready,
+            None if text.lines().any(|line| line == "STOPPING=1") => Self::Stopping,
             None => Self::Other,
         }
     }
