@@ -10,6 +10,11 @@ fail() {
 [ -f /sys/fs/cgroup/cgroup.controllers ] || [ -d /sys/fs/cgroup/unified ] || fail "it has no cgroup v2"
 [ -n "$device" ] || exit 0
 
+# Before anything is made or installed.
+modprobe --quiet dm-crypt 2>/dev/null || true
+grep -q device-mapper /proc/misc ||
+    fail "its kernel has no device mapper (dm-crypt), which an encrypted volume needs; leave out luks_device"
+
 # The key stays on the disk of the system: what is protected is the other disk, when it is pulled, sold or sent in.
 key=/etc/murmesh-volume.key
 command -v cryptsetup >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet cryptsetup

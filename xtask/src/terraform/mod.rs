@@ -68,6 +68,13 @@ pub fn run(package: &Path) -> Result<()> {
     let removed = position(&machines, "fcs02")?;
     ensure!(before[removed] == after[removed], "fcs02: {:?}", difference(&before[removed], &after[removed]));
 
+    progress("it joins by the line for hosts that are not deployed to, and leaves again");
+    site.join_by_hand(&machines[removed], &line)?;
+    ensure!(mesh.members()?.contains(&"fcs02".to_owned()), "fcs02 is no member: {:?}", mesh.members()?);
+    site.leave(&machines[removed])?;
+    ask(mesh.machine("murmesh00")?, "murmesh", &["host", "remove", "fcs02"])?;
+    site.is_refused_a_volume(&machines[removed])?;
+
     progress("nothing any more");
     site.destroy()?;
     for ((machine, before), after) in machines.iter().zip(before).zip(mesh.each(files)?) {
