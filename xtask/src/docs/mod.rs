@@ -2,6 +2,8 @@
 
 mod document;
 mod hosts;
+#[cfg(test)]
+mod prose;
 
 use std::fs;
 use std::path::{Path, PathBuf};
