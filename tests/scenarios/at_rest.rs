@@ -127,3 +127,49 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     }
     Ok(found)
 }
+
+/// Makes an encrypted volume in a file, and has `murmesh check` look at a directory on it. All of it goes with the script.
+const ON_ENCRYPTED_VOLUME: &str = "
+    cd \"$1\" && mkdir data && truncate --size=32M image && echo key >key
+    trap 'umount data || true; cryptsetup close \"$2\" || true' EXIT
+    cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file key image
+    cryptsetup open --key-file key image \"$2\"
+    mkfs.ext4 -q \"/dev/mapper/$2\"
+    murmesh check --data-dir data || true
+    mount \"/dev/mapper/$2\" data
+    murmesh check --data-dir data || true
+";
+
+/// Why there can be no encrypted volume here.
+fn without_encrypted_volumes(host: &Host) -> Result<Option<&'static str>> {
+    let programs = "command -v cryptsetup mkfs.ext4 && { modprobe --quiet --all loop dm-crypt || true; }";
+    if !host.run("sh", ["-c", programs], b"", DEADLINE)?.status.success() {
+        return Ok(Some("cryptsetup or mkfs.ext4 is not installed"));
+    }
+    let has_mapper = fs::read_to_string("/proc/misc")?.contains("device-mapper");
+    Ok((!has_mapper).then_some("this kernel has no device mapper"))
+}
+
+#[test]
+fn check_tells_a_directory_on_an_encrypted_volume_from_one_that_is_not() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology { servers: 1, services: 0, clients: 0 })?;
+    let host = lab.host("murmesh00")?;
+    if let Some(reason) = without_encrypted_volumes(host)? {
+        eprintln!("skipped: {reason}");
+        return Ok(());
+    }
+    let place = host.data_directory().join("encrypted");
+    fs::create_dir(&place)?;
+    let mut script = host.command("unshare")?;
+    // Nobody makes or removes device nodes but the program itself.
+    script.env("DM_DISABLE_UDEV", "1").args(["--mount", "sh", "-euc", ON_ENCRYPTED_VOLUME, "volume"]);
+    script.arg(&place).arg(format!("murmesh-{}", std::process::id()));
+    let output = Process::spawn(&mut script)?.output(DEADLINE)?;
+    let said = text(&output.stdout);
+    ensure!(output.status.success(), "{said}{}", text(&output.stderr));
+    ensure!(said.matches("data is on dm-crypt").count() == 1, "{said}");
+    Ok(())
+}
