@@ -1,5 +1,6 @@
 # Boots systemd as process 1 of the namespaces that this runs in, on an overlay of this machine. Arguments: an empty
-# directory, a directory that is shared with other hosts, and the name of the host.
+# directory, a directory that is shared with other hosts, and the name of the host: when it has booted it says so to the
+# pipe booted.NAME there.
 set -eu
 place=$1 shared=$2 name=$3
 root=$place/root
@@ -39,7 +40,7 @@ done
 cat >"$root/etc/systemd/system/booted.service" <<UNIT
 [Service]
 Type=oneshot
-ExecStart=/usr/bin/touch /mnt/booted.$name
+ExecStart=/bin/sh -c 'echo >/mnt/booted.$name'
 UNIT
 cd "$root"
 exec env --ignore-environment container=murmesh PATH=/usr/sbin:/usr/bin:/sbin:/bin \

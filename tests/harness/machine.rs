@@ -1,16 +1,19 @@
 //! A host of a lab as a machine of its own, with systemd and a root file system.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use crate::host::Host;
-use crate::patience::deadline;
+use crate::patience::patience;
 use crate::process::Process;
 
 const SYSTEMD: &str = "/lib/systemd/systemd";
@@ -19,9 +22,6 @@ const BOOT: &str = include_str!("boot.sh");
 /// How long several of them may take to boot at once.
 const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How often it is looked whether one has booted, which is told by a file.
-const BOOT_INTERVAL: Duration = Duration::from_millis(10);
-
 /// A host whose processes see this machine's files under an overlay of their own, with systemd as process 1 of their
 /// namespaces, and all directories of Murmesh where they are on a real host. It ends when this is dropped, and nothing
 /// that was written there is left.
@@ -29,7 +29,8 @@ const BOOT_INTERVAL: Duration = Duration::from_millis(10);
 pub struct Machine<'a> {
     host: &'a Host,
     systemd: Process,
-    booted: PathBuf,
+    /// A pipe that it writes into when it has.
+    booted: File,
 }
 
 impl<'a> Machine<'a> {
@@ -55,19 +56,19 @@ impl<'a> Machine<'a> {
             BOOT,
         ]);
         boot.arg("boot").args([&host.data_directory(), shared]).arg(host.name());
-        let booted = shared.join(format!("booted.{}", host.name()));
+        let pipe = shared.join(format!("booted.{}", host.name()));
+        mkfifo(&pipe, Mode::S_IRWXU).with_context(|| format!("making {}", pipe.display()))?;
+        // With both ends open here nobody has to wait for the other.
+        let booted = OpenOptions::new().read(true).write(true).open(&pipe)?;
         Ok(Self { host, systemd: Process::spawn(&mut boot)?, booted })
     }
 
     /// Waits until it has booted.
     pub fn wait(&self) -> Result<()> {
-        let deadline = deadline(BOOT_DEADLINE);
-        while !self.booted.exists() {
-            if Instant::now() >= deadline {
-                bail!("{} has not booted after {BOOT_DEADLINE:?}: {}", self.host.name(), self.systemd.said());
-            }
-            thread::sleep(BOOT_INTERVAL);
-        }
+        let mut pipe = [PollFd::new(self.booted.as_fd(), PollFlags::POLLIN)];
+        let told = poll(&mut pipe, PollTimeout::try_from(patience(BOOT_DEADLINE))?)?;
+        let said = || self.systemd.said();
+        ensure!(told == 1, "{} has not booted after {BOOT_DEADLINE:?}: {}", self.host.name(), said());
         Ok(())
     }
 

@@ -5,21 +5,22 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use murmesh_lab::{Lab, Process, Topology};
+use murmesh_lab::{Lab, Machine, Process, Topology};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use crate::shell::{self, progress};
+use crate::shell::progress;
 
-const SYSTEMD: &str = "/lib/systemd/systemd";
+/// What each of them does.
+const SCRIPT: &str = include_str!("hosts.sh");
 
 /// For both hosts to do everything, on a machine that does other things too.
 const DEADLINE: Duration = Duration::from_secs(240);
 
 /// Installs `package` on both, begins a mesh, joins, connects, kills an agent, upgrades to `later`, leaves, purges.
 pub fn run(package: &Path, later: &Path) -> Result<()> {
-    if !Path::new(SYSTEMD).exists() {
-        progress("it is not tried with systemd, which this machine does not have");
+    if let Some(reason) = Machine::unavailable() {
+        progress(&format!("it is not tried with systemd: {reason}"));
         return Ok(());
     }
     progress("a mesh of two hosts with systemd, from the package, by two commands");
@@ -30,23 +31,18 @@ pub fn run(package: &Path, later: &Path) -> Result<()> {
     for pipe in ["join", "begin", "end"] {
         mkfifo(&shared.join(pipe), Mode::S_IRWXU)?;
     }
-    let scripts = shell::repository().join("xtask/src/package");
-    let mut hosts = Vec::new();
-    for host in lab.hosts() {
-        let mut boot = host.command("unshare")?;
-        boot.args(["--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--cgroup", "sh"]);
-        boot.arg(scripts.join("boot.sh")).args([&host.data_directory(), &shared]);
-        boot.arg(host.name()).arg(scripts.join("hosts.sh"));
-        hosts.push((host.name(), Process::spawn(&mut boot)?));
-    }
+    let start = |host| Machine::start(host, &shared);
+    let machines = lab.hosts().iter().map(start).collect::<Result<Vec<_>>>()?;
+    machines.iter().try_for_each(Machine::wait)?;
+    let play = |machine: &Machine| Process::spawn(machine.command("sh")?.args(["-c", SCRIPT]));
+    let playing = machines.iter().map(play).collect::<Result<Vec<_>>>()?;
     // The client ends last, whether it goes well or not.
-    hosts.reverse();
-    for (name, mut host) in hosts {
-        let ended = host.wait(DEADLINE);
-        let said = fs::read_to_string(shared.join(format!("said.{name}"))).unwrap_or_default();
-        ended.with_context(|| format!("{name} said:\n{said}"))?;
-        let status = fs::read_to_string(shared.join(format!("status.{name}"))).unwrap_or_default();
-        ensure!(status.trim() == "0", "{name} said:\n{said}{}", host.said());
+    for (machine, process) in machines.iter().zip(playing).rev() {
+        let name = machine.host().name();
+        let ended = process.output(DEADLINE).with_context(|| format!("on {name}"))?;
+        let said = [ended.stdout, ended.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        ensure!(ended.status.success(), "{name} said:\n{said}");
         said.lines().filter(|line| line.starts_with("from the package")).for_each(progress);
     }
     Ok(())
