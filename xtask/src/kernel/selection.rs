@@ -3,18 +3,21 @@
 use anyhow::{Result, bail};
 
 /// Those that touch the kernel, each by the beginning of its name: what hooks decide and rewrite, what is heard from the
-/// kernel about listeners, processes and connections, how connections are closed from outside, and what is left when an
-/// agent dies. The others are about servers, certificates, many connections, and what agents do after bounded times: no
-/// kernel changes these, and emulation takes hours for them, or longer than the bounds.
+/// kernel about listeners, processes and connections, how connections are closed from outside, what is left when an agent
+/// dies, and what it puts back. The others are about servers, certificates, many connections, and what agents do after
+/// bounded times: no kernel changes these, and emulation takes hours for them, or longer than the bounds.
 const KERNEL: &[&str] = &[
     "access_log::the_access_log_names",
     "addresses::",
     "agent_stop::a_clean_stop",
     "agent_stop::after_kill_9",
     "attacks::",
+    "cgroup_made_anew::",
+    "containers::",
     "enforcement::",
     "exemptions::",
     "fail_closed::a_destination",
+    "fail_open::",
     "fortune::fortunes_come_through_the_mesh",
     "full_map::",
     "going_strict::connections_in_clear",
