@@ -1,8 +1,8 @@
 //! The store of a single server: one redb file.
 //!
 //! redb syncs each commit before it returns, so what was acknowledged survives `kill -9` and loss of power. Transactions
-//! that come while one is synced are written together next: a thousand hosts that join at once cost some dozens of syncs.
-//! What is announced is kept in memory only, and so goes with the server.
+//! that come while others are synced are written together next, and synced once. What is announced is kept in memory only,
+//! and so goes with the server.
 //!
 //! After a failure to read or write redb refuses everything until the file is opened again: that is done at the next use,
 //! so that a disk which was full costs what was tried meanwhile, and no restart.
