@@ -17,7 +17,7 @@ use super::{
     traffic::Counter,
 };
 use crate::{
-    flows::Flow,
+    flows::{Flow, FlowId},
     identity::SpiffeId,
     observe::{End, Event, Outcome, Process},
     policy::{Action, Protocol, Verdict},
@@ -181,10 +181,12 @@ impl AccessRecord {
         }
     }
 
-    /// Has it counted with others of its kind.
-    pub fn count(&mut self, flow: Arc<Flow>) {
+    /// Has it counted with others of its kind, which the answer tells from the rest.
+    pub fn count(&mut self, flow: Arc<Flow>) -> FlowId {
         flow.opened(self.verdict.rule);
+        let id = FlowId::of(&flow);
         self.flow = Some(flow);
+        id
     }
 
     /// Takes note of who got it.

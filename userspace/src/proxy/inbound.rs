@@ -27,7 +27,6 @@ use super::{
 use crate::{
     admission::{Refusal, Refused, Seat, Source, Unproved},
     discovery::{ListeningSocket, listening_sockets},
-    flows::FlowId,
     identity::{NodeName, SpiffeId, tls},
     limited_log::LimitedLog,
     policy::Action,
@@ -226,9 +225,8 @@ async fn stream(
         AccessRecord::open(shared, Direction::Inbound, client, destination, parties, None, verdict);
     let dialled = match authorised {
         Ok(Judged { verdict, found }) => {
-            let counted = worker.incoming.of(&worker.shared.incoming, &id, destination, verdict.action);
-            let flow = FlowId::of(&counted);
-            access.count(counted);
+            let flow = worker.incoming.of(&worker.shared.incoming, &id, destination, verdict.action);
+            let flow = access.count(flow);
             match verdict.action {
                 Action::Allow => {
                     let place = worker.live.enter(found, flow);

@@ -23,7 +23,6 @@ use super::{
 };
 use crate::{
     agent::canary,
-    flows::FlowId,
     identity::SpiffeId,
     limited_log::LimitedLog,
     policy::Action,
@@ -66,9 +65,7 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
         original.caller,
         verdict,
     );
-    let counted = worker.flows.of(&worker.shared.flows, &caller, destination, verdict.action);
-    let flow = FlowId::of(&counted);
-    access.count(counted);
+    let flow = access.count(worker.flows.of(&worker.shared.flows, &caller, destination, verdict.action));
     if verdict.action == Action::Deny {
         return access.failed(Ending::Denied, format!("refused: {}", Forbidden::Rules(verdict.rule)));
     }
