@@ -77,7 +77,7 @@ pub struct AccessRecord {
     caller: Option<Caller>,
     verdict: Verdict,
     /// Of a service that has several, if it is not the one that was dialled.
-    instance: Option<SocketAddr>,
+    instance: Option<Box<SocketAddr>>,
     /// What the caller was called at the beginning, if anybody followed then.
     process_name: Option<Box<str>>,
     opened: Instant,
@@ -136,6 +136,16 @@ impl AccessRecord {
         record
     }
 
+    /// Address and port that the client dialled from.
+    pub fn client(&self) -> SocketAddr {
+        self.client
+    }
+
+    /// Address and port that it dialled.
+    pub fn destination(&self) -> SocketAddr {
+        self.destination
+    }
+
     fn log(&self, close: Option<Close<'_>>) {
         let Self { direction, client, destination, ref parties, caller, verdict, .. } = *self;
         access_log::add(&Line { direction, client, destination, parties, caller, verdict, close });
@@ -191,7 +201,7 @@ impl AccessRecord {
 
     /// Takes note of who got it.
     pub fn reached(&mut self, instance: Option<SocketAddr>) {
-        self.instance = instance.filter(|instance| *instance != self.destination);
+        self.instance = instance.filter(|instance| *instance != self.destination).map(Box::new);
     }
 
     /// Takes note of how the relay ended.
@@ -230,7 +240,7 @@ impl Drop for AccessRecord {
             flow.ended(sent, received, reason != ENDED);
         }
         let duration_us = self.opened.elapsed().as_micros();
-        let instance = self.instance;
+        let instance = self.instance.as_deref().copied();
         self.log(Some(Close { sent, received, duration_us, reason: &reason, instance }));
         self.tell_end(&reason);
     }

@@ -7,6 +7,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
+    access::AccessRecord,
     held::Held,
     instances::Load,
     judge::Connection,
@@ -36,11 +37,9 @@ const TUNNEL_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Stream {
     /// Who connects.
     pub caller: Arc<SpiffeId>,
-    /// The address and port that the client dialled from.
-    pub client: SocketAddr,
-    /// The address and port that it dialled.
-    pub destination: SocketAddr,
-    /// Where that leads.
+    /// What is said of it in the end.
+    pub access: AccessRecord,
+    /// Where its destination leads.
     pub route: Route,
     /// Where it is counted.
     pub flow: FlowId,
@@ -53,7 +52,14 @@ pub struct Carried {
     /// What was relayed.
     pub totals: relay::Totals,
     /// How it ended.
-    pub result: Result<(), CarryError>,
+    pub result: Result<(), Box<CarryError>>,
+}
+
+impl Carried {
+    /// To no instance.
+    fn failed(error: CarryError) -> Self {
+        Self { instance: None, totals: relay::Totals::default(), result: Err(error.into()) }
+    }
 }
 
 /// Why a stream did not end cleanly.
@@ -77,30 +83,33 @@ pub enum CarryError {
 pub async fn carry(worker: &Worker, application: &mut TcpStream, stream: &Stream) -> Carried {
     let several = stream.route.choices() > 1;
     if several && let Err(error) = certificate(worker, &stream.caller).await {
-        return Carried { instance: None, totals: relay::Totals::default(), result: Err(error) };
+        return Carried::failed(error);
     }
-    let (mut tried, mut held) = (Vec::new(), Held::default());
-    let mut carried =
-        Carried { instance: None, totals: relay::Totals::default(), result: Err(CarryError::NoInstance) };
+    let (mut tried, mut held, mut last) = (Vec::new(), Held::default(), None);
     while tried.len() < MAX_TRIED
-        && let Some(choice) = stream.route.choose(stream.destination, &tried)
+        && let Some(choice) = stream.route.choose(stream.access.destination(), &tried)
     {
         tried.push(choice.number);
-        let node = choice.peer.node.clone();
-        let connection = Connection { caller: stream.caller.clone(), node, destination: choice.address };
-        // Rules may tell instances apart by their hosts.
-        let judged = worker.judge.judge(&connection);
-        let Some(judged) = judged.filter(|judged| judged.verdict.action == Action::Allow) else { continue };
+        let Some(place) = enter(worker, stream, &choice) else { continue };
         let others = several && tried.len() < MAX_TRIED.min(stream.route.choices());
-        let place = worker.live.enter(judged.found, stream.flow);
         let attempt = Attempt { worker, stream, choice, place: &place, others };
         let wanted = others || held.is_some();
-        carried = attempt.run(application, wanted.then_some(&mut held)).await;
+        let carried = attempt.run(application, wanted.then_some(&mut held)).await;
         if !(others && attempt.may_go_elsewhere(&carried, &held)) {
             return carried;
         }
+        // Streams that the first instance takes have no room for this in their tasks.
+        last = Some(Box::new(carried));
     }
-    carried
+    last.map_or_else(|| Carried::failed(CarryError::NoInstance), |carried| *carried)
+}
+
+/// Takes note of the stream, if the rules allow it there: they may tell instances apart by their hosts.
+fn enter<'a>(worker: &'a Worker, stream: &Stream, choice: &Choice<'_>) -> Option<Place<'a>> {
+    let node = choice.peer.node.clone();
+    let connection = Connection { caller: stream.caller.clone(), node, destination: choice.address };
+    let judged = worker.judge.judge(&connection)?;
+    (judged.verdict.action == Action::Allow).then(|| worker.live.enter(judged.found, stream.flow))
 }
 
 /// An instance is not to be blamed for what its caller lacks, nor is the time to be counted.
@@ -140,9 +149,9 @@ impl Attempt<'_> {
                     load.succeeded();
                 }
                 let result = self.place.explained(relayed.result).await;
-                (relayed.totals, result.map_err(CarryError::from))
+                (relayed.totals, result.map_err(|error| Box::new(error.into())))
             }
-            Err(error) => (relay::Totals::default(), Err(error)),
+            Err(error) => (relay::Totals::default(), Err(error.into())),
         };
         let carried = Carried { instance: Some(self.choice.address), totals, result };
         if let (Some(load), Err(error)) = (self.choice.load, &carried.result)
@@ -161,20 +170,20 @@ impl Attempt<'_> {
     ) -> Result<Relayed, CarryError> {
         let port = self.choice.address.port();
         let ends = Ends { caller: self.stream.caller.clone(), peer: self.choice.peer.clone() };
-        let lease = self.in_time(self.worker.pool.lease(&ends, port)).await?;
-        let recycled = lease.recycled;
-        let relayed = self.over(application, &ends, lease, held.as_deref_mut()).await;
-        if !(recycled && relayed.lost_unused) {
-            return Ok(relayed);
+        if let Some(lease) = self.worker.pool.recycle(&ends, port) {
+            let relayed = self.over(application, &ends, lease, held.as_deref_mut()).await;
+            if !relayed.lost_unused {
+                return Ok(relayed);
+            }
         }
-        let lease = self.in_time(self.worker.pool.dial(&ends, port)).await?;
+        // Streams that need no handshake have no room for one in their tasks.
+        let lease = Box::pin(self.open(&ends, port)).await?;
         Ok(self.over(application, &ends, lease, held).await)
     }
 
-    async fn in_time(
-        &self,
-        tunnel: impl Future<Output = Result<Lease, DialError>>,
-    ) -> Result<Lease, CarryError> {
+    /// A new tunnel.
+    async fn open(&self, ends: &Ends, port: u16) -> Result<Lease, CarryError> {
+        let tunnel = self.worker.pool.open(ends, port);
         if !self.others {
             return Ok(tunnel.await?);
         }
@@ -190,7 +199,7 @@ impl Attempt<'_> {
         mut lease: Lease,
         held: Option<&mut Held>,
     ) -> Relayed {
-        let (destination, client) = (self.choice.address, self.stream.client);
+        let (destination, client) = (self.choice.address, self.stream.access.client());
         if let Err(error) = lease.tunnel.send(&Frame::Open(Open { destination, client })).await {
             let (totals, result) = (relay::Totals::default(), Err(error.into()));
             return Relayed { totals, result, lost_unused: true, is_answered: false };
@@ -209,18 +218,17 @@ impl Attempt<'_> {
 
     /// Whether nothing of the stream has got to a service, or came from one, and all of it is here still.
     fn may_go_elsewhere(&self, carried: &Carried, held: &Held) -> bool {
+        let Err(error) = &carried.result else { return false };
         let nothing = carried.totals == relay::Totals::default();
-        match &carried.result {
-            Err(CarryError::Relay(RelayError::Refused(reason))) => {
-                is_about_instance(*reason) && held.is_whole()
-            }
-            Err(CarryError::Relay(RelayError::Reset(ResetReason::ByPeer | ResetReason::Shutdown))) => nothing,
-            Err(CarryError::Relay(RelayError::Tunnel(TunnelError::Broken(_) | TunnelError::Closed))) => {
-                nothing
-            }
-            Err(CarryError::Dial(DialError::NoCertificate(_))) => false,
-            Err(CarryError::Dial(_) | CarryError::Slow(_)) => true,
-            _ => false,
+        match &**error {
+            CarryError::Relay(RelayError::Refused(reason)) => is_about_instance(*reason) && held.is_whole(),
+            CarryError::Relay(
+                RelayError::Reset(ResetReason::ByPeer | ResetReason::Shutdown)
+                | RelayError::Tunnel(TunnelError::Broken(_) | TunnelError::Closed),
+            ) => nothing,
+            CarryError::Dial(DialError::NoCertificate(_)) => false,
+            CarryError::Dial(_) | CarryError::Slow(_) => true,
+            CarryError::Relay(_) | CarryError::NoInstance => false,
         }
     }
 }

@@ -19,7 +19,7 @@ use super::{
     access::{AccessRecord, Direction, Parties},
     ending::Ending,
     judge::{Connection, Judged},
-    live::Forbidden,
+    live::{Forbidden, Place},
     relay::relay,
     rules::ALLOWED,
     worker::Worker,
@@ -59,40 +59,29 @@ static NOT_A_TUNNEL: LimitedLog = LimitedLog::new();
 /// Serves one connection to the tunnel port.
 pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) {
     // What a handshake needs is given back after it, and tunnels are many.
-    let Accepted { mut tunnel, presented, seat: _seat } =
-        match Box::pin(handshake(&worker, connection, from)).await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                let reason = Refused::of(&error);
-                worker.shared.refusals.add(reason);
-                if let Some(withheld) = NOT_A_TUNNEL.permit() {
-                    info!(%from, withheld, reason = reason.name(), "refused on the tunnel port: {error}");
-                }
-                return;
-            }
-        };
-    debug!(%from, peer = %tunnel.peer().id, "tunnel accepted");
-    let end = streams(&worker, &mut tunnel, &presented, from).await;
+    let Some(mut accepted) = Box::pin(accept(&worker, connection, from)).await else { return };
+    let end = streams(&worker, &mut accepted).await;
     if let Err(error @ (TunnelError::Protocol(_) | TunnelError::Tls(_))) = &end {
         worker.shared.refusals.add(Refused::BrokeProtocol);
-        info!(%from, peer = %tunnel.peer().id, "tunnel closed: {error}");
+        info!(from = %accepted.from, peer = %accepted.tunnel.peer().id, "tunnel closed: {error}");
     }
 }
 
-/// A tunnel, and who is at this end of it.
+/// A tunnel, who is at this end of it, and where it comes from.
 struct Accepted {
     tunnel: Box<Tunnel>,
     presented: Arc<SpiffeId>,
-    seat: Seat,
+    from: SocketAddr,
+    _seat: Seat,
 }
 
 /// The place of a connection during its handshake: one of the host whose address it comes from, or one of a stranger.
-enum Place {
+enum Room {
     Host(Seat),
     Stranger(#[expect(dead_code, reason = "held during the handshake")] Unproved),
 }
 
-impl Place {
+impl Room {
     fn take(worker: &Worker, from: IpAddr) -> Result<Self, Refused> {
         let (admission, services) = (&worker.shared.admission, worker.shared.services.load());
         match services.hosts.get(&from.to_canonical()) {
@@ -111,19 +100,37 @@ impl Place {
     }
 }
 
+/// The tunnel; `None`, counted and logged, if the handshake fails.
+async fn accept(worker: &Worker, connection: TcpStream, from: SocketAddr) -> Option<Accepted> {
+    match handshake(worker, connection, from).await {
+        Ok(accepted) => {
+            debug!(%from, peer = %accepted.tunnel.peer().id, "tunnel accepted");
+            Some(accepted)
+        }
+        Err(error) => {
+            let reason = Refused::of(&error);
+            worker.shared.refusals.add(reason);
+            if let Some(withheld) = NOT_A_TUNNEL.permit() {
+                info!(%from, withheld, reason = reason.name(), "refused on the tunnel port: {error}");
+            }
+            None
+        }
+    }
+}
+
 /// TLS with any caller of the mesh, as the service that it asks for. Bounded in time, and in number: those beyond the
 /// limit are reset at once. Once a whole ClientHello is here, those beyond another limit wait in order for a permit,
 /// within the same time. Whoever says nothing takes no permit from those who do.
 async fn handshake(worker: &Worker, connection: TcpStream, from: SocketAddr) -> io::Result<Accepted> {
-    let place = match Place::take(worker, from.ip()) {
-        Ok(place) => place,
+    let room = match Room::take(worker, from.ip()) {
+        Ok(room) => room,
         Err(reason) => {
             // Nothing of it is left, here or in the kernel.
             let _ = socket::reset_on_close(&connection);
             return Err(io::Error::other(reason));
         }
     };
-    let (source, is_host) = (Source::from(from.ip()), matches!(place, Place::Host(_)));
+    let (source, is_host) = (Source::from(from.ip()), matches!(room, Room::Host(_)));
     let own = connection.local_addr()?.ip().to_canonical();
     let mut presented = None;
     let choose = async |name: Option<&str>| {
@@ -136,12 +143,9 @@ async fn handshake(worker: &Worker, connection: TcpStream, from: SocketAddr) -> 
         let detail = format!("the host of {} was removed from the mesh", tunnel.peer().id);
         return Err(io::Error::other(Refusal { reason: Refused::Removed, detail }));
     }
-    let seat = place.proved(worker, tunnel.peer().host()).map_err(io::Error::other)?;
-    Ok(Accepted {
-        seat,
-        tunnel,
-        presented: presented.unwrap_or_else(|| worker.shared.identities.host().id.clone()),
-    })
+    let seat = room.proved(worker, tunnel.peer().host()).map_err(io::Error::other)?;
+    let presented = presented.unwrap_or_else(|| worker.shared.identities.host().id.clone());
+    Ok(Accepted { tunnel, presented, from, _seat: seat })
 }
 
 /// Whom a caller meets that dialled the address `own` and asks for `name`: the service on a port, or else this host.
@@ -159,17 +163,13 @@ async fn identity(worker: &Worker, own: IpAddr, name: Option<&str>) -> io::Resul
 
 /// One stream after the other, until the opener closes the tunnel or leaves it at rest for too long. Once another process
 /// accepts tunnels, the opener is asked to open no more streams on this one, and has some time to do so.
-async fn streams(
-    worker: &Worker,
-    tunnel: &mut Tunnel,
-    presented: &Arc<SpiffeId>,
-    from: SocketAddr,
-) -> Result<(), TunnelError> {
+async fn streams(worker: &Worker, accepted: &mut Accepted) -> Result<(), TunnelError> {
     let mut is_used = false;
     loop {
-        let Ok(received) = next(worker, tunnel, is_used).await else { return Ok(()) };
+        let Ok(received) = next(worker, &mut accepted.tunnel, is_used).await else { return Ok(()) };
         is_used = true;
         let Received::Frame(Frame::Open(open)) = received? else { return Ok(()) };
+        let Accepted { tunnel, from, .. } = &*accepted;
         if !tunnel.is_valid_at(SystemTime::now()) {
             info!(%from, peer = %tunnel.peer().id, "tunnel closed: the certificate of its opener has expired");
             return Ok(());
@@ -178,8 +178,9 @@ async fn streams(
             info!(%from, peer = %tunnel.peer().id, "tunnel closed: the host of its opener was removed from the mesh");
             return Ok(());
         }
-        stream(worker, tunnel, presented, from, open).await?;
-        if !tunnel.is_idle() {
+        let (mut access, place) = begin(worker, accepted, open);
+        stream(worker, &mut accepted.tunnel, &mut access, place).await?;
+        if !accepted.tunnel.is_idle() {
             return Ok(());
         }
     }
@@ -209,45 +210,21 @@ async fn next(
 async fn stream(
     worker: &Worker,
     tunnel: &mut Tunnel,
-    presented: &Arc<SpiffeId>,
-    from: SocketAddr,
-    open: Open,
+    access: &mut AccessRecord,
+    place: Result<Place<'_>, NotCarried>,
 ) -> Result<(), TunnelError> {
-    let Open { destination, client } = open;
-    let id = tunnel.peer().id.clone();
-    let node = worker.shared.node.clone();
-    let connection = Connection { caller: id.clone(), node, destination };
-    let authorised = authorise(worker, &connection, presented, from, client.ip());
-    let verdict = authorised.as_ref().map_or(ALLOWED, |judged| judged.verdict);
-    let parties = Parties { local: Some(presented.clone()), peer: id.clone() };
-    let shared = worker.shared.clone();
-    let mut access =
-        AccessRecord::open(shared, Direction::Inbound, client, destination, parties, None, verdict);
-    let dialled = match authorised {
-        Ok(Judged { verdict, found }) => {
-            let flow = worker.incoming.of(&worker.shared.incoming, &id, destination, verdict.action);
-            let flow = access.count(flow);
-            match verdict.action {
-                Action::Allow => {
-                    let place = worker.live.enter(found, flow);
-                    dial(worker, &open).await.map(|service| (service, place))
-                }
-                Action::Deny => Err((RefusalReason::Denied, Forbidden::Rules(verdict.rule).to_string())),
-            }
-        }
-        Err(reason) => Err((reason, "not allowed".to_owned())),
-    };
-    let (mut service, place) = match dialled {
-        Ok(carried) => carried,
+    // Streams that are relayed have no room for this in their tasks.
+    let (mut service, place) = match Box::pin(reach(worker, access, place)).await {
+        Ok(reached) => reached,
         Err((reason, detail)) => {
             access.failed(Ending::Refused(reason), format!("refused, {}: {detail}", reason.name()));
-            return refuse(tunnel, reason).await;
+            return Box::pin(refuse(tunnel, reason)).await;
         }
     };
     tunnel.accept()?;
     // Where there may be another instance, the caller goes there instead.
-    let is_named = worker.shared.services.load().named.contains_key(&destination.port());
-    let is_gone = || is_gone(destination);
+    let is_named = worker.shared.services.load().named.contains_key(&access.destination().port());
+    let is_gone = || is_gone(access.destination());
     let is_gone: Option<&dyn Fn() -> bool> = if is_named { Some(&is_gone) } else { None };
     let (totals, result) = relay(&mut service, tunnel, &worker.watchdog, &place, None, is_gone).await;
     if result.is_ok() {
@@ -258,13 +235,45 @@ async fn stream(
     Ok(())
 }
 
+/// Why a stream is not carried, for its caller and for the log.
+type NotCarried = (RefusalReason, Box<str>);
+
+/// The record of a stream that the opener asks for, and its place if it is allowed.
+fn begin<'a>(
+    worker: &'a Worker,
+    accepted: &Accepted,
+    Open { destination, client }: Open,
+) -> (AccessRecord, Result<Place<'a>, NotCarried>) {
+    let id = accepted.tunnel.peer().id.clone();
+    let connection = Connection { caller: id.clone(), node: worker.shared.node.clone(), destination };
+    let authorised = authorise(worker, &connection, accepted, client.ip());
+    let verdict = authorised.as_ref().map_or(ALLOWED, |judged| judged.verdict);
+    let parties = Parties { local: Some(accepted.presented.clone()), peer: id.clone() };
+    let shared = worker.shared.clone();
+    let mut access =
+        AccessRecord::open(shared, Direction::Inbound, client, destination, parties, None, verdict);
+    let place = match authorised {
+        Ok(Judged { verdict, found }) => {
+            let flow = worker.incoming.of(&worker.shared.incoming, &id, destination, verdict.action);
+            let flow = access.count(flow);
+            match verdict.action {
+                Action::Allow => Ok(worker.live.enter(found, flow)),
+                Action::Deny => {
+                    Err((RefusalReason::Denied, Forbidden::Rules(verdict.rule).to_string().into()))
+                }
+            }
+        }
+        Err(reason) => Err((reason, "not allowed".into())),
+    };
+    (access, place)
+}
+
 /// The caller is known from its certificate; it may reach services of this host, for clients of its own, unless this
 /// agent is stopping. Returns what the rules say of it.
 fn authorise(
     worker: &Worker,
     connection: &Connection,
-    presented: &SpiffeId,
-    from: SocketAddr,
+    Accepted { presented, from, .. }: &Accepted,
     client: IpAddr,
 ) -> Result<Judged, RefusalReason> {
     if worker.stop.is_cancelled() {
@@ -288,19 +297,25 @@ fn authorise(
     worker.judge.judge(connection).ok_or(RefusalReason::SourceNotAllowed)
 }
 
-/// Dials the service at the address that the client dialled. It is an address of this host, so this goes over the
-/// loopback interface.
-async fn dial(worker: &Worker, open: &Open) -> Result<TcpStream, (RefusalReason, String)> {
+/// Dials the service of a stream that is allowed, at the address that the client dialled. It is an address of this host, so
+/// this goes over the loopback interface.
+async fn reach<'a>(
+    worker: &Worker,
+    access: &AccessRecord,
+    place: Result<Place<'a>, NotCarried>,
+) -> Result<(TcpStream, Place<'a>), NotCarried> {
+    let (place, destination) = (place?, access.destination());
     let make = || {
-        let socket = socket::outgoing(open.destination, worker.shared.mark)?;
+        let socket = socket::outgoing(destination, worker.shared.mark)?;
         socket::reset_on_close(&socket)?;
-        worker.origin.announce(&socket, open.client).map_err(io::Error::other)?;
+        worker.origin.announce(&socket, access.client()).map_err(io::Error::other)?;
         Ok(socket)
     };
-    timeout(SERVICE_TIMEOUT, worker.sources.connect(open.destination, make))
+    let service = timeout(SERVICE_TIMEOUT, worker.sources.connect(destination, make))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(|error| (refusal(&error), error.to_string()))
+        .map_err(|error| (refusal(&error), error.to_string().into()))?;
+    Ok((service, place))
 }
 
 fn refusal(error: &io::Error) -> RefusalReason {

@@ -46,14 +46,35 @@ static NOBODY: LimitedLog = LimitedLog::new();
 /// listener do so until a clean end.
 pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketAddr) {
     let Some(original) = worker.origin.of(&application, peer, &worker.shared) else { return };
-    let destination = original.destination;
-    if canary::is_canary(destination) {
+    if canary::is_canary(original.destination) {
         return canary::answer(application).await;
     }
-    let Some(route) = route(&worker, destination) else { return };
-    let client =
-        original.client.unwrap_or_else(|| SocketAddr::new(source(&route, worker.shared.mark), peer.port()));
-    let Some((caller, Judged { verdict, .. })) = judge(&worker, &route, &original).await else { return };
+    let Some(mut stream) = begin(&worker, original, peer.port()).await else { return };
+    let mut carried = carry(&worker, &mut application, &stream).await;
+    if is_renamed(&carried) {
+        // Streams to services that keep their names have no room for this in their tasks.
+        carried = Box::pin(carry_renamed(&worker, &mut application, &mut stream)).await;
+    }
+    let mut access = stream.access;
+    access.reached(carried.instance);
+    let Err(error) = carried.result else {
+        let _ = socket::end_on_close(&application);
+        drop(application);
+        return access.relayed(carried.totals, &Ok(()));
+    };
+    drop(application);
+    match *error {
+        CarryError::Relay(error) => access.relayed(carried.totals, &Err(error)),
+        error => access.failed((&error).into(), error.to_string()),
+    }
+}
+
+/// The stream, if the rules allow it. `port` is the client's.
+async fn begin(worker: &Worker, original: Original, port: u16) -> Option<Stream> {
+    let destination = original.destination;
+    let route = route(worker, destination)?;
+    let client = original.client.unwrap_or_else(|| SocketAddr::new(source(&route, worker.shared.mark), port));
+    let (caller, Judged { verdict, .. }) = judge(worker, &route, &original).await?;
     let parties = Parties { local: Some(caller.clone()), peer: route.peer.id.clone() };
     let shared = worker.shared.clone();
     let mut access = AccessRecord::open(
@@ -67,27 +88,10 @@ pub async fn serve(worker: Rc<Worker>, mut application: TcpStream, peer: SocketA
     );
     let flow = access.count(worker.flows.of(&worker.shared.flows, &caller, destination, verdict.action));
     if verdict.action == Action::Deny {
-        return access.failed(Ending::Denied, format!("refused: {}", Forbidden::Rules(verdict.rule)));
+        access.failed(Ending::Denied, format!("refused: {}", Forbidden::Rules(verdict.rule)));
+        return None;
     }
-    let mut stream = Stream { caller, client, destination, route, flow };
-    let mut carried = carry(&worker, &mut application, &stream).await;
-    if is_renamed(&carried) {
-        // Streams to services that keep their names have no room for this in their tasks.
-        carried = Box::pin(carry_renamed(&worker, &mut application, &mut stream)).await;
-    }
-    access.reached(carried.instance);
-    match carried.result {
-        Ok(()) => {
-            let _ = socket::end_on_close(&application);
-            drop(application);
-            access.relayed(carried.totals, &Ok(()));
-        }
-        Err(CarryError::Relay(error)) => {
-            drop(application);
-            access.relayed(carried.totals, &Err(error));
-        }
-        Err(error) => access.failed((&error).into(), error.to_string()),
-    }
+    Some(Stream { caller, access, route, flow })
 }
 
 /// `None`, and logged, where there is none: the endpoint left the catalog between the redirect and now, or the hooks
@@ -137,9 +141,10 @@ fn source(route: &Route, mark: Option<u32>) -> IpAddr {
 
 /// Whether the service answered by another name than it was called by, before anything was carried.
 fn is_renamed(carried: &Carried) -> bool {
-    match carried.result {
-        Err(CarryError::Dial(DialError::AnotherService(_))) => true,
-        Err(CarryError::Relay(RelayError::Refused(RefusalReason::AnotherService))) => {
+    let Err(error) = &carried.result else { return false };
+    match **error {
+        CarryError::Dial(DialError::AnotherService(_)) => true,
+        CarryError::Relay(RelayError::Refused(RefusalReason::AnotherService)) => {
             carried.totals == Totals::default()
         }
         _ => false,
@@ -154,7 +159,7 @@ async fn carry_renamed(worker: &Worker, application: &mut TcpStream, stream: &mu
         sleep(pause).await;
         pause *= 2;
         // Each instance is judged anew before it is tried.
-        if let Some(route) = worker.shared.routes.load().get(stream.destination) {
+        if let Some(route) = worker.shared.routes.load().get(stream.access.destination()) {
             stream.route = route.clone();
         }
         let carried = carry(worker, application, stream).await;

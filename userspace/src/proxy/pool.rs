@@ -75,8 +75,6 @@ struct Idle {
 pub struct Lease {
     /// The tunnel.
     pub tunnel: Box<Tunnel>,
-    /// It was at rest in the pool, where it may have died unnoticed.
-    pub recycled: bool,
     generation: u64,
 }
 
@@ -86,37 +84,35 @@ impl Pool {
         Self { shared, ends: RefCell::default(), closed: Cell::default() }
     }
 
-    /// A tunnel at rest, or a new one. Takes care that the next stream finds one at rest. The service listens on `port`.
+    /// A tunnel at rest, if there is one. Takes care that the next stream finds one, too. The service listens on `port`.
+    pub fn recycle(self: &Rc<Self>, ends: &Ends, port: u16) -> Option<Lease> {
+        let idle = self.take_idle(ends)?;
+        self.warm(ends, port);
+        Some(Lease { tunnel: idle.tunnel, generation: idle.generation })
+    }
+
+    /// A new tunnel. Takes care that the next stream finds one at rest.
     ///
     /// # Errors
-    /// There is none, and none can be opened.
-    pub async fn lease(self: &Rc<Self>, ends: &Ends, port: u16) -> Result<Lease, DialError> {
-        if let Some(idle) = self.take_idle(ends) {
-            self.warm(ends, port);
-            return Ok(Lease { tunnel: idle.tunnel, recycled: true, generation: idle.generation });
-        }
+    /// It cannot be opened.
+    pub async fn open(self: &Rc<Self>, ends: &Ends, port: u16) -> Result<Lease, DialError> {
         let lease = self.dial(ends, port).await?;
         self.warm(ends, port);
         Ok(lease)
     }
 
-    /// A new tunnel.
-    ///
-    /// # Errors
-    /// It cannot be opened.
-    pub async fn dial(&self, ends: &Ends, port: u16) -> Result<Lease, DialError> {
+    async fn dial(&self, ends: &Ends, port: u16) -> Result<Lease, DialError> {
         let address = ends.peer.address;
         let identity = self.shared.identities.get(&ends.caller).await;
         let identity = identity.ok_or_else(|| DialError::NoCertificate(ends.caller.clone()))?;
         let (generation, config) =
             self.config(ends, &identity).map_err(|error| DialError::Identity(address, error))?;
         self.shared.traffic.add(Counter::TunnelHandshakes, 1);
-        // Streams that need no handshake have no room for one in their tasks.
-        let tunnel = Box::pin(dial(address, config, Some(port), self.shared.mark)).await?;
+        let tunnel = dial(address, config, Some(port), self.shared.mark).await?;
         if self.shared.refuses(tunnel.peer()) {
             return Err(DialError::Removed(tunnel.peer().id.clone()));
         }
-        Ok(Lease { tunnel, recycled: false, generation })
+        Ok(Lease { tunnel, generation })
     }
 
     /// Takes a tunnel back. One that is not idle is closed: its stream did not come to an end.
