@@ -323,6 +323,11 @@ impl Feed {
         (Told { encoded, removed: None }, self.events.subscribe())
     }
 
+    /// How many watch now.
+    pub fn watchers(&self) -> u32 {
+        self.events.receiver_count().try_into().unwrap_or(u32::MAX)
+    }
+
     /// The watch of a host has ended.
     pub fn leave(&self, node: &NodeName) {
         let mut view = self.view();

@@ -15,9 +15,11 @@ use crate::identity::NodeName;
 
 /// Bytes in one message, but for its last event.
 const ENOUGH: usize = 256 << 10;
-/// Between two messages. What comes alone is told at once; where much changes, as when a thousand hosts join, a message for
-/// each change to each watcher would be nearly all that a server does.
+/// Between two messages to one watcher, at least. What comes alone is told at once; where much changes, as when a thousand
+/// hosts join, a message for each change to each watcher would be nearly all that a server does.
 const PACE: Duration = Duration::from_millis(20);
+/// The same for each watcher that there is: all together are sent 5 000 messages a second at most.
+const SHARE: Duration = Duration::from_micros(200);
 
 /// What watchers are told.
 #[derive(Debug, Clone)]
@@ -53,7 +55,7 @@ impl Subscription {
         let (mut events, mut bytes) = (Vec::new(), 0);
         let mut next = Some(self.wait().await);
         if let Some(last) = self.last {
-            sleep_until(last + PACE).await;
+            sleep_until(last + PACE.max(SHARE * self.feed.watchers())).await;
         }
         while let Some(told) = next {
             bytes += told.encoded.len();
