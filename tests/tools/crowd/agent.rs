@@ -10,13 +10,17 @@ use murmesh::catalog::{Catalog, Listener, Report};
 use murmesh::control::{self, Control, ControlOptions};
 use murmesh::identity::{JoinToken, NodeName};
 use murmesh::seal::KeySource;
-use tokio::sync::watch;
+use tokio::runtime::Builder;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Port of the first listener of each.
 const FIRST_PORT: u16 = 10_000;
 
-/// An agent that has joined. It goes on until the last clone is dropped.
+/// More than an agent without a data plane needs.
+const STACK_BYTES: usize = 512 << 10;
+
+/// An agent that has joined. It goes on until the process ends.
 #[derive(Clone)]
 pub struct Agent {
     /// From 0 on.
@@ -28,8 +32,22 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Joins by `token`, and reports so many `listeners`.
+    /// Joins by `token`, and reports so many `listeners`. Each agent has a thread of its own: as on hosts of their own, none
+    /// waits until all others have read what they were told.
     pub async fn join(number: u16, listeners: u16, token: JoinToken, directory: PathBuf) -> Result<Self> {
+        let (sender, joined) = oneshot::channel();
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+            runtime.block_on(async {
+                // Nobody waits for it any more when the others have failed.
+                let _ = sender.send(Self::start(number, listeners, token, directory).await);
+                std::future::pending::<()>().await;
+            });
+        })?;
+        joined.await.context("its thread has ended")?
+    }
+
+    async fn start(number: u16, listeners: u16, token: JoinToken, directory: PathBuf) -> Result<Self> {
         std::fs::create_dir_all(&directory)?;
         let options = ControlOptions {
             remembered_from: 0,
