@@ -9,6 +9,7 @@ use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData};
 use murmesh_common::{Endpoint, PolicyState, SocketAddress};
 use murmesh_lab::{DEADLINE, Host, Lab, Process, Topology, contains, patience};
+use nix::sys::signal::Signal;
 
 use crate::support::kernel::{HOOKS, detach, hooks, move_to};
 use crate::support::programs::replace_program;
@@ -171,31 +172,54 @@ fn a_map_that_is_emptied_or_changed_is_filled_again() -> Result<()> {
 }
 
 #[test]
-fn an_agent_that_is_moved_to_another_cgroup_says_so_until_it_is_moved_back() -> Result<()> {
+fn an_agent_that_is_moved_is_followed_within_its_cgroup_and_red_outside() -> Result<()> {
     if skipped() {
         return Ok(());
     }
     let lab = Lab::new(Topology::default())?;
     let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
     let (daemons, _listener) = Daemons::carrying(&lab, PORT)?;
-    let agent = daemons.agent(client)?;
-    let elsewhere = client.cgroup().join("elsewhere");
-    fs::create_dir(&elsewhere)?;
-    let says_so = || {
-        let status = json(client, "status")?;
-        Ok(strings(&status["interception"]["faults"])
-            .iter()
-            .any(|fault| fault.contains("was moved to cgroup")))
-    };
-    move_to(&elsewhere, agent.id())?;
-    wait_until("status says so", says_so)?;
-    let line = agent.wait_for_line("was moved to cgroup", DEADLINE)?;
-    ensure!(line.contains("elsewhere") && line.contains("restart it, or move it back"), "{line}");
-    ensure!(daemons.ask_through_mesh(client, service, PORT)? == greeting(service));
+    // Programs of the service's host may not reach it, but its agent may.
+    lab.host("murmesh00")?.murmesh(["deny", "fcs00", "fcs00"])?;
+    let address = service.ipv4().to_string();
+    wait_until("the rule is there", || Ok(ask(service, &address, PORT).is_err()))?;
+    let is_green = |host: &Host| -> Result<bool> { Ok(murmesh(host, &["status"])?.status.success()) };
+    for host in [client, service] {
+        let elsewhere = host.cgroup().join("elsewhere");
+        fs::create_dir(&elsewhere)?;
+        let agent = daemons.agent(host)?;
+        move_to(&elsewhere, agent.id())?;
+        let line = agent.wait_for_line("was moved to cgroup", DEADLINE)?;
+        ensure!(line.contains("elsewhere"), "{line}");
+        agent.wait_for_line("the kernel half is repaired", DEADLINE)?;
+        wait_until("status is green", || is_green(host))?;
+        wait_until("connections are carried", || {
+            Ok(ask(client, &address, PORT).is_ok_and(|answer| answer == greeting(service)))
+        })?;
+    }
+    daemons.ask_through_mesh(client, service, PORT)?;
+    ensure!(ask(service, &address, PORT).is_err(), "what a rule forbids is carried");
 
+    let agent = daemons.agent(client)?;
+    let above = client.cgroup().parent().context("the lab's cgroup")?;
+    move_to(above, agent.id())?;
+    let line = agent.wait_for_line("outside of", DEADLINE)?;
+    ensure!(line.contains("move it back"), "{line}");
+    wait_until("status is red", || Ok(!is_green(client)?))?;
+    let metrics = || client.run("nc", ["127.0.0.1", "9192"], b"GET /metrics HTTP/1.0\r\n\r\n", DEADLINE);
+    let unhealthy = || Ok(text(&metrics()?.stdout).contains("\nmurmesh_interception_healthy 0"));
+    wait_until("the figures say so", unhealthy)?;
     move_to(client.cgroup(), agent.id())?;
-    wait_until("status is green", || Ok(murmesh(client, &["status"])?.status.success()))?;
-    daemons.ask_through_mesh(client, service, PORT).map(drop)
+    wait_until("status is green", || is_green(client))?;
+
+    // Where it was started is not where it is.
+    move_to(&client.cgroup().join("elsewhere"), agent.id())?;
+    agent.signal(Signal::SIGUSR2)?;
+    agent.wait_for_line("handed over", DEADLINE)?;
+    wait_until("connections are carried", || {
+        Ok(ask(client, &address, PORT).is_ok_and(|answer| answer == greeting(service)))
+    })?;
+    wait_until("status is green", || is_green(client))
 }
 
 fn open(pins: &Path, map: &str) -> Result<MapData> {

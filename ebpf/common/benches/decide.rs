@@ -10,7 +10,7 @@ use murmesh_common::{
 };
 
 const SETTINGS: Settings =
-    Settings { netns_cookie: 7, cgroup: 5, mark: 0x6d6d, outbound_port: 15001_u16.to_be(), fail_open: 0 };
+    Settings { netns_cookie: 7, mark: 0x6d6d, outbound_port: 15001_u16.to_be(), fail_open: 0 };
 
 /// A call of `connect(2)`, and what must become of it.
 struct Case {
@@ -34,8 +34,8 @@ struct Maps {
 }
 
 impl Knowledge for Maps {
-    fn cgroup(&self) -> u64 {
-        black_box(SETTINGS.cgroup)
+    fn is_in_agents_cgroup(&self) -> bool {
+        black_box(true)
     }
     fn policy(&self) -> PolicyState {
         black_box(PolicyState::default())

@@ -53,8 +53,8 @@ impl<'a> Asked<'a> {
 /// The agent replaces values whole, and each is copied at once.
 impl Knowledge for Asked<'_> {
     #[inline(always)]
-    fn cgroup(&self) -> u64 {
-        Caller::cgroup()
+    fn is_in_agents_cgroup(&self) -> bool {
+        Caller::cgroup() == maps::agents_cgroup()
     }
 
     #[inline(always)]

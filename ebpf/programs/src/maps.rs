@@ -15,7 +15,11 @@ use murmesh_common::{
 /// Overridden by the agent before loading.
 #[unsafe(no_mangle)]
 static SETTINGS: Global<Settings> =
-    Global::new(Settings { netns_cookie: 0, cgroup: 0, mark: 0, outbound_port: 0, fail_open: 0 });
+    Global::new(Settings { netns_cookie: 0, mark: 0, outbound_port: 0, fail_open: 0 });
+
+/// The agent's cgroup, by its id. The agent may be moved to another one.
+#[btf_map]
+static AGENT: Array<u64, 1> = Array::new();
 
 /// Destinations reached through the mesh, and services of this host: exact address and port. The agent sets the size
 /// of this and of the next four.
@@ -91,6 +95,11 @@ static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
 #[inline(always)]
 pub fn settings() -> Settings {
     SETTINGS.load()
+}
+
+#[inline(always)]
+pub fn agents_cgroup() -> u64 {
+    AGENT.get(0).copied().unwrap_or_default()
 }
 
 #[inline(always)]

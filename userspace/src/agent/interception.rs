@@ -44,7 +44,6 @@ pub struct Interception {
     half: Arc<Mutex<KernelHalf>>,
     options: InterceptionOptions,
     pins: Pins,
-    own_cgroup: u64,
     log: JoinHandle<()>,
 }
 
@@ -63,7 +62,7 @@ impl Interception {
         let own = cgroup::own(&cgroup::root()?)?;
         anyhow::ensure!(
             own.starts_with(&options.cgroup),
-            "this agent runs in cgroup {}, outside of {}: start it inside, or choose a --cgroup above it",
+            "this agent runs in cgroup {}, outside of {}: start it inside (Slice= of its unit), or choose a --cgroup above it",
             own.display(),
             options.cgroup.display()
         );
@@ -71,13 +70,13 @@ impl Interception {
             .context("this kernel does not tell network namespaces apart (5.14 does)")?;
         let settings = Settings {
             netns_cookie,
-            cgroup: cgroup::id(&own)?,
             mark: options.mark,
             outbound_port: options.outbound_port.to_be(),
             fail_open: u16::from(options.fail_open),
         };
         let pins = Pins::new(&options.bpf_dir);
-        let load = LoadOptions { pins: pins.clone(), settings, room: options.room, take_over };
+        let agents_cgroup = cgroup::id(&own)?;
+        let load = LoadOptions { pins: pins.clone(), settings, agents_cgroup, room: options.room, take_over };
         let mut half = KernelHalf::load(&load).map_err(|error| explain(error, &options.cgroup))?;
         // Whatever may fail comes before attaching, so that nothing is left half-way.
         let log = bpf::forward_log(&mut half)?;
@@ -91,7 +90,7 @@ impl Interception {
             warn!("--fail-open: whenever this agent does not run, what is not strict goes in clear");
         }
         let half = Arc::new(Mutex::new(half));
-        Ok(Self { half, options: options.clone(), pins, own_cgroup: settings.cgroup, log })
+        Ok(Self { half, options: options.clone(), pins, log })
     }
 
     /// Takes the hooks off and removes every pin.
@@ -156,11 +155,6 @@ impl Interception {
     /// What was asked for.
     pub fn options(&self) -> &InterceptionOptions {
         &self.options
-    }
-
-    /// The cgroup by which the hooks know this process.
-    pub fn own_cgroup(&self) -> u64 {
-        self.own_cgroup
     }
 
     /// Hooks as attached at the start, with the number of each one's program.

@@ -53,7 +53,7 @@ use crate::{
     local::{AGENT_SOCKET, Ownership, SIDECAR_SOCKET, SocketFile},
     metrics::{self, MetricsAddress},
     notify,
-    proxy::{BoundWorkers, Listen, Origin, Shared, Workers, instances::Loads, traffic::Counter},
+    proxy::{BoundWorkers, Listen, Listening, Origin, Shared, Workers, instances::Loads, traffic::Counter},
     seal::KeySource,
     workload::{self, Finder, Naming},
 };
@@ -308,13 +308,20 @@ fn start(
     let upstream = Arc::new(ArcSwapOption::empty());
     let pins = interception.map(|interception| interception.pins().clone());
     let takeover_file = entrance.takeover_file(options);
-    let predecessor = entrance.predecessor(&bound, interception, control, &course.failing)?;
-    let Entrance { socket, claim, .. } = entrance;
-    let ownership = socket.ownership();
+    let copies = interception.map(|_| bound.copies()).transpose()?;
     let workers = bound.start(shared, || match &pins {
         Some(pins) => Ok(Origin::Kernel(Records::open(pins)?)),
         None => Ok(Origin::Upstream(upstream.clone())),
     })?;
+    let listening = copies.map(|copies| {
+        let listen = options.capture.listen(options.tunnel_port);
+        Arc::new(Listening::new(&workers, listen, options.capture.mark(), copies))
+    });
+    // It alone holds on to them: who has handed over must not listen.
+    let renewable = listening.as_ref().map(Arc::downgrade).unwrap_or_default();
+    let predecessor = entrance.predecessor(listening, interception, control, &course.failing)?;
+    let Entrance { socket, claim, .. } = entrance;
+    let ownership = socket.ownership();
 
     let (served_sender, served) = watch::channel(Served::default());
     let problems = Problems::default();
@@ -322,7 +329,7 @@ fn start(
     let maps = maps.map(|maps| Arc::new(Mutex::new(maps)));
     let watchdog = interception
         .zip(maps.clone())
-        .map(|(interception, maps)| Arc::new(Watchdog::new(interception, maps)));
+        .map(|(interception, maps)| Arc::new(Watchdog::new(interception, maps, renewable)));
     let (published_sender, published) = watch::channel(0);
     let publisher = Publisher {
         shared: shared.clone(),

@@ -3,7 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -19,6 +19,7 @@ use super::{
 use crate::{
     bpf::{Fault, KernelHalf},
     cgroup,
+    proxy::Listening,
 };
 
 /// How often it looks. One look takes less than a millisecond, and two connections to the agent itself.
@@ -29,8 +30,8 @@ pub struct Watchdog {
     half: Arc<Mutex<KernelHalf>>,
     maps: SharedMaps,
     cgroup: PathBuf,
-    /// This process's cgroup, as the hooks know it.
-    own: u64,
+    /// What the workers listen on, until another agent has it.
+    listening: Weak<Listening>,
     turn: AtomicUsize,
     /// What the last look of its own found, whether it was repaired or not, and when that was: `status` shows it until
     /// the next one finds nothing.
@@ -38,13 +39,13 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Of the hooks of `interception`, and `maps`, which are theirs.
-    pub fn new(interception: &Interception, maps: SharedMaps) -> Self {
+    /// Of the hooks of `interception`, `maps`, which are theirs, and what the workers listen on.
+    pub fn new(interception: &Interception, maps: SharedMaps, listening: Weak<Listening>) -> Self {
         Self {
             half: interception.half(),
             maps,
             cgroup: interception.options().cgroup.clone(),
-            own: interception.own_cgroup(),
+            listening,
             turn: AtomicUsize::new(0),
             found: Mutex::default(),
         }
@@ -106,19 +107,9 @@ impl Watchdog {
         if is_told && let Err(error) = canary::probe() {
             faults.push(Fault::Canary(error));
         }
-        faults.extend(self.moved());
         let lasting = faults.iter().filter(|fault| !fault.can_be_undone());
         lasting.filter(|fault| !known.contains(fault)).for_each(|fault| error!("{fault}"));
         *lock(&self.found) = (Some(Instant::now()), faults);
-    }
-
-    /// Nothing that this process could undo.
-    fn moved(&self) -> Option<Fault> {
-        match cgroup::root().and_then(|root| cgroup::own(&root)) {
-            Ok(own) if cgroup::id(&own).is_ok_and(|id| id == self.own) => None,
-            Ok(own) => Some(Fault::Moved(own.display().to_string())),
-            Err(error) => Some(Fault::Unknown(error.to_string())),
-        }
     }
 
     fn repair(&self, faults: &[&Fault], begun: Instant) {
@@ -126,10 +117,23 @@ impl Watchdog {
         error!("the kernel half is not as this agent made it: {}", words.join("; "));
         let maps = faults.iter().any(|fault| matches!(fault, Fault::MapChanged(_)));
         let restored = if maps { locked(&self.maps).restore() } else { Ok(()) };
-        match lock(&self.half).repair(&self.cgroup).and(restored) {
+        let attached = lock(&self.half).repair(&self.cgroup).and(restored);
+        let moved = faults.iter().any(|fault| matches!(fault, Fault::Moved(_)));
+        let follow = || if moved { self.follow() } else { Ok(()) };
+        match attached.map_err(anyhow::Error::from).and_then(|()| follow()) {
             Ok(()) => warn!(took = ?begun.elapsed(), "the kernel half is repaired; find out who changed it"),
-            Err(error) => error!("the kernel half cannot be repaired: {error}; restart the agent"),
+            Err(error) => error!("the kernel half cannot be repaired: {error:#}; restart the agent"),
         }
+    }
+
+    /// To the cgroup in which this process is now. The hooks there see connections to sockets that are made there, and
+    /// take this process for the agent when all that it needs is there.
+    fn follow(&self) -> anyhow::Result<()> {
+        if let Some(listening) = self.listening.upgrade() {
+            listening.renew()?;
+        }
+        let own = cgroup::id(&cgroup::own(&cgroup::root()?)?)?;
+        Ok(lock(&self.half).set_agents_cgroup(own)?)
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Map, MapData, PerCpuArray},
+    maps::{Array, Map, MapData, PerCpuArray},
     programs::{
         CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps,
         links::{FdLink, LinkError, PinnedLink},
@@ -81,6 +81,9 @@ impl Hook {
 const KEPT_MAPS: [&str; 5] =
     ["CONNECTIONS", "HANDSHAKES", "COUNTERS", "PLAINTEXT_PORTS", "PLAINTEXT_CLIENTS"];
 
+/// Where the agent is. It is no part of what outlives it.
+const AGENT_MAP: &str = "AGENT";
+
 /// Maps of messages to the agent.
 const MESSAGE_MAPS: [&str; 2] = ["EVENTS", "VERDICT_EVENTS"];
 
@@ -91,6 +94,8 @@ pub struct LoadOptions {
     pub pins: Pins,
     /// Constants of the programs.
     pub settings: Settings,
+    /// The cgroup of this process, by its id.
+    pub agents_cgroup: u64,
     /// Sizes of the maps.
     pub room: Room,
     /// To take the place of the programs that are pinned there.
@@ -134,7 +139,10 @@ impl KernelHalf {
     pub fn load(options: &LoadOptions) -> Result<Self, BpfError> {
         let (pins, keeps_maps) = (options.pins.clone(), options.keeps_maps());
         let ebpf = load(options, keeps_maps)?;
-        Ok(Self { ebpf, pins, keeps_maps, attached: Vec::new(), pinned: Vec::new(), is_handing_over: false })
+        let (attached, pinned) = (Vec::new(), Vec::new());
+        let mut half = Self { ebpf, pins, keeps_maps, attached, pinned, is_handing_over: false };
+        half.set_agents_cgroup(options.agents_cgroup)?;
+        Ok(half)
     }
 
     /// Attaches and pins everything, then removes what an earlier agent left pinned at the same place. Before any hook
@@ -236,6 +244,26 @@ impl KernelHalf {
         Ok(Programs::new(self.pins.clone(), programs.collect::<Result<_, BpfError>>()?))
     }
 
+    /// The cgroup whose processes the hooks take for the agent's, by its id.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn agents_cgroup(&self) -> Result<u64, BpfError> {
+        let map = self.ebpf.map(AGENT_MAP).ok_or_else(|| missing(AGENT_MAP))?;
+        let map = Array::<_, u64>::try_from(map).map_err(BpfError::map(AGENT_MAP))?;
+        map.get(&0, 0).map_err(BpfError::map(AGENT_MAP))
+    }
+
+    /// From now on processes of the cgroup with this id may be the agent's, and those of another one may not.
+    ///
+    /// # Errors
+    /// The kernel does not take it.
+    pub fn set_agents_cgroup(&mut self, id: u64) -> Result<(), BpfError> {
+        let map = self.ebpf.map_mut(AGENT_MAP).ok_or_else(|| missing(AGENT_MAP))?;
+        let mut map = Array::<_, u64>::try_from(map).map_err(BpfError::map(AGENT_MAP))?;
+        map.set(0, id, 0).map_err(BpfError::map(AGENT_MAP))
+    }
+
     /// Takes the hooks off and removes every pin.
     ///
     /// # Errors
@@ -263,9 +291,7 @@ impl KernelHalf {
     /// # Errors
     /// It is taken already.
     pub fn take(&mut self, name: &'static str) -> Result<Map, BpfError> {
-        self.ebpf.take_map(name).ok_or_else(|| {
-            BpfError::system("a map of the kernel half")(std::io::Error::other(format!("{name} is missing")))
-        })
+        self.ebpf.take_map(name).ok_or_else(|| missing(name))
     }
 
     /// The loaded object, for aya-log.
@@ -292,11 +318,7 @@ impl KernelHalf {
     ) -> Result<(), BpfError> {
         for name in POLICY_MAPS.into_iter().chain(KEPT_MAPS).chain(MESSAGE_MAPS).filter(|name| wanted(name)) {
             let path = path(name);
-            let map = self.ebpf.map(name).ok_or_else(|| {
-                BpfError::system("a map of the kernel half")(std::io::Error::other(format!(
-                    "{name} is missing"
-                )))
-            })?;
+            let map = self.ebpf.map(name).ok_or_else(|| missing(name))?;
             map.pin(&path).map_err(|error| BpfError::Pin {
                 path: path.clone(),
                 error: std::io::Error::other(error.to_string()),
@@ -361,6 +383,10 @@ impl KernelHalf {
         })?;
         Ok(program.info()?.id())
     }
+}
+
+fn missing(map: &str) -> BpfError {
+    BpfError::system("a map of the kernel half")(std::io::Error::other(format!("{map} is missing")))
 }
 
 fn ensure_same_hooks(mut pinned: Vec<String>) -> Result<(), BpfError> {

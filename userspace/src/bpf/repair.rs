@@ -7,6 +7,7 @@ use super::{
     attached::attached_hooks,
     programs::{Attached, Hook},
 };
+use crate::cgroup;
 
 /// Something about the kernel half that is not as the agent left it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,11 +30,14 @@ pub enum Fault {
     /// A connection through the hooks did not come to the agent.
     #[error("a test connection was not intercepted: {0}")]
     Canary(String),
-    /// The hooks know the agent's own connections by its cgroup at the start, and it is in another one.
-    #[error(
-        "this agent was moved to cgroup {0}, or its own was made anew, and the hooks take its connections for those of a workload: restart it, or move it back"
-    )]
+    /// The hooks know the agent's own connections by its cgroup, and it is in another one.
+    #[error("this agent was moved to cgroup {0}, or that was made anew")]
     Moved(String),
+    /// No hook sees the agent's connections.
+    #[error(
+        "this agent was moved to cgroup {0}, outside of {1}, whose processes are intercepted: move it back"
+    )]
+    Outside(String, String),
     /// It could not be looked at.
     #[error("the kernel half cannot be looked at: {0}")]
     Unknown(String),
@@ -42,7 +46,7 @@ pub enum Fault {
 impl Fault {
     /// Whether to attach, pin or write something again puts it right.
     pub fn can_be_undone(&self) -> bool {
-        !matches!(self, Self::NoCgroup(_) | Self::Canary(_) | Self::Moved(_))
+        !matches!(self, Self::NoCgroup(_) | Self::Canary(_) | Self::Outside(..))
     }
 }
 
@@ -63,7 +67,7 @@ impl KernelHalf {
         let links = links.filter(|hook| !self.pins.link(hook).exists()).map(Fault::HookUnpinned);
         let maps = self.pinned.iter().map(|(name, _)| *name);
         let maps = maps.filter(|map| !self.pins.map(map).exists()).map(Fault::MapUnpinned);
-        detached.into_iter().chain(links).chain(maps).collect()
+        detached.into_iter().chain(links).chain(maps).chain(self.moved(cgroup)).collect()
     }
 
     /// Attaches and pins again what is not, in the place where it was. Hooks first.
@@ -93,6 +97,24 @@ impl KernelHalf {
             }
         }
         Ok(())
+    }
+
+    /// Whether this process is where the hooks know it to be. What it listens on is another question: sockets stay in
+    /// the cgroup in which they were made.
+    fn moved(&self, cgroup: &Path) -> Option<Fault> {
+        let own = match cgroup::root().and_then(|root| cgroup::own(&root)) {
+            Ok(own) => own,
+            Err(error) => return Some(Fault::Unknown(error.to_string())),
+        };
+        if !own.starts_with(cgroup) {
+            return Some(Fault::Outside(own.display().to_string(), cgroup.display().to_string()));
+        }
+        match (cgroup::id(&own), self.agents_cgroup()) {
+            (Ok(id), Ok(known)) if id == known => None,
+            (Ok(_), Ok(_)) => Some(Fault::Moved(own.display().to_string())),
+            (Err(error), _) => Some(Fault::Unknown(error.to_string())),
+            (_, Err(error)) => Some(Fault::Unknown(error.to_string())),
+        }
     }
 
     fn detached(&self, cgroup: &Path) -> Result<Vec<Hook>, BpfError> {

@@ -15,6 +15,7 @@ pub mod identities;
 mod inbound;
 pub mod instances;
 pub mod judge;
+mod listening;
 pub mod live;
 mod origin;
 mod outbound;
@@ -37,6 +38,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 pub use identities::{CurrentIdentity, Identities, Wanted};
+pub use listening::Listening;
 pub use origin::Origin;
 pub use pool::Peer;
 pub use routes::{Choice, Here, Route, Routes};

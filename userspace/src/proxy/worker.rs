@@ -13,7 +13,7 @@ use anyhow::Context;
 use tokio::{
     net::TcpListener,
     runtime::{Builder, LocalOptions},
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
 };
@@ -103,6 +103,8 @@ pub struct Worker {
 pub struct Workers {
     /// How each worker's thread ended.
     ended: JoinSet<anyhow::Result<()>>,
+    /// Where each one gets other listeners.
+    listeners: Vec<mpsc::UnboundedSender<WorkerListeners>>,
     open: CancellationToken,
     stop: CancellationToken,
     handed_over: CancellationToken,
@@ -123,7 +125,14 @@ pub struct WorkerListeners {
 impl Workers {
     fn none() -> Self {
         let token = CancellationToken::new;
-        Self { ended: JoinSet::new(), open: token(), stop: token(), handed_over: token(), cut: token() }
+        Self {
+            ended: JoinSet::new(),
+            listeners: Vec::new(),
+            open: token(),
+            stop: token(),
+            handed_over: token(),
+            cut: token(),
+        }
     }
 
     /// Binds the listeners of a worker per core.
@@ -138,6 +147,11 @@ impl Workers {
         Ok(BoundWorkers(
             (0..count).map(|_| WorkerListeners::new(listen, mark)).collect::<anyhow::Result<_>>()?,
         ))
+    }
+
+    /// Where each one gets listeners that take the place of those that it has.
+    pub fn listeners(&self) -> Vec<mpsc::UnboundedSender<WorkerListeners>> {
+        self.listeners.clone()
     }
 
     /// Waits until a worker fails, which none does that is well, and says why.
@@ -242,7 +256,9 @@ impl BoundWorkers {
                 handed_over: workers.handed_over.clone(),
                 cut: workers.cut.clone(),
             };
-            workers.spawn(format!("worker-{number}"), move || run(shared, origin, bound, end))?;
+            let (sender, renewed) = mpsc::unbounded_channel();
+            workers.listeners.push(sender);
+            workers.spawn(format!("worker-{number}"), move || run(shared, origin, bound, renewed, end))?;
         }
         Ok(workers)
     }
@@ -250,7 +266,7 @@ impl BoundWorkers {
 
 impl WorkerListeners {
     /// The application listeners carry the agent's mark, by which the hooks know that it is the agent who listens.
-    fn new(listen: &Listen, mark: Option<u32>) -> anyhow::Result<Self> {
+    pub(super) fn new(listen: &Listen, mark: Option<u32>) -> anyhow::Result<Self> {
         let applications = listen
             .applications
             .iter()
@@ -274,7 +290,7 @@ impl WorkerListeners {
         Ok(Self { tunnels, applications })
     }
 
-    fn copy(&self) -> io::Result<Self> {
+    pub(super) fn copy(&self) -> io::Result<Self> {
         let applications = self.applications.iter().map(std::net::TcpListener::try_clone);
         Ok(Self {
             tunnels: self.tunnels.try_clone()?,
@@ -318,7 +334,13 @@ struct Phases {
     cut: CancellationToken,
 }
 
-fn run(shared: Arc<Shared>, origin: Origin, bound: WorkerListeners, phases: Phases) -> io::Result<()> {
+fn run(
+    shared: Arc<Shared>,
+    origin: Origin,
+    bound: WorkerListeners,
+    mut renewed: mpsc::UnboundedReceiver<WorkerListeners>,
+    phases: Phases,
+) -> io::Result<()> {
     let Phases { open, stop, handed_over, cut } = phases;
     let mut runtime = Builder::new_current_thread();
     runtime.enable_all().on_thread_park(access_log::flush);
@@ -355,19 +377,21 @@ fn run(shared: Arc<Shared>, origin: Origin, bound: WorkerListeners, phases: Phas
             }
         });
         // Each connection that is served holds the worker, and so do the three above and this function.
-        let (accepting, without_connections) = (CancellationToken::new(), Rc::strong_count(&worker));
-        for listener in bound.applications {
-            let (listener, worker) = (TcpListener::from_std(listener)?, worker.clone());
-            let serve = move |stream, peer| outbound::serve(worker.clone(), stream, peer);
-            tasks.spawn_local(accept(listener, accepting.clone(), serve));
+        let without_connections = Rc::strong_count(&worker);
+        let mut accepting = accept_on(bound, &worker, &mut tasks)?;
+        let mut sweeping = std::pin::pin!(sweep(&worker));
+        loop {
+            tokio::select! {
+                () = &mut sweeping => break,
+                Some(other) = renewed.recv() => {
+                    let former = std::mem::replace(&mut accepting, accept_on(other, &worker, &mut tasks)?);
+                    former.cancel();
+                }
+                Some(ended) = tasks.join_next() => ended?,
+            }
         }
-        let (listener, inbound) = (TcpListener::from_std(bound.tunnels)?, worker.clone());
-        let serve = move |stream, peer| inbound::serve(inbound.clone(), stream, peer);
-        tasks.spawn_local(accept(listener, accepting.clone(), serve));
-        tokio::select! {
-            () = sweep(&worker) => {}
-            Some(Err(panic)) = tasks.join_next() => return Err(panic.into()),
-        }
+        // What may still wait there is not served, and must not look as if it were.
+        drop(renewed);
         accepting.cancel();
         worker.pool.close();
         let drained = async {
@@ -386,6 +410,24 @@ fn run(shared: Arc<Shared>, origin: Origin, bound: WorkerListeners, phases: Phas
     drop(runtime);
     access_log::flush();
     ended
+}
+
+/// Accepts on all of `listeners` until what it returns is cancelled.
+fn accept_on(
+    listeners: WorkerListeners,
+    worker: &Rc<Worker>,
+    tasks: &mut JoinSet<()>,
+) -> io::Result<CancellationToken> {
+    let accepting = CancellationToken::new();
+    for listener in listeners.applications {
+        let (listener, worker) = (TcpListener::from_std(listener)?, worker.clone());
+        let serve = move |stream, peer| outbound::serve(worker.clone(), stream, peer);
+        tasks.spawn_local(accept(listener, accepting.clone(), serve));
+    }
+    let (listener, inbound) = (TcpListener::from_std(listeners.tunnels)?, worker.clone());
+    let serve = move |stream, peer| inbound::serve(inbound.clone(), stream, peer);
+    tasks.spawn_local(accept(listener, accepting.clone(), serve));
+    Ok(accepting)
 }
 
 /// Looks after tunnels at rest until nothing is accepted any more.

@@ -9,9 +9,6 @@ use crate::{
 pub struct Settings {
     /// The agent's network namespace (`SO_NETNS_COOKIE`). In any other, 127.0.0.1 is not the agent's.
     pub netns_cookie: u64,
-    /// The agent's cgroup. What is not in it may be free to set any mark: a container in the agent's network namespace
-    /// has CAP_NET_RAW more often than not.
-    pub cgroup: u64,
     /// `SO_MARK` of the agent's own sockets. Setting it takes CAP_NET_ADMIN, or CAP_NET_RAW since
     /// Linux 5.17, so an unprivileged workload cannot forge it.
     pub mark: u32,
@@ -21,7 +18,7 @@ pub struct Settings {
     pub fail_open: u16,
 }
 
-const _: () = assert!(size_of::<Settings>() == 24);
+const _: () = assert!(size_of::<Settings>() == 16);
 
 #[cfg(feature = "user")]
 // SAFETY: `repr(C)`, no implicit padding (asserted by its size), every bit pattern is a value.
@@ -44,8 +41,9 @@ pub struct Attempt {
 
 /// What the decision has to ask; each at most twice, and only when the answer matters.
 pub trait Knowledge {
-    /// The cgroup of the caller.
-    fn cgroup(&self) -> u64;
+    /// Whether the caller is in the agent's cgroup, `AGENT`. What is not in it may be free to set any mark: a container
+    /// in the agent's network namespace has CAP_NET_RAW more often than not.
+    fn is_in_agents_cgroup(&self) -> bool;
     /// `POLICY`.
     fn policy(&self) -> PolicyState;
     /// `ENDPOINTS`.
@@ -150,7 +148,7 @@ pub fn decide_datagram(settings: &Settings, attempt: &Attempt, knowledge: &impl 
 fn is_agents(settings: &Settings, attempt: &Attempt, knowledge: &impl Knowledge) -> bool {
     attempt.mark == settings.mark
         && attempt.netns_cookie == settings.netns_cookie
-        && knowledge.cgroup() == settings.cgroup
+        && knowledge.is_in_agents_cgroup()
 }
 
 /// A service of this host has one entry for each family's loopback, where it has 2^24 addresses in one of them.

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 const SETTINGS: Settings =
-    Settings { netns_cookie: 7, cgroup: 5, mark: 0x6d6d, outbound_port: 15001_u16.to_be(), fail_open: 0 };
+    Settings { netns_cookie: 7, mark: 0x6d6d, outbound_port: 15001_u16.to_be(), fail_open: 0 };
 
 const SERVICE: SocketAddress = SocketAddress::from_v4(u32::from_ne_bytes([10, 0, 0, 2]), 80_u16.to_be());
 const SOURCE: SocketAddress = SocketAddress::from_v4(u32::from_ne_bytes([10, 0, 0, 1]), 0);
@@ -17,7 +17,7 @@ const SCOPE: u32 = 1;
 /// Maps in memory, of one caller.
 #[derive(Clone, Debug, Default)]
 struct World {
-    cgroup: u64,
+    is_in_agents_cgroup: bool,
     policy: PolicyState,
     endpoints: HashMap<SocketAddress, Endpoint>,
     workload: Option<WorkloadEntry>,
@@ -30,8 +30,8 @@ struct World {
 }
 
 impl Knowledge for World {
-    fn cgroup(&self) -> u64 {
-        self.cgroup
+    fn is_in_agents_cgroup(&self) -> bool {
+        self.is_in_agents_cgroup
     }
     fn policy(&self) -> PolicyState {
         self.policy
@@ -144,7 +144,7 @@ fn a_denial_names_its_rule_and_comes_before_every_other_refusal() {
     assert_eq!(decide(&SETTINGS, &foreign, &world), Decision::denied(3), "in other namespaces too");
     let marked = Attempt { mark: SETTINGS.mark, ..attempt() };
     assert_eq!(decide(&SETTINGS, &marked, &world), Decision::denied(3), "whatever mark they have");
-    let agent = World { cgroup: SETTINGS.cgroup, ..world };
+    let agent = World { is_in_agents_cgroup: true, ..world };
     assert_eq!(decide(&SETTINGS, &marked, &agent), Decision::PASS, "but not the agent's own");
     let disguised = Attempt { netns_cookie: 8, ..marked };
     assert_eq!(decide(&SETTINGS, &disguised, &agent), Decision::denied(3), "which are in its own namespace");
@@ -217,7 +217,7 @@ fn worlds() -> impl Strategy<Value = World> {
     )
         .prop_map(
             |(
-                (egress_on, loopback, agents),
+                (egress_on, loopback, is_in_agents_cgroup),
                 endpoints,
                 workload,
                 (user, group),
@@ -226,7 +226,7 @@ fn worlds() -> impl Strategy<Value = World> {
                 agent_listens,
             )| {
                 World {
-                    cgroup: if agents { SETTINGS.cgroup } else { 6 },
+                    is_in_agents_cgroup,
                     policy: PolicyState { egress: egress_on, loopback, ..PolicyState::default() },
                     endpoints,
                     workload,
@@ -287,7 +287,7 @@ fn reference(attempt: &Attempt, world: &World) -> Decision {
     };
     let reported = |verdict: Verdict| (verdict.dry_run != 0).then_some(verdict.dry_run);
 
-    let agents = ours && attempt.mark == SETTINGS.mark && world.cgroup == SETTINGS.cgroup;
+    let agents = ours && attempt.mark == SETTINGS.mark && world.is_in_agents_cgroup;
     if attempt.protocol.is_none() || agents || on_this_host && !ours {
         return Decision::PASS;
     }

@@ -12,7 +12,7 @@ use crate::{
     catalog::Catalog,
     control::Control,
     local::{LocalSocket, SocketFile},
-    proxy::{BoundWorkers, WorkerListeners, Workers},
+    proxy::{BoundWorkers, Listening, WorkerListeners, Workers},
 };
 
 /// How long the catalog may take to be as new as that of the agent that is taken over. No server may answer, and what is
@@ -88,26 +88,24 @@ impl Entrance {
         }
     }
 
-    /// What lets the next agent take over from this one; a sidecar has nothing to hand over.
+    /// What lets the next agent take over from this one, and what its workers listen on; a sidecar has nothing to hand
+    /// over.
     ///
     /// # Errors
     /// No descriptor is left.
     pub fn predecessor(
         &self,
-        bound: &BoundWorkers,
+        workers: Option<Arc<Listening>>,
         interception: Option<&Interception>,
         control: &Control,
         failing: &watch::Sender<Failing>,
     ) -> anyhow::Result<Option<Predecessor>> {
-        let Some(takeover) = &self.takeover else { return Ok(None) };
-        let listeners = Listeners {
-            local: self.socket.copy()?,
-            takeover: takeover.try_clone()?,
-            workers: bound.copies()?,
-        };
+        let (Some(takeover), Some(workers)) = (&self.takeover, workers) else { return Ok(None) };
         Ok(Some(Predecessor {
             terms: self.terms.clone(),
-            listeners,
+            local: self.socket.copy()?,
+            takeover: takeover.try_clone()?,
+            workers,
             kernel: interception
                 .map(|interception| anyhow::Ok((interception.programs()?, interception.half())))
                 .transpose()?,

@@ -32,7 +32,7 @@ pub use successor::{Claim, Inheritance, ask};
 pub use upgrade::Upgrade;
 
 use super::AgentOptions;
-use crate::cgroup;
+use crate::cgroup::{self, CgroupError};
 
 /// Version of the protocol. A first message is understood by all.
 const PROTOCOL: u32 = 1;
@@ -66,6 +66,9 @@ pub enum TakeoverError {
 /// What both agents must agree on: the sockets and the hooks of the one are those of the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms(BTreeMap<String, String>);
+
+/// The name of one of them.
+const OWN_CGROUP: &str = "cgroup of the process";
 
 /// What the new agent says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -128,8 +131,17 @@ impl Terms {
                 ("--outbound-port".to_owned(), kernel.outbound_port.to_string()),
                 ("network namespace".to_owned(), cgroup::netns_cookie()?.to_string()),
                 // By which the hooks know the agent's own sockets.
-                ("cgroup of the process".to_owned(), cgroup::own(&cgroup::root()?)?.display().to_string()),
+                (OWN_CGROUP.to_owned(), own_cgroup()?),
             ]);
+        }
+        Ok(Self(terms))
+    }
+
+    /// Those of now: an agent may have been moved to another cgroup since its start.
+    fn at_present(&self) -> Result<Self, CgroupError> {
+        let mut terms = self.0.clone();
+        if let Some(cgroup) = terms.get_mut(OWN_CGROUP) {
+            *cgroup = own_cgroup()?;
         }
         Ok(Self(terms))
     }
@@ -149,4 +161,8 @@ impl Terms {
             })
         })
     }
+}
+
+fn own_cgroup() -> Result<String, CgroupError> {
+    Ok(cgroup::own(&cgroup::root()?)?.display().to_string())
 }

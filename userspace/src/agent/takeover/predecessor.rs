@@ -22,6 +22,7 @@ use crate::{
     agent::health::Failing,
     bpf::{KernelHalf, Programs},
     catalog::Catalog,
+    proxy::Listening,
 };
 
 /// How long the new agent may take to load its programs and to be ready. It goes on from what is on disk, so nothing of
@@ -38,8 +39,12 @@ const TELL_INTERVAL: Duration = Duration::from_millis(500);
 pub struct Predecessor {
     /// What that must agree with.
     pub terms: Terms,
-    /// What it gets.
-    pub listeners: Listeners,
+    /// What it gets: where the command line is answered,
+    pub local: net::UnixListener,
+    /// where it may be taken over itself,
+    pub takeover: net::UnixListener,
+    /// and what the workers listen on.
+    pub workers: Arc<Listening>,
     /// Our programs, to be put back if it ends too early, and what would otherwise do so at once.
     pub kernel: Option<(Programs, Arc<Mutex<KernelHalf>>)>,
     /// What it must know before it serves.
@@ -60,7 +65,7 @@ impl Predecessor {
     /// # Errors
     /// The socket cannot be listened on.
     pub async fn run(self) -> io::Result<Taken> {
-        let listener = tokio_listener(&self.listeners.takeover)?;
+        let listener = tokio_listener(&self.takeover)?;
         loop {
             let connection = match listener.accept().await {
                 Ok((stream, _)) => Connection::from(stream),
@@ -101,6 +106,11 @@ impl Predecessor {
     }
 
     async fn hand_over(&self, connection: &Connection) -> Result<(), TakeoverError> {
+        let listeners = Listeners {
+            local: self.local.try_clone()?,
+            takeover: self.takeover.try_clone()?,
+            workers: self.workers.copies()?,
+        };
         let offer = Answer::Offer {
             pid: std::process::id().cast_signed(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -111,9 +121,10 @@ impl Predecessor {
                 .iter()
                 .map(|(name, why)| (name.to_string(), why.clone()))
                 .collect(),
-            workers: self.listeners.workers.len(),
+            workers: listeners.workers.len(),
         };
-        self.listeners.send(connection, &offer).await?;
+        listeners.send(connection, &offer).await?;
+        drop(listeners);
         match connection.receive::<Request>().await?.ok_or(TakeoverError::Ended)? {
             (Request::Taken, _) => ensure_there(connection).await,
             (Request::Stop, _) => Err(TakeoverError::Protocol("it stops what it has not taken".to_owned())),
@@ -132,7 +143,10 @@ impl Predecessor {
                 hello.version
             ));
         }
-        self.terms.difference(&hello.terms)
+        match self.terms.at_present() {
+            Ok(terms) => terms.difference(&hello.terms),
+            Err(error) => Some(error.to_string()),
+        }
     }
 
     fn put_back(&self) {

@@ -12,7 +12,7 @@ use super::super::*;
 use crate::policy::tests::{ADDRESSES, NODES, PORTS, SERVICES, WORKLOADS, policy, service};
 use crate::policy::{Party, Service};
 
-const SETTINGS: Settings = Settings { netns_cookie: 7, cgroup: 0, mark: 1, outbound_port: 0, fail_open: 0 };
+const SETTINGS: Settings = Settings { netns_cookie: 7, mark: 1, outbound_port: 0, fail_open: 0 };
 /// Plenty.
 pub const ROOM: Room = Room { endpoints: 100, verdicts: 10_000, egress: 10_000, workloads: 100, users: 100 };
 pub const UNIT: u64 = 1;
@@ -198,8 +198,8 @@ struct Kernel<'a> {
 }
 
 impl Knowledge for Kernel<'_> {
-    fn cgroup(&self) -> u64 {
-        self.call.cgroup
+    fn is_in_agents_cgroup(&self) -> bool {
+        false
     }
     fn policy(&self) -> PolicyState {
         self.tables.state
