@@ -239,14 +239,22 @@ fn a_frame_that_may_not_be_closes_the_tunnel_at_once() -> Result<()> {
     let agent = daemons.agent(service)?;
     let before = memory(agent)?;
     // docs/tunnel.md: kind, then 24 bits of length. DATA of 16 MiB, OPEN of 64 KiB, an unknown kind, DATA before OPEN.
+    let started = Instant::now();
     let wrong: [&[u8]; 4] = [&[4, 0xff, 0xff, 0xff], &[1, 1, 0, 0], &[99, 0, 0, 0], &[4, 0, 0, 1, 0]];
     for (number, frame) in wrong.iter().cycle().take(40).enumerate() {
         let held = say_after_handshake(traitor, &identity, &target, frame)
             .with_context(|| format!("attempt {number}, {frame:?}"))?;
         ensure!(held < HANDSHAKE_TIMEOUT, "attempt {number}, {frame:?}: held for {held:?}");
     }
-    let closed = |log: &[u8]| text(log).matches("tunnel closed").count() >= 40;
-    agent.wait_for_stdout(DEADLINE, closed).context("not every breach is logged")?;
+    wait_until("each breach is counted", || {
+        Ok(json(service, "status")?["refused"]["broke_protocol"]
+            .as_u64()
+            .is_some_and(|breaches| breaches >= 40))
+    })?;
+    let line = agent.wait_for_line("tunnel closed", DEADLINE)?;
+    ensure!(line.contains("/host/fcc01") && line.contains("withheld=0"), "{line}");
+    let lines = text(&agent.stdout()).matches("tunnel closed").count();
+    ensure!(lines <= usize::try_from(started.elapsed().as_secs())? + 2, "{lines} lines fill the log");
     let grown = memory(agent)?.saturating_sub(before);
     ensure!(grown < 16 * 1024, "the agent grew by {grown} KiB");
     Ok(())

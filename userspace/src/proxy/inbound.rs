@@ -56,6 +56,9 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Anybody who reaches the tunnel port can fail at the handshake.
 static NOT_A_TUNNEL: LimitedLog = LimitedLog::new();
 
+/// Any host of the mesh can break the protocol, again and again.
+static BROKEN: LimitedLog = LimitedLog::new();
+
 /// Serves one connection to the tunnel port.
 pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) {
     // What a handshake needs is given back after it, and tunnels are many.
@@ -63,7 +66,9 @@ pub async fn serve(worker: Rc<Worker>, connection: TcpStream, from: SocketAddr) 
     let end = streams(&worker, &mut accepted).await;
     if let Err(error @ (TunnelError::Protocol(_) | TunnelError::Tls(_))) = &end {
         worker.shared.refusals.add(Refused::BrokeProtocol);
-        info!(from = %accepted.from, peer = %accepted.tunnel.peer().id, "tunnel closed: {error}");
+        if let Some(withheld) = BROKEN.permit() {
+            info!(from = %accepted.from, peer = %accepted.tunnel.peer().id, withheld, "tunnel closed: {error}");
+        }
     }
 }
 
