@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use murmesh_lab::{Host, Lab, Process, TUNNEL_PORT, Topology, Trace};
 
 use crate::support::kernel::{HOOKS, hooks, objects, wait_until_freed};
-use crate::support::{DEADLINE, Daemons, ask, greet, greeting, skipped, text, wait_for_endpoint};
+use crate::support::{DEADLINE, Daemons, ask, greet, greeting, skipped, text, wait_for_endpoint, wait_until};
 
 const PORT: u16 = 8181;
 
@@ -44,6 +44,46 @@ fn a_service_host_whose_agent_stopped_is_reached_in_clear_again() -> Result<()> 
     crate::support::wait_for_no_endpoint(client, service, PORT)?;
     ensure!(ask(client, "fcs00", PORT)? == greeting(service));
     Ok(())
+}
+
+#[test]
+fn a_strict_service_stays_closed_while_the_agents_of_both_hosts_are_stopped() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (outsider, client, service) = (lab.host("murmesh00")?, lab.host("fcc00")?, lab.host("fcs00")?);
+    let (mut daemons, _listener) = Daemons::carrying(&lab, PORT)?;
+    let strict =
+        ["service", "set", "web", "--host", "fcs00", "--port", "8181", "--mode", "strict", "--force"];
+    outsider.murmesh(strict)?;
+    let address = service.ipv4().to_string();
+    let is_closed_to = |host: &Host| Ok(ask(host, &address, PORT).is_err());
+    wait_until("the service is strict", || is_closed_to(outsider))?;
+
+    let capture = service.capture("tcp port 8181")?;
+    for stopped in [client, service] {
+        daemons.stop_agent(stopped)?;
+        ensure!(hooks(stopped)?.is_empty(), "still attached: {:?}", hooks(stopped)?);
+        ensure!(is_closed_to(outsider)? && is_closed_to(client)?, "the strict service is open");
+    }
+    ensure!(!client.bpf_directory().exists(), "pins are left where nothing is strict");
+    ensure!(ask(service, &address, PORT)? == greeting(service), "closed on its own host, too");
+    for started in [service, client] {
+        daemons.start_agent(started)?;
+        ensure!(is_closed_to(outsider)?, "the strict service is open");
+    }
+    wait_for_endpoint(client, service, PORT)?;
+    ensure!(daemons.ask_through_mesh(client, service, PORT)? == greeting(service));
+    let data = capture.stop()?.packets().iter().any(|packet| !packet.payload.is_empty());
+    ensure!(!data, "the service has said something in clear");
+
+    daemons.stop_agent(service)?;
+    let bpf = service.bpf_directory().display().to_string();
+    service.murmesh(["agent", "--cleanup", "--bpf-dir", &bpf])?;
+    ensure!(!service.bpf_directory().exists(), "pins are left");
+    // The kernel takes off what has no pin a moment later.
+    wait_until("the service is open", || Ok(!is_closed_to(outsider)?))
 }
 
 #[test]

@@ -170,10 +170,5 @@ fn a_strict_service_refuses_plaintext_from_outside_and_nothing_else() -> Result<
     mode("strict", "none")?;
     wait(false)?;
     mode("permissive", "none")?;
-    wait(true)?;
-    mode("strict", "none")?;
-    wait(false)?;
-    daemons.stop_agent(service)?;
-    ensure!(in_clear()?.0, "a clean stop takes the hook off");
-    Ok(())
+    wait(true)
 }

@@ -93,11 +93,12 @@ impl Interception {
         Ok(Self { half, options: options.clone(), pins, log })
     }
 
-    /// Takes the hooks off and removes every pin.
+    /// Takes the hooks off and removes every pin, but for what keeps strict services of this host closed: true if there
+    /// are some.
     ///
     /// # Errors
     /// A pin cannot be removed.
-    pub fn detach(self) -> anyhow::Result<()> {
+    pub fn detach(self) -> anyhow::Result<bool> {
         self.log.abort();
         Ok(self.locked().detach()?)
     }

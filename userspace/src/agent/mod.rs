@@ -189,8 +189,8 @@ pub struct SidecarOptions {
     pub upstream: Upstream,
 }
 
-/// Runs until `shutdown`, then stops cleanly: other hosts are told, no hook, map or pin is left, and streams have
-/// the drain timeout to end. On an error the hooks stay in force, and refuse what they redirect until an agent runs
+/// Runs until `shutdown`, then stops cleanly: other hosts are told, no hook, map or pin is left but what keeps strict
+/// services of this host closed, and streams have the drain timeout to end. On an error the hooks stay in force, and refuse what they redirect until an agent runs
 /// again: only a stop that somebody asked for lets connections go on in clear.
 ///
 /// # Errors
@@ -532,8 +532,13 @@ impl Running {
         // One of these writes beside the pins when rules change.
         self.tasks.shutdown().await;
         if let Some(interception) = interception {
-            interception.detach()?;
-            info!("hooks detached, pins removed");
+            if interception.detach()? {
+                warn!(
+                    "hooks detached but the one that keeps strict services of this host closed until an agent runs again; `murmesh agent --cleanup` takes it off, too"
+                );
+            } else {
+                info!("hooks detached, pins removed");
+            }
         }
         self.workers.stop(drain_timeout).await;
         info!("stopped");

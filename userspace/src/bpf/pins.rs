@@ -218,6 +218,15 @@ impl Pins {
         Ok(next.collect())
     }
 
+    /// Removes the links of all hooks but one.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub(super) fn keep_hook(&self, hook: &str) -> Result<(), BpfError> {
+        let mut others = self.hooks()?.into_iter().filter(|other| other != hook);
+        others.try_for_each(|other| fs::remove_file(self.link(&other))).map_err(|error| self.error(error))
+    }
+
     /// Removes every pin, links first: with its last reference a link is detached. Nothing there is fine.
     ///
     /// # Errors

@@ -8,13 +8,13 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::{
         CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps,
         links::{FdLink, LinkError, PinnedLink},
     },
 };
-use murmesh_common::{Counter, LAYOUT, Settings};
+use murmesh_common::{Counter, LAYOUT, PolicyState, PortMode, Settings};
 use tracing::{Level, level_filters::LevelFilter};
 
 use super::{
@@ -54,7 +54,7 @@ pub const HOOKS: [Hook; 10] = [
     Hook::new("getsockname4", "murmesh_getsockname4", 31),
     Hook::new("getsockname6", "murmesh_getsockname6", 32),
     Hook {
-        name: "sk_lookup",
+        name: CLOSING_HOOK,
         program: "murmesh_sk_lookup",
         attach_type: BPF_SK_LOOKUP,
         target: Target::Namespace,
@@ -64,6 +64,9 @@ pub const HOOKS: [Hook; 10] = [
     Hook::new("connect4", "murmesh_connect4", 10),
     Hook::new("connect6", "murmesh_connect6", 11),
 ];
+
+/// What keeps strict services closed.
+const CLOSING_HOOK: &str = "sk_lookup";
 
 /// `enum bpf_attach_type`.
 const BPF_SK_LOOKUP: u32 = 36;
@@ -264,13 +267,32 @@ impl KernelHalf {
         map.set(0, id, 0).map_err(BpfError::map(AGENT_MAP))
     }
 
-    /// Takes the hooks off and removes every pin.
+    /// Takes the hooks off and removes every pin. Where a service of this host is strict, the hook that refuses others
+    /// stays, with the maps, until the next agent is there or [`Pins::remove_all`]: true if that is so.
     ///
     /// # Errors
-    /// A pin cannot be removed.
-    pub fn detach(&mut self) -> Result<(), BpfError> {
+    /// A map cannot be read, or a pin not be removed.
+    pub fn detach(&mut self) -> Result<bool, BpfError> {
+        let is_strict = self.is_strict()?;
         self.leave();
-        self.pins.remove()
+        if is_strict {
+            self.pins.keep_hook(CLOSING_HOOK)?
+        } else {
+            self.pins.remove()?
+        }
+        Ok(is_strict)
+    }
+
+    /// Whether any service of this host is.
+    fn is_strict(&self) -> Result<bool, BpfError> {
+        let state = Array::<_, PolicyState>::try_from(open_pinned(&self.pins, "POLICY")?)
+            .and_then(|map| map.get(&0, 0))
+            .map_err(BpfError::map("POLICY"))?;
+        let ports = HashMap::<_, u16, u32>::try_from(open_pinned(&self.pins, "PORTS")?)
+            .and_then(|map| map.iter().collect::<Result<Vec<_>, _>>())
+            .map_err(BpfError::map("PORTS"))?;
+        let mut modes = ports.into_iter().map(|(_, mode)| mode).chain([state.mode]);
+        Ok(modes.any(|mode| mode >= PortMode::Strict as u32))
     }
 
     /// Programs attached, with the kernel's number of each.

@@ -48,8 +48,8 @@ pub struct AgentArgs {
     /// where a rule forbids it. Without this they are refused until an agent runs again.
     #[arg(long)]
     fail_open: bool,
-    /// Remove what an agent that was killed left in the kernel, and end: hooks, links, maps and pins. From then on
-    /// connections of this host are plain.
+    /// Remove what an agent that was killed or stopped left in the kernel, and end: hooks, links, maps and pins. From
+    /// then on connections of this host are plain, and its strict services are open.
     #[arg(long)]
     cleanup: bool,
     #[command(flatten)]

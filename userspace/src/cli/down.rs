@@ -26,13 +26,15 @@ pub fn run(arguments: &DownArgs) -> anyhow::Result<ExitCode> {
     let ran = agent.stop_for_good()?;
     daemons::done(if ran { "the agent is stopped: connections are plain again" } else { "no agent runs" });
     if let Capture::Kernel(kernel) = &options.capture
-        && !ran
         && kernel.bpf_dir.exists()
     {
-        eprintln!(
-            "murmesh: the hooks of an agent that was killed are still in force ({}), and refuse what they redirect; `murmesh up`, then `murmesh down` takes them off",
-            kernel.bpf_dir.display()
-        );
+        let left = if ran {
+            "strict services of this host stay closed"
+        } else {
+            "hooks of an agent that does not run are still in force"
+        };
+        let pins = kernel.bpf_dir.display();
+        eprintln!("murmesh: {left} ({pins}); `murmesh agent --cleanup` takes off what is left");
     }
     if arguments.server {
         let ran = arguments.host.server()?.stop_for_good()?;

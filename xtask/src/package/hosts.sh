@@ -30,6 +30,9 @@ if [ "$host" = murmesh00 ]; then
     echo "$begin" >/mnt/begin
     systemctl is-enabled murmesh-server murmesh-agent || fail "a unit is not enabled"
     read -r _ </mnt/end
+    # It stays closed without the agent, but not without the package.
+    murmesh service set hello --host murmesh00 --port 8181 --mode strict --force || fail "strict"
+    murmesh down || fail "down"
     gone
     exit
 fi
@@ -45,6 +48,7 @@ echo "from the package at hand to the first encrypted connection: $((($(date +%s
 
 murmesh status || fail "status"
 systemctl is-enabled murmesh-agent || fail "the unit is not enabled"
+systemctl show --property Before --value murmesh-agent | grep -qw network-pre.target || fail "it may start after the network"
 systemctl kill --signal=KILL murmesh-agent
 until [ "$(systemctl show --property NRestarts --value murmesh-agent)" = 1 ] && murmesh status >/dev/null; do :; done
 process=$(systemctl show --property MainPID --value murmesh-agent)
