@@ -269,6 +269,33 @@ fn maps_of_another_layout_are_replaced_and_rules_hold_meanwhile() -> Result<()> 
     Ok(())
 }
 
+#[test]
+fn a_connection_that_outlasts_the_time_for_it_is_reset_after_an_upgrade() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
+    let mut daemons = Daemons::server_only(&lab)?;
+    daemons.start_agent(service)?;
+    let mut agent = client.agent_command(&daemons.token(client)?)?;
+    daemons.start_agent_by(client, agent.args(["--upgrade-drain-timeout", "1s"]))?;
+    let _service = service.spawn("socat", [&format!("tcp4-listen:{PORT},fork,reuseaddr"), "exec:cat"])?;
+    service.wait_listening(PORT, DEADLINE)?;
+    wait_for_endpoint(client, service, PORT)?;
+    let steps = ["send=x", "expect=x", "say=open", "expect-reset"];
+    let destination = format!("{}:{PORT}", service.ipv4());
+    let open = client.probe(["connect", &destination].into_iter().chain(steps))?;
+    open.wait_for_line("open", DEADLINE)?;
+
+    let agent = Process::spawn(&mut take_over(&mut daemons, client)?)?;
+    agent.wait_for_line(TAKEN_OVER, DEADLINE)?;
+    let mut older = daemons.replace_agent(client, agent)?;
+    open.succeed(DEADLINE)?;
+    ensure!(older.wait(DEADLINE)?.success(), "{}", older.said());
+    Ok(())
+}
+
 /// The command line of an agent that takes over.
 fn take_over(daemons: &mut Daemons<'_>, host: &Host) -> Result<Command> {
     let mut command = host.agent_command(&daemons.token(host)?)?;
