@@ -1,6 +1,6 @@
 //! What a hostile host of the mesh may send once its certificate was accepted.
 
-use std::{cell::RefCell, sync::LazyLock};
+use std::{cell::RefCell, io, sync::LazyLock};
 
 use tokio::{
     io::AsyncWriteExt,
@@ -9,13 +9,16 @@ use tokio::{
 };
 
 use super::{
-    Received, Tunnel, answer, dial,
+    DialError, Received, Tunnel, answer, dial,
     tls::{ContentType, HEADER, OVERHEAD, Session},
 };
 use crate::{
     identity::{Identity, fixture, tls},
     socket,
 };
+
+/// Handshakes that may fail in a row.
+const ATTEMPTS: u32 = 10;
 
 /// Bytes that a socket takes at once.
 const MAX_INPUT: usize = 16 * 1024;
@@ -79,8 +82,20 @@ fn records(mut input: &[u8], session: &mut Session) -> Vec<u8> {
     wire
 }
 
-/// An opener and an acceptor.
+/// An opener and an acceptor. A process that others keep waiting may not get a turn within the time for a handshake:
+/// that is no finding, and it begins anew.
 async fn tunnel() -> (Tunnel, Tunnel) {
+    let mut attempts = 1;
+    loop {
+        match handshake().await {
+            (Ok(opener), Ok(acceptor)) => return (*opener, *acceptor),
+            ends if attempts == ATTEMPTS => panic!("no tunnel: {:?}, {:?}", ends.0.err(), ends.1.err()),
+            _ => attempts += 1,
+        }
+    }
+}
+
+async fn handshake() -> (Result<Box<Tunnel>, DialError>, io::Result<Box<Tunnel>>) {
     let [client, service] = &*HOSTS;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -89,6 +104,5 @@ async fn tunnel() -> (Tunnel, Tunnel) {
         let (stream, _): (TcpStream, _) = listener.accept().await.expect("a client");
         answer(stream, async |_| Ok(((), tls::tunnel_server(service).expect("usable")))).await
     };
-    let (opener, acceptor) = tokio::join!(dial(address, config, None, None), accepted);
-    (*opener.expect("a tunnel"), *acceptor.expect("a tunnel"))
+    tokio::join!(dial(address, config, None, None), accepted)
 }
