@@ -8,11 +8,15 @@ use murmesh::local::connect_to_server;
 use murmesh_lab::{DEADLINE, Host, Lab, Mesh, Process, Topology};
 
 use crate::support::browser::{self, Browser};
+use crate::support::cluster::Cluster;
 use crate::support::instances::{Instances, PORT};
 use crate::support::{Daemons, ask, greet, skipped, wait_for_endpoint};
 
 /// A service that the rules keep from the client.
 const DENIED: u16 = 8300;
+
+/// A service that is reached once a server is gone.
+const LATER: u16 = 8301;
 
 /// What is in the part of the page that is shown, without line breaks.
 const SHOWN: &str = "[...document.querySelectorAll('main > section')].find((view) => !view.hidden).innerText.replace(/\\s+/g, ' ')";
@@ -190,6 +194,31 @@ fn one_of_three_hundred_services_is_found() -> Result<()> {
     browser.press("/")?;
     browser.write("shop-299")?;
     browser.wait_for("document.querySelectorAll('#graph .node').length === 1")?;
+    ensure_well(&mut browser)
+}
+
+#[test]
+fn the_page_of_a_server_shows_hosts_of_the_others_and_goes_on_when_one_is_killed() -> Result<()> {
+    if browser::is_missing() || skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology { servers: 3, ..Topology::default() })?;
+    let mut cluster = Cluster::start(&lab)?;
+    let (client, service) = (cluster.client, cluster.service);
+    let _greetings = [greet(service, PORT)?, greet(service, LATER)?];
+    for port in [PORT, LATER] {
+        wait_for_endpoint(client, service, port)?;
+    }
+    let address = service.ipv4().to_string();
+    ask(client, &address, PORT)?;
+    let server = cluster.server_of(client)?.context("the agent is connected")?;
+    let mut browser = open(cluster.another(server)?)?;
+    browser.wait_for(&edge("encrypted", &format!("fcc00 to fcs00:{PORT}")))?;
+    browser.wait_for(&format!("!{}", shows("has not told this server")))?;
+
+    cluster.kill_server(server)?;
+    ask(client, &address, LATER)?;
+    browser.wait_for(&edge("encrypted", &format!("fcc00 to fcs00:{LATER}")))?;
     ensure_well(&mut browser)
 }
 

@@ -26,7 +26,6 @@ use tracing::warn;
 pub(crate) use backoff::{Backoff, jitter};
 pub use cache::{Cache, Cached};
 pub use connection::DialError;
-#[cfg(test)]
 pub(crate) use connection::dial;
 pub use issuer::Issuer;
 pub use membership::Membership;

@@ -116,7 +116,8 @@ pub fn join_client(
     finish_client(None, verifier, API_ALPN).map(Arc::new)
 }
 
-/// For the server's interface: a client certificate is optional here and demanded by each call that needs one.
+/// For the server's interface: a client certificate, of a host or of another server, is optional here and demanded by each
+/// call that needs one.
 ///
 /// # Errors
 /// When the bundle is unusable.
@@ -125,7 +126,7 @@ pub fn api_server(
     bundle: &[CertificateDer<'static>],
     certificate: Arc<dyn ResolvesServerCert>,
 ) -> Result<Arc<ServerConfig>, IdentityError> {
-    let verifier = CallerVerifier::new(bundle, trust_domain.clone(), Dialling::Host, false)?;
+    let verifier = CallerVerifier::new(bundle, trust_domain.clone(), Dialling::Member, false)?;
     Ok(Arc::new(finish_server(server_builder(verifier)?.with_cert_resolver(certificate), API_ALPN)))
 }
 

@@ -120,8 +120,8 @@ impl ServerCertVerifier for ServerVerifier {
 /// Who may dial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialling {
-    /// A host.
-    Host,
+    /// A host, or a server.
+    Member,
     /// A host, or one of its workloads.
     Caller,
 }
@@ -131,7 +131,8 @@ impl Dialling {
         match subject {
             Subject::Host(_) => true,
             Subject::Workload(..) => self == Self::Caller,
-            Subject::Server(_) | Subject::Service(_) => false,
+            Subject::Server(_) => self == Self::Member,
+            Subject::Service(_) => false,
         }
     }
 }

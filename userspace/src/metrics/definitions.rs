@@ -116,7 +116,7 @@ definitions! {
     SERVER_STORE_UP: Server Gauge "server_store_up" [] "1 while the database answers, else 0.";
     SERVER_STORE_SECONDS: Server Histogram "server_store_seconds" ["operation"] "How long the database took to answer. operation: get, list, commit.";
     SERVER_STORE_ERRORS: Server Counter "server_store_errors" ["operation"] "Calls that the database did not answer, or not well.";
-    SERVER_CALLS: Server Counter "server_calls" ["call", "result"] "Calls of hosts. call: the name of the call in the API. result: ok, or the gRPC code of the refusal.";
+    SERVER_CALLS: Server Counter "server_calls" ["call", "result"] "Calls of hosts and other servers. call: the name of the call in the API. result: ok, or the gRPC code of the refusal.";
     SERVER_REFUSALS: Server Counter "server_refusals" ["reason"] "Connections to the server's port that were refused, or cut off before they had proved who they are; each reason is explained in the documentation.";
     SERVER_CERTIFICATES: Server Counter "server_certificates_signed" ["subject"] "Certificates that this server has signed. subject: host, workload, service.";
     SERVER_RULES: Server Gauge "server_rules" [] "Rules of the policy.";

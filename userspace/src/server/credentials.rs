@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 use tracing::{error, info};
@@ -46,6 +46,7 @@ pub struct Credentials {
 /// The certificate in use.
 struct Current {
     tls: Arc<ServerConfig>,
+    calling: Arc<ClientConfig>,
     renew_at: SystemTime,
     not_after: SystemTime,
 }
@@ -71,6 +72,11 @@ impl Credentials {
     /// The TLS configuration for the next connection.
     pub fn tls(&self) -> Arc<ServerConfig> {
         self.current.load().tls.clone()
+    }
+
+    /// The TLS configuration for the next call of another server.
+    pub fn calling(&self) -> Arc<ClientConfig> {
+        self.current.load().calling.clone()
     }
 
     /// A certificate chain for `subject` and the key that asked for it. Whether it may have that is for the caller to
@@ -176,8 +182,9 @@ fn certify(
     let chain = [leaf].into_iter().chain(roots.intermediates()).chain(roots.bundle.iter().cloned());
     let identity = Identity::new(key, chain.collect(), roots.bundle.clone())?;
     let (renew_at, not_after) = (identity.renew_at(0.0), identity.not_after);
+    let calling = tls::api_client(&identity)?;
     let certified = CertifiedKey::from_der(identity.chain, identity.key.clone_key(), &tls::provider())?;
     let certificate = Arc::new(SingleCertAndKey::from(certified));
     let tls = tls::api_server(&id.trust_domain, &roots.bundle, certificate)?;
-    Ok(Current { tls, renew_at, not_after })
+    Ok(Current { tls, calling, renew_at, not_after })
 }

@@ -34,9 +34,19 @@ use crate::{
     store::{Entry, Outcome, Store, StoreError, Transaction, Watch},
 };
 
-/// Calls that hosts make. Whatever else somebody calls is counted under the last.
-const CALLS: [&str; 9] =
-    ["Join", "Renew", "Watch", "Report", "SignWorkload", "ReportPlaintext", "Confirm", "Flows", "unknown"];
+/// Calls that hosts and other servers make. Whatever else somebody calls is counted under the last.
+const CALLS: [&str; 10] = [
+    "Join",
+    "Renew",
+    "Watch",
+    "Report",
+    "SignWorkload",
+    "ReportPlaintext",
+    "Confirm",
+    "Flows",
+    "ToldFlows",
+    "unknown",
+];
 
 /// Whom certificates are signed for.
 const SUBJECTS: [&str; 3] = ["host", "workload", "service"];

@@ -2,7 +2,7 @@
 //!
 //! Threats: anybody may connect. A peer without a certificate can only join or renew, and is cut off after
 //! a few seconds, or a few kilobytes; a peer with one is cut off when it expires, so that nothing outlives it, and one
-//! host has no more than a few connections. Who is refused does not keep the next one waiting.
+//! host, or server, has no more than a few connections. Who is refused does not keep the next one waiting.
 
 use std::fmt::Display;
 use std::fs;
@@ -207,10 +207,10 @@ impl Entrance {
         };
         let (place, budget, lifetime) = match &identity {
             Some(peer) => {
-                let node = peer.host().ok_or_else(|| io::Error::other(Refused::Certificate))?;
+                let node = peer.id.node().ok_or_else(|| io::Error::other(Refused::Certificate))?;
                 let seat = self.admission.seat(node).map_err(io::Error::other)?;
                 let lifetime = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
-                (Place::Host(seat), usize::MAX, lifetime)
+                (Place::Member(seat), usize::MAX, lifetime)
             }
             None => (Place::Unproved(place), ANONYMOUS_BYTES, ANONYMOUS_LIFETIME),
         };
@@ -242,7 +242,7 @@ pub struct TlsConnection {
 /// What counts a connection among the others.
 enum Place {
     Unproved(#[expect(dead_code, reason = "held until the connection ends")] Unproved),
-    Host(#[expect(dead_code, reason = "held until the connection ends")] Seat),
+    Member(#[expect(dead_code, reason = "held until the connection ends")] Seat),
 }
 
 impl Connected for TlsConnection {

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use futures_util::stream::{self, Stream, StreamExt};
 use rustls_pki_types::CertificateDer;
@@ -23,13 +22,14 @@ use crate::api::v1;
 use crate::api::v1::mesh_server::Mesh;
 use crate::catalog::Report;
 use crate::identity::authority::VerifiedRequest;
-use crate::identity::{Fingerprint, IdentityError, NameError, NodeName, SpiffeId, Subject};
+use crate::identity::{Fingerprint, IdentityError, NameError, NodeName, PeerIdentity, SpiffeId, Subject};
 use crate::limited_log::LimitedLog;
 use crate::store::StoreError;
 
 /// Any host of the mesh can send what is refused.
 static REPORT_REFUSED: LimitedLog = LimitedLog::new();
 static IDENTITY_REFUSED: LimitedLog = LimitedLog::new();
+static FLOWS_REFUSED: LimitedLog = LimitedLog::new();
 
 /// What is wrong with a server whose store does not answer.
 pub const OUT_OF_TOUCH: &str = "the server does not reach its database";
@@ -166,8 +166,7 @@ impl Mesh for MeshService {
         request: Request<Streaming<v1::FlowReport>>,
     ) -> Result<Response<Self::FlowsStream>, Status> {
         let node = self.caller(&request)?;
-        let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.as_ref());
-        let certificate_ends = identity.map_or(SystemTime::UNIX_EPOCH, |identity| identity.not_after);
+        let certificate_ends = proved(&request)?.not_after;
         let (flows, shutdown) = (self.flows.clone(), self.shutdown.clone());
         let wanted = WatchStream::new(flows.interval()).map(flows::wanted);
         let taking = tokio::spawn(async move {
@@ -177,6 +176,20 @@ impl Mesh for MeshService {
         // It is of no use to go on asking a host that does not tell, or was refused.
         let ended = async { _ = taking.await };
         Ok(Response::new(Box::pin(wanted.take_until(ended))))
+    }
+
+    async fn told_flows(
+        &self,
+        request: Request<v1::ToldFlowsRequest>,
+    ) -> Result<Response<v1::ToldFlowsResponse>, Status> {
+        let id = &proved(&request)?.id;
+        if !matches!(id.subject, Subject::Server(_)) {
+            if let Some(withheld) = FLOWS_REFUSED.permit() {
+                warn!(%id, withheld, "a host asked who connects to whom, which only servers are told; refused");
+            }
+            return Err(Status::permission_denied("this call needs the certificate of a server"));
+        }
+        Ok(Response::new(self.flows.answer(self.feed.read(|view| view.hosts.len()))))
     }
 }
 
@@ -199,9 +212,7 @@ impl MeshService {
 
     /// The host that calls, by its certificate.
     fn caller<T>(&self, request: &Request<T>) -> Result<NodeName, Status> {
-        let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.as_ref());
-        let identity =
-            identity.ok_or_else(|| Status::unauthenticated("this call needs a client certificate"))?;
+        let identity = proved(request)?;
         let Subject::Host(node) = &identity.id.subject else {
             return Err(Status::unauthenticated("this call needs the certificate of a host"));
         };
@@ -242,6 +253,12 @@ impl MeshService {
             servers: self.feed.servers().iter().map(ToString::to_string).collect(),
         }))
     }
+}
+
+/// Who calls, by its certificate.
+fn proved<T>(request: &Request<T>) -> Result<&PeerIdentity, Status> {
+    let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.as_ref());
+    identity.ok_or_else(|| Status::unauthenticated("this call needs a client certificate"))
 }
 
 /// Fingerprints; a mesh has two roots at most, and what a host uses is signed by them or by one that is none of them.

@@ -66,7 +66,7 @@ use administration::AdministrationService;
 use credentials::Credentials;
 use feed::{Feed, FeedError};
 use figures::{CountCallsLayer, Counted, Figures, Timed};
-use flows::HostFlows;
+use flows::{HostFlows, OtherServers};
 use leadership::Leadership;
 use listener::Entrance;
 use mesh::MeshService;
@@ -322,8 +322,16 @@ impl Server {
         tasks.spawn(confirmation::run(self.administration.policy.clone()));
         let feeding = tokio::spawn(self.feed.clone().run(feed_stop.clone()));
         let flows = Arc::<HostFlows>::default();
+        tasks.spawn(flows.clone().forget_unseen());
         if let Some(page) = self.page {
             let (feed, flows, credentials) = (self.feed.clone(), flows.clone(), self.credentials.clone());
+            let others = OtherServers {
+                name: name.clone(),
+                feed: feed.clone(),
+                flows: flows.clone(),
+                credentials: credentials.clone(),
+            };
+            tasks.spawn(others.ask());
             tasks.spawn(page.serve(Sources { feed, flows, credentials }));
         }
 

@@ -1,10 +1,13 @@
 //! Several servers over one etcd: everybody knows what one of them was told.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::web::Browser;
@@ -12,18 +15,30 @@ use super::{World, has_endpoint, report, until};
 use crate::api::v1;
 use crate::catalog::{Catalog, Report};
 use crate::control;
+use crate::flows::{Client, Flows, Key};
+use crate::identity::Subject;
 use crate::local::{SERVER_SOCKET, connect, connect_to_server};
 use crate::seal::{DEFAULT_KEY_FILE, KeySource};
-use crate::server::{PageOptions, StoreOptions, export, import};
+use crate::server::{PageOptions, ServerOptions, StoreOptions, export, import};
 use crate::store::etcd_testing::Cluster;
 
 async fn server(cluster: &Cluster, name: &str, directory: TempDir) -> World {
+    server_with(cluster, name, directory, |_| {}).await
+}
+
+async fn server_with(
+    cluster: &Cluster,
+    name: &str,
+    directory: TempDir,
+    change: impl FnOnce(&mut ServerOptions),
+) -> World {
     let (store, seal) = (cluster.options(name), KeySource::Default(cluster.directory().join("seal.key")));
     World::start_with(directory, |options| {
         options.store = StoreOptions::Etcd(store);
         options.seal = seal;
         options.node = name.parse().unwrap();
         options.page = PageOptions::At("127.0.0.1:0".parse().unwrap());
+        change(options);
     })
     .await
 }
@@ -108,18 +123,70 @@ async fn servers_see_each_other_each_others_hosts_and_one_leader() {
 }
 
 #[tokio::test]
-async fn the_page_of_one_server_names_the_other_that_knows_more_of_a_host() {
+async fn the_pages_of_all_servers_show_what_hosts_tell_one_of_them() {
     let Some(cluster) = Cluster::start(1).await else { return };
     let (one, two) = two(&cluster).await;
-    let _agent = one.agent("fcs00").await;
+    let agent = one.agent("fcc00").await;
+    let flows = Arc::<Flows>::default();
+    let key = Key {
+        client: Client::Known(Subject::Workload("fcc00".parse().unwrap(), "user-root".parse().unwrap())),
+        destination: ([10, 99, 0, 20], 8181).into(),
+        outcome: v1::Outcome::Allowed,
+    };
+    flows.of(&key).opened(None);
+    agent.flows.send_replace(Some(flows.clone()));
     let pages = [Browser::admitted(&one).await, Browser::admitted(&two).await];
-    let is_connected = |state: &Value| state["hosts"][0]["connected"] == true;
-    let server = pages[0].state(is_connected).await["hosts"][0]["servers"].clone();
-    let other = usize::from(server[0] == "one");
-    let state = pages[other].state(is_connected).await;
-    let host = &state["hosts"][0];
-    assert_eq!((&host["reports"], &host["servers"]), (&false.into(), &server));
-    assert_ne!(state["server"], server[0]);
+    for connections in [1, 2] {
+        for page in &pages {
+            let state = page.state(|state| state["flows"][0]["connections"] == connections).await;
+            let (flow, host) = (&state["flows"][0], &state["hosts"][0]);
+            assert_eq!((&flow["host"], &flow["workload"]), (&"fcc00".into(), &"user-root".into()));
+            assert_eq!((&host["reports"], state["flows"].as_array().unwrap().len()), (&true.into(), 1));
+        }
+        flows.of(&key).opened(None);
+    }
+    drop(agent);
+    for page in &pages {
+        page.state(|state| state["flows"].as_array().is_some_and(Vec::is_empty)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_page_of_one_server_names_the_other_that_knows_more_of_a_host_and_cannot_be_asked() {
+    let Some(cluster) = Cluster::start(1).await else { return };
+    // Nothing listens there.
+    let nowhere = "127.0.0.1:1".parse().unwrap();
+    let directory = || tempfile::tempdir().unwrap();
+    let one = server_with(&cluster, "one", directory(), |options| options.advertise = vec![nowhere]).await;
+    let two = server(&cluster, "two", directory()).await;
+    let agent = two.agent("fcc00").await;
+    let identity = agent.identity.borrow().clone();
+    drop(agent);
+    let mut host = one.call_as(&identity).await;
+    let _watch = host.watch(v1::WatchRequest {}).await.unwrap();
+    let (reports, outgoing) = mpsc::channel(1);
+    let _wanted = host.flows(ReceiverStream::new(outgoing)).await.unwrap();
+    let pages = [Browser::admitted(&one).await, Browser::admitted(&two).await];
+    let is_of_one = |state: &Value| state["hosts"][0]["servers"] == json!(["one"]);
+    pages[0].state(is_of_one).await;
+    reports.send(v1::FlowReport::default()).await.unwrap();
+    pages[0].state(|state| state["hosts"][0]["reports"] == true).await;
+    let state = pages[1].state(is_of_one).await;
+    assert_eq!((&state["server"], &state["hosts"][0]["reports"]), (&"two".into(), &false.into()));
+}
+
+#[tokio::test]
+async fn only_servers_are_told_what_hosts_tell() {
+    let world = World::start().await;
+    let token = world.token().await;
+    let request = v1::ToldFlowsRequest {};
+    let refused = world.call_anonymously(&token).await.told_flows(request).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+    let agent = world.agent_with("traitor", token).await;
+    let identity = agent.identity.borrow().clone();
+    let refused = world.call_as(&identity).await.told_flows(request).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    world.stop().await;
 }
 
 #[tokio::test]

@@ -127,12 +127,11 @@ impl Page {
     pub async fn serve(self, sources: Sources) {
         info!(address = %self.doors.address, "the page is there; `murmesh ui` gives a link to it");
         let shared = Arc::new(Shared { doors: self.doors, live: Live::new(sources) });
-        let flows = shared.live.flows();
         let answer = move |request: Request<Incoming>| {
             let shared = shared.clone();
             async move { shared.answer(&request).await }
         };
-        tokio::join!(flows.forget_unseen(), http::serve(self.listener, LIMITS, answer));
+        http::serve(self.listener, LIMITS, answer).await;
     }
 }
 

@@ -260,7 +260,7 @@ function detail(edge, state) {
   show(place, element('span', {}, `${sentence(edge)}${moved}${failed}${by}; last seen ${ago(state.now - edge.last)}.${why}`));
 }
 
-// Whose connections are shown by another server, by the name of that server.
+// Whose connections are not shown, by the name of the other server that knows of them, if one does.
 function untold(state) {
   const elsewhere = new Map();
   for (const host of state.hosts.filter(({ connected, reports }) => connected && !reports)) {
@@ -271,7 +271,7 @@ function untold(state) {
     const named = nodes.slice(0, MAX_NAMED).join(', ');
     const names = nodes.length > MAX_NAMED ? `${named} and ${nodes.length - MAX_NAMED} more` : named;
     return server
-      ? `Whom ${names} connect to is shown by murmesh ui on ${server}; here only their connections in clear are.`
+      ? `Whom ${names} connect to is known to ${server}, which has not told this server; murmesh ui there shows it.`
       : `Whom ${names} connect to was not told yet.`;
   });
 }

@@ -1,5 +1,5 @@
-//! Who connects to whom: what the hosts that are connected to this server count, and, from the records of all servers,
-//! who reaches services in clear.
+//! Who connects to whom: what hosts count, as they tell it this server or another one, and, from the records of all
+//! servers, who reaches services in clear.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -8,14 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
-use super::super::super::flows::Told;
+use super::super::super::flows::{ByHost, MAX_FLOWS};
 use super::super::super::plaintext::MEMORY;
 use crate::api::v1;
 use crate::catalog::{Catalog, Endpoint};
 use crate::identity::NodeName;
-
-/// Flows that are shown: those that are open, and then those that were used last.
-const MAX_FLOWS: usize = 2000;
 
 /// All connections of one client to one service that became the same.
 #[derive(Debug, Serialize)]
@@ -83,16 +80,16 @@ impl<'a> Places<'a> {
 /// All flows, and how many more there are that are not shown.
 pub fn all(
     places: &Places<'_>,
-    told: &BTreeMap<String, Told>,
+    told: &ByHost,
     plaintext: &BTreeMap<String, v1::PlaintextReport>,
     now: u64,
 ) -> (Vec<Flow>, u64) {
     let mut flows = BTreeMap::new();
     let known = |node: &String| places.catalog.hosts.keys().find(|known| known.as_str() == node);
-    let mut left_out = 0;
+    let mut left_out = 0_u64;
     for (node, told) in told.iter().filter(|(node, _)| known(node).is_some()) {
         told.report.flows.iter().for_each(|flow| add(&mut flows, counted(places, node, flow)));
-        left_out += told.report.left_out;
+        left_out = left_out.saturating_add(told.report.left_out);
     }
     for (node, report) in plaintext {
         let Some(node) = known(node) else { continue };
@@ -102,7 +99,7 @@ pub fn all(
     }
     let mut flows: Vec<_> = flows.into_iter().map(|(key, flow)| Flow { key, ..flow }).collect();
     flows.sort_by_key(|flow| (flow.open == 0, Reverse(flow.last_seen)));
-    left_out += flows.len().saturating_sub(MAX_FLOWS) as u64;
+    left_out = left_out.saturating_add(flows.len().saturating_sub(MAX_FLOWS) as u64);
     flows.truncate(MAX_FLOWS);
     (flows, left_out)
 }

@@ -94,11 +94,6 @@ impl Live {
         Self { sources, run: format!("{run:x}"), latest: Mutex::default() }
     }
 
-    /// Who connects to whom.
-    pub fn flows(&self) -> Arc<HostFlows> {
-        self.sources.flows.clone()
-    }
-
     /// The state, once it is another than `known`; `None` if it stays that for a while.
     pub async fn state(&self, known: &str) -> Option<Bytes> {
         self.sources.flows.look(self.sources.feed.read(|view| view.hosts.len()));

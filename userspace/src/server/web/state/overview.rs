@@ -7,7 +7,7 @@ use serde::Serialize;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::super::super::credentials::Credentials;
-use super::super::super::flows::Told;
+use super::super::super::flows::ByHost;
 use super::super::super::roots::Phase;
 use crate::api::unix_seconds;
 use crate::catalog::Catalog;
@@ -38,11 +38,11 @@ pub struct Host {
     last_seen: Option<u64>,
     addresses: Vec<String>,
     version: String,
-    /// End of the certificate by which it is connected to this server, as far as that is known.
+    /// End of the certificate by which it is connected, as far as that is known.
     certificate_ends: Option<u64>,
-    /// Whether it tells this server who connects to whom.
+    /// Whether this server knows who of it connects to whom.
     reports: bool,
-    /// The servers that it is connected to: it tells one of those.
+    /// The servers that it is connected to: it tells one of those, and that tells this one.
     servers: Vec<String>,
 }
 
@@ -97,11 +97,7 @@ pub fn servers(catalog: &Catalog) -> Vec<Server> {
 }
 
 /// All hosts.
-pub fn hosts(
-    catalog: &Catalog,
-    told: &BTreeMap<String, Told>,
-    servers: &BTreeMap<String, BTreeSet<String>>,
-) -> Vec<Host> {
+pub fn hosts(catalog: &Catalog, told: &ByHost, servers: &BTreeMap<String, BTreeSet<String>>) -> Vec<Host> {
     let host = |host: &crate::catalog::Host| {
         let told = told.get(host.node.as_str());
         Host {

@@ -1,7 +1,9 @@
-//! Who connects to whom, as the hosts that are connected to this server tell while somebody looks at its page. Kept in
-//! memory only, and forgotten when nobody looks any more.
+//! Who connects to whom, as the hosts that are connected to this server tell while somebody looks at its page, or at that of
+//! another server, which asks this one. Kept in memory only, and forgotten when nobody looks any more.
 //!
 //! All hosts together make a hundred reports a second at most: the more hosts there are, the less often each is asked.
+
+mod others;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -17,6 +19,11 @@ use crate::api::{unix_seconds, v1};
 use crate::flows::MAX_TOLD;
 use crate::identity::{NodeName, WorkloadName, excerpt};
 use crate::limited_log::LimitedLog;
+pub use others::OtherServers;
+
+/// Flows that a page shows, and of which a server tells another one: those that are open, and then those that were used
+/// last.
+pub const MAX_FLOWS: usize = 2000;
 
 /// For how long hosts go on to report after somebody has looked.
 const MEMORY: Duration = Duration::from_secs(30);
@@ -44,11 +51,16 @@ pub enum InvalidFlows {
 /// What hosts have told.
 #[derive(Debug)]
 pub struct HostFlows {
-    hosts: Mutex<BTreeMap<String, Told>>,
+    /// By name; with the number of the call by which each does.
+    hosts: Mutex<BTreeMap<String, (u64, Told)>>,
+    /// What other servers have told of theirs, by the name of the server.
+    elsewhere: Mutex<BTreeMap<String, ByHost>>,
     /// How often a host is to report; `None` while nobody looks.
     interval: watch::Sender<Option<Duration>>,
-    /// When somebody last looked.
+    /// When somebody last looked, here or at the page of another server.
     looked: watch::Sender<Option<Instant>>,
+    /// When somebody last looked at the page of this server.
+    looked_here: watch::Sender<Option<Instant>>,
     /// Grows with every report.
     version: watch::Sender<u64>,
     /// How many calls there were.
@@ -58,20 +70,23 @@ pub struct HostFlows {
 /// What one host has told.
 #[derive(Debug, Clone)]
 pub struct Told {
-    /// The number of the call by which it does.
-    call: u64,
     /// The end of the certificate with which it did.
     pub certificate_ends: SystemTime,
     /// By the clock of this server.
     pub report: Arc<v1::FlowReport>,
 }
 
+/// By the name of the host.
+pub type ByHost = BTreeMap<String, Told>;
+
 impl Default for HostFlows {
     fn default() -> Self {
         Self {
             hosts: Mutex::default(),
+            elsewhere: Mutex::default(),
             interval: watch::Sender::new(None),
             looked: watch::Sender::new(None),
+            looked_here: watch::Sender::new(None),
             version: watch::Sender::new(0),
             calls: AtomicU64::new(0),
         }
@@ -79,8 +94,19 @@ impl Default for HostFlows {
 }
 
 impl HostFlows {
-    /// Somebody looks; there are so many `hosts`.
+    /// Somebody looks at the page of this server; there are so many `hosts`.
     pub fn look(&self, hosts: usize) {
+        self.want(hosts);
+        self.looked_here.send_replace(Some(Instant::now()));
+    }
+
+    /// What the hosts that are connected here have told, for the page of another server; there are so many `hosts`.
+    pub fn answer(&self, hosts: usize) -> v1::ToldFlowsResponse {
+        self.want(hosts);
+        others::answer(&self.told_here(), unix_seconds(SystemTime::now()))
+    }
+
+    fn want(&self, hosts: usize) {
         let intervals = u32::try_from(hosts.div_ceil(HOSTS_PER_INTERVAL)).unwrap_or(u32::MAX).max(1);
         let interval = Some(INTERVAL.saturating_mul(intervals));
         self.looked.send_replace(Some(Instant::now()));
@@ -88,7 +114,7 @@ impl HostFlows {
     }
 
     /// Forgets everything when nobody has looked for a while, for as long as it is run.
-    pub async fn forget_unseen(&self) {
+    pub async fn forget_unseen(self: Arc<Self>) {
         let mut looked = self.looked.subscribe();
         while looked.wait_for(Option::is_some).await.is_ok() {
             loop {
@@ -113,8 +139,31 @@ impl HostFlows {
     }
 
     /// What the hosts have told, by name.
-    pub fn told(&self) -> BTreeMap<String, Told> {
-        self.hosts().clone()
+    pub fn told(&self) -> ByHost {
+        let mut told: ByHost = self.elsewhere().values().flat_map(ByHost::clone).collect();
+        told.extend(self.told_here());
+        told
+    }
+
+    /// Waits until somebody looks at the page of this server, if nobody has of late.
+    async fn seen_here(&self) {
+        // It does not end before the server does.
+        let _ = self.looked_here.subscribe().wait_for(|looked| looked.is_some_and(is_of_late)).await;
+    }
+
+    /// How often there is something new, while somebody looks at the page of this server.
+    fn interval_here(&self) -> Option<Duration> {
+        let looked = self.looked_here.borrow().is_some_and(is_of_late);
+        looked.then(|| self.interval.borrow().unwrap_or(INTERVAL))
+    }
+
+    /// What another server tells; `None` if it does not.
+    fn learn(&self, server: &str, told: Option<ByHost>) {
+        match told {
+            Some(told) => self.elsewhere().insert(server.to_owned(), told),
+            None => self.elsewhere().remove(server),
+        };
+        self.version.send_modify(|version| *version += 1);
     }
 
     /// Takes the reports of `node` until it ends the call, or sends what is refused.
@@ -134,23 +183,35 @@ impl HostFlows {
             }
             if self.interval.borrow().is_some() {
                 let report = Arc::new(by_clock(report, unix_seconds(SystemTime::now())));
-                self.hosts().insert(node.to_string(), Told { call, certificate_ends, report });
+                self.hosts().insert(node.to_string(), (call, Told { certificate_ends, report }));
                 self.version.send_modify(|version| *version += 1);
             }
             tokio::time::sleep(READ_PAUSE).await;
         }
         // A host that has connected anew reports there.
         let mut hosts = self.hosts();
-        if hosts.get(node.as_str()).is_some_and(|told| told.call == call) {
+        if hosts.get(node.as_str()).is_some_and(|(by, _)| *by == call) {
             hosts.remove(node.as_str());
             drop(hosts);
             self.version.send_modify(|version| *version += 1);
         }
     }
 
-    fn hosts(&self) -> MutexGuard<'_, BTreeMap<String, Told>> {
+    fn told_here(&self) -> ByHost {
+        self.hosts().iter().map(|(node, (_, told))| (node.clone(), told.clone())).collect()
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, BTreeMap<String, (u64, Told)>> {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn elsewhere(&self) -> MutexGuard<'_, BTreeMap<String, ByHost>> {
+        self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_of_late(looked: Instant) -> bool {
+    looked.elapsed() < MEMORY
 }
 
 /// What a host is told of how often it is to report.
@@ -193,7 +254,7 @@ fn by_clock(mut report: v1::FlowReport, now: u64) -> v1::FlowReport {
 mod tests {
     use super::*;
 
-    fn report(change: impl FnOnce(&mut v1::Flow)) -> v1::FlowReport {
+    pub(super) fn report(change: impl FnOnce(&mut v1::Flow)) -> v1::FlowReport {
         let mut flow = v1::Flow { destination: "10.0.0.1:80".to_owned(), ..v1::Flow::default() };
         change(&mut flow);
         v1::FlowReport { now: 1000, flows: vec![flow], left_out: 0 }
