@@ -1,10 +1,13 @@
 //! Who connects to whom, as `murmesh top` shows it while it happens.
 
+use std::fs;
 use std::io::Write as _;
 use std::process::Stdio;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use murmesh_lab::{DEADLINE, Host, Mesh, Process};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::{ask, greet, murmesh, text, wait_for_endpoint, wait_until};
@@ -96,10 +99,41 @@ fn has_line(written: &[u8], words: &[&str]) -> bool {
     terminal.screen().rows(0, 80).any(|line| words.iter().all(|word| line.contains(word)))
 }
 
-/// `murmesh top` on a terminal of its own.
+/// `murmesh top` on a terminal of its own, whose settings are told before it and after it.
 fn on_terminal(host: &Host) -> Result<Process> {
-    let command = "stty rows 24 cols 80; exec murmesh top";
+    let command =
+        "stty rows 24 cols 80; stty -g | cksum; murmesh top; ended=$?; stty -g | cksum; exit $ended";
     Process::spawn(host.command("script")?.args(["-qec", command, "/dev/null"]).stdin(Stdio::piped()))
+}
+
+/// Waits until it ends, and looks whether the terminal is as it was: its screen, its cursor and its settings. It was cleared once at most.
+fn ensure_left_as_it_was(top: Process) -> Result<()> {
+    let output = top.output(DEADLINE)?;
+    let left = screen(&output.stdout);
+    let shown = left.screen().contents();
+    let settings: Vec<_> = shown.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let is_restored = !left.screen().alternate_screen() && !left.screen().hide_cursor();
+    let is_as_before = matches!(settings[..], [before, after] if before == after);
+    ensure!(output.status.success() && is_restored && is_as_before, "{shown}\n{}", text(&output.stdout));
+    // It would flicker.
+    let cleared = text(&output.stdout).matches("\x1b[2J").count();
+    ensure!(cleared <= 1, "the screen was cleared {cleared} times");
+    Ok(())
+}
+
+/// The `murmesh` that a terminal runs.
+fn inner(terminal: &Process) -> Result<Pid> {
+    let mut processes = vec![terminal.id()];
+    while let Some(process) = processes.pop() {
+        if fs::read_to_string(format!("/proc/{process}/comm"))?.trim() == "murmesh" {
+            return Ok(Pid::from_raw(process.try_into()?));
+        }
+        let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"))?;
+        for child in children.split_whitespace() {
+            processes.push(child.parse()?);
+        }
+    }
+    bail!("the terminal runs no murmesh: {}", terminal.said())
 }
 
 #[test]
@@ -121,10 +155,14 @@ fn top_shows_a_line_on_a_terminal_obeys_keys_and_leaves_it_as_it_was() -> Result
         keys.write_all(b"/nobody\r")?;
         top.wait_for_stdout(DEADLINE, |written| has_line(written, &["service (0)", "filter: nobody"]))?;
         keys.write_all(end.as_bytes())?;
-        let output = top.output(DEADLINE)?;
-        let left = screen(&output.stdout);
-        let is_restored = !left.screen().alternate_screen() && !left.screen().hide_cursor();
-        ensure!(output.status.success() && is_restored, "{}", text(&output.stdout));
+        ensure_left_as_it_was(top)?;
+    }
+    for end in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let mut top = on_terminal(client)?;
+        let _keys = top.take_stdin().context("the terminal stays")?;
+        top.wait_for_stdout(DEADLINE, |written| has_line(written, &["murmesh top on fcc00"]))?;
+        kill(inner(&top)?, end)?;
+        ensure_left_as_it_was(top)?;
     }
     let refused = murmesh(client, &["top"])?;
     ensure!(refused.status.code() == Some(1) && text(&refused.stderr).contains("--once"), "{refused:?}");

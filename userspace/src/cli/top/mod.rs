@@ -85,11 +85,8 @@ pub fn run(arguments: TopArgs) -> anyhow::Result<ExitCode> {
         let mut watching =
             Watching { agent, model: Model::new(&status.node, filter, sort, group), pace: interval };
         if !once && !is_json {
-            // Restores the terminal also when it panics.
-            let mut terminal = ratatui::try_init()?;
-            let ended = watching.show(&mut terminal).await;
-            ratatui::restore();
-            return ended.map(|()| ExitCode::SUCCESS);
+            with_terminal(async |terminal| watching.show(terminal).await).await?;
+            return Ok(ExitCode::SUCCESS);
         }
         watching.look().await?;
         tokio::time::sleep(interval).await;
@@ -103,6 +100,17 @@ pub fn run(arguments: TopArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Gives the whole screen to `show`. The terminal is as it was afterwards, also when that fails or panics.
+async fn with_terminal(
+    show: impl AsyncFnOnce(&mut DefaultTerminal) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    // With a hook for panics.
+    let mut terminal = ratatui::try_init()?;
+    let shown = show(&mut terminal).await;
+    ratatui::restore();
+    shown
+}
+
 struct Watching {
     agent: LocalClient<Channel>,
     model: Model,
@@ -114,6 +122,7 @@ impl Watching {
         let mut keys = keys();
         let (mut interrupted, mut terminated) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let mut hung_up = signal(SignalKind::hangup())?;
         let mut ticks = interval(self.pace);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -127,6 +136,7 @@ impl Watching {
                 },
                 _ = interrupted.recv() => return Ok(()),
                 _ = terminated.recv() => return Ok(()),
+                _ = hung_up.recv() => return Ok(()),
             }
             terminal.draw(|frame| view::draw(&mut self.model, frame))?;
         }
@@ -155,4 +165,41 @@ fn keys() -> mpsc::Receiver<Event> {
         }
     });
     receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    #[ignore = "the next one runs it on a terminal"]
+    #[should_panic(expected = "on purpose")]
+    fn it_panics_while_it_has_the_screen() {
+        let show = async |terminal: &mut DefaultTerminal| {
+            terminal.draw(|frame| frame.render_widget("shown", frame.area()))?;
+            panic!("on purpose")
+        };
+        daemon::block_on(with_terminal(show)).unwrap();
+    }
+
+    #[test]
+    fn a_panic_leaves_the_terminal_as_it_was() {
+        let (program, (_, module)) =
+            (std::env::current_exe().unwrap(), module_path!().split_once("::").unwrap());
+        let test = format!("{} {module}::it_panics_while_it_has_the_screen", program.display());
+        let settings = "stty -g | cksum";
+        let script =
+            format!("stty rows 24 cols 80; {settings}; {test} --exact --ignored --nocapture; {settings}");
+        let mut terminal = Command::new("script");
+        terminal.args(["-qec", &script, "/dev/null"]).stdin(Stdio::null());
+        let said = String::from_utf8(terminal.output().unwrap().stdout).unwrap();
+        let before = said.lines().next().unwrap();
+        assert!(said.contains("shown") && said.contains("1 passed"), "{said}");
+        assert!(said.trim_end().ends_with(before.trim_end()), "{said}");
+        for [taken, given_back] in [["\x1b[?1049h", "\x1b[?1049l"], ["\x1b[?25l", "\x1b[?25h"]] {
+            assert!(said.rfind(taken) < said.rfind(given_back), "{taken:?} {said:?}");
+        }
+    }
 }
