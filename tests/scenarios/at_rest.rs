@@ -141,7 +141,7 @@ const ON_ENCRYPTED_VOLUME: &str = "
 ";
 
 /// Why there can be no encrypted volume here.
-fn without_encrypted_volumes(host: &Host) -> Result<Option<&'static str>> {
+pub fn without_encrypted_volumes(host: &Host) -> Result<Option<&'static str>> {
     let programs = "command -v cryptsetup mkfs.ext4 && { modprobe --quiet --all loop dm-crypt || true; }";
     if !host.run("sh", ["-c", programs], b"", DEADLINE)?.status.success() {
         return Ok(Some("cryptsetup or mkfs.ext4 is not installed"));

@@ -14,6 +14,7 @@ mod check_and_status;
 mod containers;
 mod distance;
 mod drain;
+mod encrypted_volume;
 mod enforcement;
 mod exemptions;
 mod exhausted_disk;

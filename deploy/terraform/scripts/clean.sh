@@ -14,13 +14,14 @@ if [ -e /etc/systemd/system/murmesh-etcd.service ]; then
 fi
 rm -rf /etc/murmesh-etcd /var/lib/murmesh-etcd
 if [ -e /dev/mapper/murmesh ]; then
-    device=/dev/disk/by-uuid/$(sed -n 's/^murmesh UUID=\([^ ]*\) .*/\1/p' /etc/crypttab)
+    device=$(cryptsetup status murmesh | sed -n 's/^ *device: *//p')
     umount /var/lib/murmesh
     cryptsetup close murmesh
     # Without its keys nothing on it can be read again.
     cryptsetup erase --batch-mode "$device"
     wipefs --quiet --all "$device"
     sed -i '/^murmesh /d' /etc/crypttab
+    [ -s /etc/crypttab ] || rm /etc/crypttab
     sed -i '\|^/dev/mapper/murmesh |d' /etc/fstab
     rm -f /etc/murmesh-volume.key
 fi

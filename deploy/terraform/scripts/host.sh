@@ -24,7 +24,9 @@ if ! cryptsetup isLuks "$device"; then
     [ -z "$found" ] || fail "something is on $device, and nothing is overwritten: $found"
     [ ! -e /var/lib/murmesh ] || fail "/var/lib/murmesh is there already"
     (umask 077 && head --bytes 64 /dev/urandom >"$key")
-    cryptsetup luksFormat --batch-mode --type luks2 --label murmesh --key-file "$key" "$device"
+    # Such a key is not guessed: there is nothing to slow down.
+    cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --label murmesh \
+        --key-file "$key" "$device"
 fi
 [ "$(blkid -p -s LABEL -o value "$device")" = murmesh ] || fail "$device is an encrypted volume of somebody else"
 [ -e /dev/mapper/murmesh ] || cryptsetup open --key-file "$key" "$device" murmesh

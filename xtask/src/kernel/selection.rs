@@ -4,16 +4,18 @@ use anyhow::{Result, bail};
 
 /// Those that touch the kernel, each by the beginning of its name: what hooks decide and rewrite, what is heard from the
 /// kernel about listeners, processes and connections, how connections are closed from outside, what is left when an agent
-/// dies, and what it puts back. The others are about servers, certificates, many connections, and what agents do after
+/// dies, and what it puts back; and what needs a kernel with encrypted volumes. The others are about servers, certificates, many connections, and what agents do after
 /// bounded times: no kernel changes these, and emulation takes hours for them, or longer than the bounds.
 const KERNEL: &[&str] = &[
     "access_log::the_access_log_names",
     "addresses::",
     "agent_stop::a_clean_stop",
     "agent_stop::after_kill_9",
+    "at_rest::check_tells",
     "attacks::",
     "cgroup_made_anew::",
     "containers::",
+    "encrypted_volume::",
     "enforcement::",
     "exemptions::",
     "fail_closed::a_destination",
