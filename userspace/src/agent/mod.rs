@@ -190,8 +190,9 @@ pub struct SidecarOptions {
 }
 
 /// Runs until `shutdown`, then stops cleanly: other hosts are told, no hook, map or pin is left but what keeps strict
-/// services of this host closed, and streams have the drain timeout to end. On an error the hooks stay in force, and refuse what they redirect until an agent runs
-/// again: only a stop that somebody asked for lets connections go on in clear.
+/// services of this host closed, and streams have the drain timeout to end. On an error the hooks stay in force, and
+/// refuse what they redirect until an agent runs again: only a stop that somebody asked for lets connections go on in
+/// clear.
 ///
 /// # Errors
 /// The host cannot join, the kernel half cannot be attached, or a port is in use; each error names what to do.
