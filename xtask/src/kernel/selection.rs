@@ -4,8 +4,9 @@ use anyhow::{Result, bail};
 
 /// Those that touch the kernel, each by the beginning of its name: what hooks decide and rewrite, what is heard from the
 /// kernel about listeners, processes and connections, how connections are closed from outside, what is left when an agent
-/// dies, and what it puts back; and what needs a kernel with encrypted volumes. The others are about servers, certificates, many connections, and what agents do after
-/// bounded times: no kernel changes these, and emulation takes hours for them, or longer than the bounds.
+/// dies, and what it puts back; and what needs a kernel with encrypted volumes. The others are about servers, certificates,
+/// many connections, and what agents do after bounded times: no kernel changes these, and emulation takes hours for them,
+/// or longer than the bounds.
 const KERNEL: &[&str] = &[
     "access_log::the_access_log_names",
     "addresses::",
