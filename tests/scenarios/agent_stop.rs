@@ -6,7 +6,9 @@ use anyhow::{Result, ensure};
 use murmesh_lab::{Host, Lab, Process, TUNNEL_PORT, Topology, Trace};
 
 use crate::support::kernel::{HOOKS, hooks, objects, wait_until_freed};
-use crate::support::{DEADLINE, Daemons, ask, greet, greeting, skipped, text, wait_for_endpoint, wait_until};
+use crate::support::{
+    DEADLINE, Daemons, ask, go_strict, greet, greeting, skipped, text, wait_for_endpoint, wait_until,
+};
 
 const PORT: u16 = 8181;
 
@@ -54,12 +56,9 @@ fn a_strict_service_stays_closed_while_the_agents_of_both_hosts_are_stopped() ->
     let lab = Lab::new(Topology::default())?;
     let (outsider, client, service) = (lab.host("murmesh00")?, lab.host("fcc00")?, lab.host("fcs00")?);
     let (mut daemons, _listener) = Daemons::carrying(&lab, PORT)?;
-    let strict =
-        ["service", "set", "web", "--host", "fcs00", "--port", "8181", "--mode", "strict", "--force"];
-    outsider.murmesh(strict)?;
+    go_strict(outsider, service, "web", PORT)?;
     let address = service.ipv4().to_string();
-    let is_closed_to = |host: &Host| Ok(ask(host, &address, PORT).is_err());
-    wait_until("the service is strict", || is_closed_to(outsider))?;
+    let is_closed_to = |host: &Host| -> Result<bool> { Ok(ask(host, &address, PORT).is_err()) };
 
     let capture = service.capture("tcp port 8181")?;
     for stopped in [client, service] {

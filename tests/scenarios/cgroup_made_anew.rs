@@ -12,7 +12,8 @@ use nix::sys::signal::Signal;
 
 use crate::support::kernel::move_to;
 use crate::support::{
-    DEADLINE, Daemons, ask, json, murmesh, opened, skipped, strings, text, wait_for_endpoint, wait_until,
+    DEADLINE, Daemons, go_strict, json, murmesh, opened, skipped, strings, text, wait_for_endpoint,
+    wait_until,
 };
 
 const PORT: u16 = 8181;
@@ -115,11 +116,7 @@ fn a_cgroup_that_is_made_anew_is_closed_again_at_once_and_carries_when_its_agent
     let named = service.probe(["name", NAME, &PORT.to_string()])?;
     named.wait_for_line("listening", DEADLINE)?;
     wait_for_endpoint(client, service, PORT)?;
-    let strict =
-        ["service", "set", "web", "--host", "fcs00", "--port", "8181", "--mode", "strict", "--force"];
-    lab.host("murmesh00")?.murmesh(strict)?;
-    let address = service.ipv4().to_string();
-    wait_until("plaintext is refused", || Ok(ask(lab.host("murmesh00")?, &address, PORT).is_err()))?;
+    go_strict(lab.host("murmesh00")?, service, "web", PORT)?;
     slice.wait_carried(&daemons, service)?;
     wait_until("status is green", || slice.is_green())?;
     let capture = client.capture("tcp")?;

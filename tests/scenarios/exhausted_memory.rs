@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use murmesh_lab::{DEADLINE, Host, Lab, Process, Topology};
 
 use crate::support::kernel::move_to;
-use crate::support::{Daemons, ask, skipped, wait_for_endpoint, wait_until};
+use crate::support::{Daemons, ask, go_strict, skipped, wait_for_endpoint, wait_until};
 
 const PORT: u16 = 8181;
 
@@ -26,10 +26,7 @@ fn strict_service(lab: &Lab) -> Result<(Daemons<'_>, Process)> {
     let keep = service.probe(["keep", &PORT.to_string()])?;
     keep.wait_for_line("listening", DEADLINE)?;
     wait_for_endpoint(client, service, PORT)?;
-    let strict =
-        ["service", "set", "keep", "--host", "fcs00", "--port", "8181", "--mode", "strict", "--force"];
-    outsider.murmesh(strict)?;
-    wait_until("plaintext is refused", || Ok(ask(outsider, "fcs00", PORT).is_err()))?;
+    go_strict(outsider, service, "keep", PORT)?;
     Ok((daemons, keep))
 }
 

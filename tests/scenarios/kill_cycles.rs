@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use murmesh_lab::{Capture, DEADLINE, Host, Lab, Process, Steady, Topology};
 
-use crate::support::{Daemons, ask, skipped, wait_for_endpoint, wait_until};
+use crate::support::{Daemons, ask, go_strict, skipped, wait_for_endpoint, wait_until};
 
 const PORT: u16 = 8181;
 
@@ -81,13 +81,10 @@ fn a_mode_that_is_newer_than_what_is_on_disk_holds_after_a_kill() -> Result<()> 
     let name = service.probe(["name", SECRET, &PORT.to_string()])?;
     name.wait_for_line("listening", DEADLINE)?;
     let address = service.ipv4().to_string();
-    let is_refused = || Ok(ask(outsider, &address, PORT).is_err());
+    let is_refused = || -> Result<bool> { Ok(ask(outsider, &address, PORT).is_err()) };
     wait_until("the service answers in clear", || Ok(!is_refused()?))?;
     let token = daemons.token(service)?;
-    let strict =
-        ["service", "set", "secret", "--host", "fcs00", "--port", "8181", "--mode", "strict", "--force"];
-    outsider.murmesh(strict)?;
-    wait_until("plaintext is refused", is_refused)?;
+    go_strict(outsider, service, "secret", PORT)?;
     daemons.kill_agent(service)?;
     daemons.kill_server()?;
     let agent = Process::spawn(&mut service.agent_command(&token)?)?;

@@ -106,7 +106,8 @@ fn on_terminal(host: &Host) -> Result<Process> {
     Process::spawn(host.command("script")?.args(["-qec", command, "/dev/null"]).stdin(Stdio::piped()))
 }
 
-/// Waits until it ends, and looks whether the terminal is as it was: its screen, its cursor and its settings. It was cleared once at most.
+/// Waits until it ends, and looks whether the terminal is as it was: its screen, its cursor and its settings. It was cleared
+/// once at most.
 fn ensure_left_as_it_was(top: Process) -> Result<()> {
     let output = top.output(DEADLINE)?;
     let left = screen(&output.stdout);

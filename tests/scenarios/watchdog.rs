@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use crate::support::kernel::{HOOKS, detach, hooks, move_to};
 use crate::support::programs::replace_program;
 use crate::support::{
-    Daemons, ask, greeting, json, murmesh, skipped, strings, text, wait_for_endpoint, wait_until,
+    Daemons, ask, go_strict, greeting, json, murmesh, skipped, strings, text, wait_for_endpoint, wait_until,
 };
 
 const PORT: u16 = 8181;
@@ -31,10 +31,7 @@ fn strict_service(lab: &Lab) -> Result<(Daemons<'_>, Process)> {
     let listener = service.probe(["name", NAME, &PORT.to_string()])?;
     listener.wait_for_line("listening", DEADLINE)?;
     wait_for_endpoint(lab.host("fcc00")?, service, PORT)?;
-    let strict =
-        ["service", "set", "fortune", "--host", "fcs00", "--port", "8181", "--mode", "strict", "--force"];
-    lab.host("murmesh00")?.murmesh(strict)?;
-    wait_refused(lab)?;
+    go_strict(lab.host("murmesh00")?, service, "fortune", PORT)?;
     Ok((daemons, listener))
 }
 

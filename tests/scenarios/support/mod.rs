@@ -220,6 +220,16 @@ pub fn ask(client: &Host, address: &str, port: u16) -> Result<String> {
     Ok(text(&output.stdout))
 }
 
+/// Makes the service at `port` of `host` strict, as `name`, and waits until it refuses `outsider`, the server's host, which
+/// has no agent.
+pub fn go_strict(outsider: &Host, host: &Host, name: &str, port: u16) -> Result<()> {
+    let (at, address) = (port.to_string(), host.ipv4().to_string());
+    let strict =
+        ["service", "set", name, "--host", host.name(), "--port", &at, "--mode", "strict", "--force"];
+    outsider.murmesh(strict)?;
+    wait_until("plaintext is refused", || Ok(ask(outsider, &address, port).is_err()))
+}
+
 /// Waits until the daemon of `client` carries connections to `port` of `service`.
 pub fn wait_for_endpoint(client: &Host, service: &Host, port: u16) -> Result<()> {
     let endpoint = SocketAddr::from((service.ipv4(), port));
