@@ -1,19 +1,6 @@
-# Boots systemd as process 1 of the namespaces that this runs in, on an overlay of this machine. Arguments: an empty
-# directory, a directory that is shared with other hosts, and the name of the host: when it has booted it says so to the
-# pipe booted.NAME there.
+# Boots systemd as process 1 of the namespaces that this runs in. Argument: the root of its files.
 set -eu
-place=$1 shared=$2 name=$3
-root=$place/root
-
-mount --make-rprivate /
-mount -t tmpfs none "$place"
-mkdir "$place/upper" "$place/work" "$root"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$place/upper,workdir=$place/work" "$root"
-mount --bind "$shared" "$root/mnt"
-cp /etc/hosts "$root/etc/hosts"
-echo "$name" >"$root/etc/hostname"
-# With it nothing that a package starts or stops is; images of containers have it.
-rm -f "$root/usr/sbin/policy-rc.d"
+root=$1
 
 mount -t proc proc "$root/proc"
 # What is there is of the whole machine.
@@ -34,14 +21,6 @@ for device in null zero full random urandom tty; do
     mount --bind "/dev/$device" "$root/dev/$device"
 done
 
-for unit in systemd-udevd.service systemd-modules-load.service systemd-sysctl.service; do
-    ln -sf /dev/null "$root/etc/systemd/system/$unit"
-done
-cat >"$root/etc/systemd/system/booted.service" <<UNIT
-[Service]
-Type=oneshot
-ExecStart=/bin/sh -c 'echo >/mnt/booted.$name'
-UNIT
 cd "$root"
 exec env --ignore-environment container=murmesh PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     chroot "$root" /lib/systemd/systemd --unit=booted.service --log-target=null --show-status=no

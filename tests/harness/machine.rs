@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
+use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::Command;
@@ -17,6 +18,7 @@ use crate::patience::patience;
 use crate::process::Process;
 
 const SYSTEMD: &str = "/lib/systemd/systemd";
+const MACHINE: &str = include_str!("machine.sh");
 const BOOT: &str = include_str!("boot.sh");
 
 /// How long several of them may take to boot at once.
@@ -28,8 +30,8 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Machine<'a> {
     host: &'a Host,
-    systemd: Process,
-    /// A pipe that it writes into when it has.
+    process: Process,
+    /// A pipe that it writes a byte into each time when it has.
     booted: File,
 }
 
@@ -42,34 +44,31 @@ impl<'a> Machine<'a> {
 
     /// Begins to boot `host`. Every machine sees `shared` as /mnt.
     pub fn start(host: &'a Host, shared: &Path) -> Result<Self> {
-        let mut boot = host.command("unshare")?;
-        boot.args([
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--uts",
-            "--ipc",
-            "--cgroup",
-            "sh",
-            "-c",
-            BOOT,
-        ]);
-        boot.arg("boot").args([&host.data_directory(), shared]).arg(host.name());
+        let mut machine = host.command("unshare")?;
+        machine.args(["--mount", "sh", "-c", MACHINE, "machine"]);
+        machine.args([&host.data_directory(), shared]).args([host.name(), BOOT]);
         let pipe = shared.join(format!("booted.{}", host.name()));
         mkfifo(&pipe, Mode::S_IRWXU).with_context(|| format!("making {}", pipe.display()))?;
         // With both ends open here nobody has to wait for the other.
         let booted = OpenOptions::new().read(true).write(true).open(&pipe)?;
-        Ok(Self { host, systemd: Process::spawn(&mut boot)?, booted })
+        Ok(Self { host, process: Process::spawn(&mut machine)?, booted })
     }
 
-    /// Waits until it has booted.
+    /// Waits until it has booted: units that have systemd's default dependencies have started if they are enabled.
     pub fn wait(&self) -> Result<()> {
         let mut pipe = [PollFd::new(self.booted.as_fd(), PollFlags::POLLIN)];
         let told = poll(&mut pipe, PollTimeout::try_from(patience(BOOT_DEADLINE))?)?;
-        let said = || self.systemd.said();
+        let said = || self.process.said();
         ensure!(told == 1, "{} has not booted after {BOOT_DEADLINE:?}: {}", self.host.name(), said());
-        Ok(())
+        (&self.booted).read_exact(&mut [0]).context("reading that it has booted")
+    }
+
+    /// Boots it again. Every process ends, pinned BPF programs are gone, and the network is down; files stay.
+    pub fn reboot(&self) -> Result<()> {
+        let asked = Process::spawn(self.command("systemctl")?.arg("reboot"))?.output(BOOT_DEADLINE)?;
+        // It may be among those processes.
+        ensure!(asked.status.code().is_none_or(|code| code == 0), "{asked:?}");
+        self.wait()
     }
 
     /// A command that will run in it, as root, without input.
@@ -87,12 +86,14 @@ impl<'a> Machine<'a> {
         self.host
     }
 
-    /// `unshare` has one child, which is process 1 in there.
+    /// The script's only child is the `unshare` of this boot, whose only child is process 1 in there.
     fn first_process(&self) -> Result<u32> {
-        let parent = self.systemd.id();
-        let path = format!("/proc/{parent}/task/{parent}/children");
-        let children = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let child = children.split_whitespace().next();
-        Ok(child.with_context(|| format!("{} does not run", self.host.name()))?.parse()?)
+        let only_child = |parent: u32| -> Result<u32> {
+            let path = format!("/proc/{parent}/task/{parent}/children");
+            let children = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+            let child = children.split_whitespace().next();
+            Ok(child.with_context(|| format!("{} does not run", self.host.name()))?.parse()?)
+        };
+        only_child(only_child(self.process.id())?)
     }
 }

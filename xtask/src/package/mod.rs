@@ -1,5 +1,6 @@
 //! `cargo xtask package`: the Debian package, looked at and tried.
 
+mod boot;
 mod hosts;
 mod trial;
 
@@ -34,6 +35,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let later = pack(profile, &pieces(), REVISION + 1)?;
         trial::run(&package, &later, &version(REVISION + 1))?;
         hosts::run(&package, &later)?;
+        boot::run(&package)?;
     } else {
         progress("it is not tried: that makes mounts, which needs root");
     }
