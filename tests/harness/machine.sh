@@ -1,6 +1,6 @@
-# Makes the disk of a machine, an overlay of this one's, boots it from there, and again when it asks for that. Arguments: an
-# empty directory, a directory that is shared with other hosts, the name of the host, and the script that boots: when all
-# units that are enabled have started, that is said to the pipe booted.NAME in the shared directory.
+# Makes the disk of a machine, an overlay of this one's, and boots it from there, again whenever it asks for that.
+# Arguments: an empty directory, a directory that is shared with other hosts, the name of the host, and the script that
+# boots. When it has booted, that is said to the pipe booted.NAME in the shared directory.
 set -eu
 place=$1 shared=$2 name=$3 boot=$4
 root=$place/root
@@ -17,7 +17,8 @@ rm -f "$root/usr/sbin/policy-rc.d"
 
 # What this machine starts when it boots, and what needs devices.
 rm -rf "$root"/etc/systemd/system/*.wants
-for unit in getty.target systemd-logind.service systemd-udevd.service systemd-modules-load.service systemd-sysctl.service; do
+for unit in getty.target systemd-logind.service systemd-udevd.service systemd-modules-load.service \
+    systemd-sysctl.service; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
 cat >"$root/etc/systemd/system/booted.service" <<UNIT
@@ -32,8 +33,8 @@ UNIT
 
 while
     status=0
-    setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --uts --ipc --cgroup sh -c "$boot" boot "$root" ||
-        status=$?
+    setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --uts --ipc --cgroup \
+        sh -c "$boot" boot "$root" || status=$?
     # SIGHUP is what process 1 of a namespace gets for reboot(2) (reboot_pid_ns in the kernel).
     [ "$status" = 129 ]
 do

@@ -1,6 +1,6 @@
-# Installs the package in a host with systemd, and two units: a service that is there before the agent, and a network that
-# comes up as those of distributions do, and has not started before somebody outside has tried to connect. Argument: a
-# token to join with.
+# Installs the package in a host with systemd, and two units: a service that is there before the agent, and a network
+# that comes up as those of distributions do, and has not started before somebody outside has tried to connect.
+# Argument: a token to join with.
 dpkg --install /mnt/murmesh.deb
 address=$(ip -4 -oneline address show dev eth0 | awk '{print $4}')
 cat >/etc/systemd/system/hello.service <<UNIT
