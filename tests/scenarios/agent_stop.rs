@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Result, ensure};
 use murmesh_lab::{Host, Lab, Process, TUNNEL_PORT, Topology, Trace};
 
-use crate::support::kernel::{HOOKS, hooks, objects, wait_until_freed};
+use crate::support::kernel::{HOOKS, hooks, objects, pin_empty_map, wait_until_freed};
 use crate::support::{
     DEADLINE, Daemons, ask, go_strict, greet, greeting, skipped, text, wait_for_endpoint, wait_until,
 };
@@ -61,6 +61,8 @@ fn a_strict_service_stays_closed_while_the_agents_of_both_hosts_are_stopped() ->
     let is_closed_to = |host: &Host| -> Result<bool> { Ok(ask(host, &address, PORT).is_err()) };
 
     let capture = service.capture("tcp port 8181")?;
+    // What one that was about to take over has left says nothing of what is in force.
+    ["POLICY", "PORTS"].into_iter().try_for_each(|map| pin_empty_map(service, map))?;
     for stopped in [client, service] {
         daemons.stop_agent(stopped)?;
         ensure!(hooks(stopped)?.is_empty(), "still attached: {:?}", hooks(stopped)?);

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use murmesh_lab::{DEADLINE, Host, Lab, Mesh, Process, Topology, patience};
 use serde_json::Value;
 
+use crate::support::kernel::entries;
 use crate::support::{Daemons, greet, murmesh, skipped, text, wait_for_endpoint, wait_until};
 
 const PORT: u16 = 8181;
@@ -271,6 +272,13 @@ fn status_tells_the_share_of_encrypted_connections_and_counts_each_one_in_clear(
         Ok(encryption(service)?["plaintext_from_mesh"].as_u64() >= Some(1)
             && encryption(client)?["plaintext_to_mesh"].as_u64() >= Some(2))
     })?;
+    // Also those to a host that rules could refuse something.
+    outsider.murmesh(["deny", "host/fcs00/*", "fcc00:9999"])?;
+    wait_until("the rule is in force", || Ok(entries(client, "DENIALS")? > 0))?;
+    let counted = || -> Result<Option<u64>> { Ok(encryption(client)?["plaintext_to_mesh"].as_u64()) };
+    let before = counted()?;
+    dial(client, 22)?;
+    wait_until("it is counted as before", || Ok(counted()? > before))?;
     ensure_set(outsider, &["--mode", "strict", "--force"])?;
     wait_admitted(outsider, service, false)?;
     ensure!(encryption(service)?["plaintext_refused"].as_u64() >= Some(1), "{}", encryption(service)?);

@@ -5,10 +5,11 @@ use std::net::Ipv4Addr;
 use anyhow::{Context as _, Result, ensure};
 use murmesh_lab::{Host, Lab, Process, Topology, contains};
 
-use crate::support::kernel::{HOOKS, detach, hooks};
-use crate::support::programs::{Mode, deny_addresses, forbid_port};
+use crate::support::kernel::{HOOKS, attach_twice, detach, hooks};
+use crate::support::programs::{Mode, choose_sockets, deny_addresses, forbid_port};
 use crate::support::{
-    DEADLINE, Daemons, greet, greeting, opened, skipped, text, wait_for_endpoint, wait_until,
+    DEADLINE, Daemons, go_strict, greet, greeting, json, opened, skipped, strings, text, wait_for_endpoint,
+    wait_until,
 };
 
 const PORT: u16 = 8181;
@@ -60,6 +61,44 @@ fn a_program_that_is_attached_after_ours_is_in_effect_too() -> Result<()> {
     daemons.stop_agent(client)?;
     ensure!(hooks(client)?.len() == 1, "{:?}", hooks(client)?);
     ensure_forbidden(client, forbidden)
+}
+
+#[test]
+fn a_program_that_can_let_others_in_to_a_strict_service_makes_the_host_red() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (outsider, service) = (lab.host("murmesh00")?, lab.host("fcs00")?);
+    let (daemons, _listener) = Daemons::carrying(&lab, PORT)?;
+    let told = || -> Result<bool> {
+        let status = json(service, "status")?;
+        let named =
+            strings(&status["interception"]["faults"]).iter().any(|fault| fault.contains("sk_lookup"));
+        ensure!(named != (status["healthy"] == true), "{status}");
+        Ok(named)
+    };
+    let program = choose_sockets(service)?;
+    ensure!(!told()?, "nothing is strict");
+    go_strict(outsider, service, "fortune", PORT)?;
+    wait_until("it is told", told)?;
+    daemons.agent(service)?.wait_for_line("programs of somebody else choose the sockets", DEADLINE)?;
+    drop(program);
+    wait_until("it is gone", || Ok(!told()?))
+}
+
+#[test]
+fn connections_are_carried_where_our_program_is_attached_twice() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
+    let (daemons, _listener) = Daemons::carrying(&lab, PORT)?;
+    attach_twice(client, "connect4")?;
+    ensure!(hooks(client)?.len() == HOOKS + 1, "{:?}", hooks(client)?);
+    ensure!(daemons.ask_through_mesh(client, service, PORT)? == greeting(service));
+    Ok(())
 }
 
 #[test]

@@ -222,6 +222,28 @@ fn an_agent_that_is_killed_while_it_hands_over_leaves_all_to_the_new_one_and_not
 }
 
 #[test]
+fn an_agent_that_is_held_up_while_it_hands_over_gives_way_when_it_goes_on() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = Lab::new(Topology::default())?;
+    let (client, service) = (lab.host("fcc00")?, lab.host("fcs00")?);
+    let (mut daemons, _service) = Daemons::carrying(&lab, PORT)?;
+    let agent = Process::spawn(&mut take_over(&mut daemons, client)?)?;
+    agent.wait_for_line("taking over from a running agent", DEADLINE)?;
+    daemons.agent(client)?.signal(Signal::SIGSTOP)?;
+    agent.wait_for_line("does not answer, nor has it ended", DEADLINE)?;
+    ensure!(ask(client, "fcs00", PORT)? == greeting(service));
+    daemons.agent(client)?.signal(Signal::SIGCONT)?;
+    agent.wait_for_line(TAKEN_OVER, DEADLINE)?;
+    let mut older = daemons.replace_agent(client, agent)?;
+    ensure!(older.wait(DEADLINE)?.success(), "{}", older.said());
+    ensure!(hooks(client)?.len() == HOOKS, "{:?}", hooks(client)?);
+    ensure!(ask(client, "fcs00", PORT)? == greeting(service));
+    Ok(())
+}
+
+#[test]
 fn another_version_of_the_protocol_is_refused_with_words() -> Result<()> {
     if skipped() {
         return Ok(());

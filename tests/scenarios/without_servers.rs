@@ -118,6 +118,54 @@ fn after_a_reboot_without_servers_members_talk_and_a_strict_service_is_closed_at
 }
 
 #[test]
+fn a_host_that_lost_what_it_kept_is_closed_until_a_server_answers() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let hosts = Strict::hosts(&lab)?;
+    let mut daemons = Daemons::server_only(&lab)?;
+    let _listener = hosts.start(&mut daemons)?;
+    let _permissive = greet(hosts.service, PORT + 1)?;
+    let is_permissive_open = || Ok(ask(hosts.outsider, &hosts.service.ipv4().to_string(), PORT + 1).is_ok());
+    daemons.kill_server()?;
+
+    // After a boot, and with maps of another version whose rules are newer than what is on disk.
+    let lose: [fn(&mut Daemons<'_>, &Host) -> Result<()>; 2] = [
+        |daemons, service| {
+            daemons.power_off(service)?;
+            Ok(std::fs::write(service.data_directory().join("cache.sealed"), b"damaged")?)
+        },
+        |daemons, service| {
+            daemons.kill_agent(service)?;
+            let pins = service.bpf_directory();
+            for entry in std::fs::read_dir(pins)? {
+                let path = entry?.path();
+                if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"layout-")) {
+                    std::fs::rename(path, pins.join("layout-0"))?;
+                }
+            }
+            Ok(std::fs::create_dir(pins.join("catalog-99999999"))?)
+        },
+    ];
+    for lose in lose {
+        lose(&mut daemons, hosts.service)?;
+        let token = daemons.token(hosts.service)?;
+        let agent = Process::spawn(&mut hosts.service.agent_command(&token)?)?;
+        agent.wait_for_line("hooks attached", DEADLINE)?;
+        hosts.ensure_closed_in_clear()?;
+        ensure!(!is_permissive_open()?, "nobody can tell any more that it is permissive");
+        daemons.adopt_agent(hosts.service, agent);
+        daemons.start_server()?;
+        wait_until("what is permissive is open", is_permissive_open)?;
+        hosts.ensure_closed_in_clear()?;
+        daemons.ask_through_mesh(hosts.client, hosts.service, PORT)?;
+        daemons.kill_server()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn when_every_certificate_has_ended_strict_stays_closed_and_servers_that_return_heal_all() -> Result<()> {
     if skipped() {
         return Ok(());

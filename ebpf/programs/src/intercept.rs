@@ -33,7 +33,9 @@ pub fn intercept(call: &SocketCall<'_>, destination: SocketAddress) -> Outcome {
     report(&asked, &decision);
     match decision.action {
         Action::Pass => {
-            forget_earlier_redirect(&asked);
+            if !is_redirected(&asked) {
+                forget_earlier_redirect(&asked);
+            }
             Outcome::Allow
         }
         Action::Deny => Outcome::Deny,
@@ -99,6 +101,13 @@ fn redirect(asked: &Asked<'_>, source: SocketAddress) -> Outcome {
         count(Counter::Redirected);
     }
     Outcome::Redirect(asked.settings.outbound_port)
+}
+
+/// Whether other programs of ours have sent the call to the agent already: for a moment two sets of them may be attached.
+#[inline(always)]
+fn is_redirected(asked: &Asked<'_>) -> bool {
+    let (destination, outbound_port) = (asked.attempt.destination, asked.settings.outbound_port);
+    destination.is_loopback() && destination.port == outbound_port
 }
 
 /// A socket whose redirected connect failed may connect elsewhere, and must not be announced to the agent, or

@@ -80,7 +80,7 @@ fn connected(event: &SocketEvent<'_>) {
     if remote.is_loopback() || event.record().is_some() || event.mark() == settings().mark {
         return;
     }
-    if owner(&remote) == Some(Owner::Mesh as u32) {
+    if owner(&remote).and_then(Owner::group).is_some() {
         count(Counter::PlaintextToMesh);
     }
 }

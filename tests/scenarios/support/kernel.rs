@@ -72,6 +72,36 @@ pub fn detach(host: &Host, hook: &str) -> Result<()> {
     bpftool(&["link", "detach", "pinned", &link.display().to_string()]).map(drop)
 }
 
+/// Pins an empty map beside those of the agent of `host`, like the one called `like`, as one that takes over does first.
+pub fn pin_empty_map(host: &Host, like: &str) -> Result<()> {
+    let maps = host.bpf_directory().join("maps");
+    let path = |name: &str| maps.join(name).display().to_string();
+    let shown = bpftool(&["map", "show", "pinned", &path(like)])?;
+    let words = ["type", "bytes_key", "bytes_value", "max_entries"].map(|name| match &shown[name] {
+        Value::String(word) => word.clone(),
+        number => number.to_string(),
+    });
+    let [kind, key, value, entries] = words.each_ref().map(String::as_str);
+    let mut create =
+        vec!["map", "create", "", "type", kind, "key", key, "value", value, "entries", entries, "name", like];
+    let pin = path(&format!("{like}_next"));
+    create[2] = &pin;
+    // A hash map whose entries are made when they are put there.
+    create.extend(if kind == "hash" { &["flags", "1"][..] } else { &[] });
+    bpftool(&create).map(drop)
+}
+
+/// Attaches the program that is at `hook` on the cgroup of `host` a second time, without a link. It stays until the cgroup
+/// is removed.
+pub fn attach_twice(host: &Host, hook: &str) -> Result<()> {
+    let cgroup = host.cgroup().display().to_string();
+    let programs = bpftool(&["cgroup", "show", &cgroup])?;
+    let name = format!("murmesh_{hook}");
+    let program = programs.as_array().into_iter().flatten().find(|program| program["name"] == name);
+    let id = program.with_context(|| format!("no {name} in {programs}"))?["id"].to_string();
+    bpftool(&["cgroup", "attach", &cgroup, hook, "id", &id, "multi"]).map(drop)
+}
+
 /// Has the process `id` in a cgroup from now on.
 pub fn move_to(cgroup: &Path, id: u32) -> Result<()> {
     std::fs::write(cgroup.join("cgroup.procs"), id.to_string()).with_context(|| cgroup.display().to_string())

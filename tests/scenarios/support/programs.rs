@@ -61,6 +61,21 @@ pub fn deny_addresses(host: &Host, allowed: Ipv4Addr) -> Result<()> {
     attach(host, &load(CGROUP_SKB, CGROUP_INET_EGRESS, &program)?, CGROUP_INET_EGRESS, Mode::Shared)
 }
 
+/// Attaches a program to the network namespace of `host` that chooses no socket for any connection, until what it returns
+/// is dropped.
+pub fn choose_sockets(host: &Host) -> Result<OwnedFd> {
+    const LINK_CREATE: libc::c_long = 28;
+    const SK_LOOKUP: u32 = 30;
+    const SK_LOOKUP_ATTACH: u32 = 36;
+    // SK_PASS; exit.
+    let program =
+        load(SK_LOOKUP, SK_LOOKUP_ATTACH, &[instruction(0xb7, 0x00, 0, 1), instruction(0x95, 0x00, 0, 0)])?;
+    host.in_namespace(|| {
+        let namespace = File::open("/proc/thread-self/ns/net")?;
+        owned(bpf(LINK_CREATE, &[descriptor(&program), descriptor(&namespace), SK_LOOKUP_ATTACH, 0])?)
+    })
+}
+
 /// Puts a program that lets everything through in the place of the one that is attached by the link pinned at `path`.
 pub fn replace_program(path: &Path) -> Result<()> {
     const OBJ_GET: libc::c_long = 7;

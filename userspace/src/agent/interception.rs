@@ -11,7 +11,7 @@ use murmesh_common::{ListenerChange, Settings};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tracing::{info, warn};
 
-use super::observe;
+use super::{observe, takeover::Claim};
 use crate::{
     bpf::{self, BpfError, Hook, KernelHalf, KernelVerdict, LoadOptions, Pins, PolicyMaps, Programs},
     cgroup,
@@ -48,7 +48,7 @@ pub struct Interception {
 }
 
 impl Interception {
-    /// Loads and attaches the programs, or puts them in the place of those of an agent that is taken over. What is in
+    /// Loads and attaches the programs, or puts them in the place of those of the agent that is taken over. What is in
     /// their maps before any is attached is up to `fill`.
     ///
     /// # Errors
@@ -56,7 +56,7 @@ impl Interception {
     /// run for the agent's own sockets too.
     pub fn attach(
         options: &InterceptionOptions,
-        take_over: bool,
+        take_over: Option<&Claim>,
         fill: impl FnOnce(PolicyMaps),
     ) -> anyhow::Result<Self> {
         let own = cgroup::own(&cgroup::root()?)?;
@@ -76,15 +76,21 @@ impl Interception {
         };
         let pins = Pins::new(&options.bpf_dir);
         let agents_cgroup = cgroup::id(&own)?;
-        let load = LoadOptions { pins: pins.clone(), settings, agents_cgroup, room: options.room, take_over };
+        let load = LoadOptions {
+            pins: pins.clone(),
+            settings,
+            agents_cgroup,
+            room: options.room,
+            take_over: take_over.is_some(),
+        };
         let mut half = KernelHalf::load(&load).map_err(|error| explain(error, &options.cgroup))?;
         // Whatever may fail comes before attaching, so that nothing is left half-way.
         let log = bpf::forward_log(&mut half)?;
-        if take_over {
-            half.take_over(fill).map_err(|error| explain(error, &options.cgroup))?;
-        } else {
-            half.attach(&options.cgroup, fill).map_err(|error| explain(error, &options.cgroup))?;
+        match take_over {
+            Some(claim) => half.take_over(fill, || claim.is_refused()),
+            None => half.attach(&options.cgroup, fill),
         }
+        .map_err(|error| explain(error, &options.cgroup))?;
         info!(cgroup = %options.cgroup.display(), pins = %options.bpf_dir.display(), "hooks attached");
         if options.fail_open {
             warn!("--fail-open: whenever this agent does not run, what is not strict goes in clear");
@@ -106,6 +112,11 @@ impl Interception {
     /// Leaves everything to the agent that has taken over.
     pub fn leave(self) {
         self.locked().leave();
+    }
+
+    /// Takes nothing over: the agent that runs goes on.
+    pub fn give_up(self) {
+        self.locked().give_up();
     }
 
     /// Makes final what was taken over.

@@ -132,7 +132,7 @@ impl Capture {
         &self,
         first: &FirstProtection<'_>,
         finder: Option<&Arc<Finder>>,
-        take_over: bool,
+        take_over: Option<&Claim>,
     ) -> anyhow::Result<Option<Interception>> {
         let (Self::Kernel(kernel), Some(finder)) = (self, finder) else { return Ok(None) };
         let workloads = finder.workloads();
@@ -211,6 +211,7 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
     let servers = control.status.borrow().servers.clone();
     let first = FirstProtection {
         catalog: &catalog,
+        is_lost: control.catalog_is_lost,
         identity: &identity,
         exempt: &options.exempt,
         servers: &servers,
@@ -220,7 +221,7 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
         shared.workloads.get_or_init(|| finder);
     }
     let takes_over = entrance.claim.is_some();
-    let interception = options.capture.attach(&first, shared.workloads.get(), takes_over)?;
+    let interception = options.capture.attach(&first, shared.workloads.get(), entrance.claim.as_ref())?;
     let mut keeper = Keeper::new(&control, shared.clone());
     keeper.adopt(std::mem::take(&mut control.cached_identities));
     let course = Course::new(shutdown, std::mem::take(&mut entrance.failing));
@@ -244,6 +245,7 @@ pub async fn run(options: AgentOptions, shutdown: CancellationToken) -> anyhow::
             }
         },
         Err(error) if takes_over => {
+            interception.into_iter().for_each(Interception::give_up);
             return Err(error.context("nothing was taken over, the agent that runs goes on"));
         }
         Err(error) => Err(error),

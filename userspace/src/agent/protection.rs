@@ -1,6 +1,9 @@
 //! What holds from the moment in which the hooks are attached: what was known when this host was last in the mesh.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    borrow::Cow,
+    sync::{Arc, Mutex},
+};
 
 use tokio::sync::watch;
 use tracing::warn;
@@ -15,7 +18,10 @@ use crate::{
     catalog::Catalog,
     discovery::ExemptPorts,
     identity::{Identity, IdentityError, token::ServerAddress},
-    policy::compile::Room,
+    policy::{
+        Mode, Policy,
+        compile::{Room, Tables},
+    },
     proxy::{Here, Routes, instances::Loads},
     workload::Workloads,
 };
@@ -24,6 +30,8 @@ use crate::{
 pub struct FirstProtection<'a> {
     /// From disk.
     pub catalog: &'a Catalog,
+    /// There was one.
+    pub is_lost: bool,
     /// This host.
     pub identity: &'a Identity,
     /// Ports that are never meshed.
@@ -35,7 +43,8 @@ pub struct FirstProtection<'a> {
 }
 
 impl FirstProtection<'_> {
-    /// Puts it into the maps, before any hook looks at them. Where nothing is known nothing is changed.
+    /// Puts it into the maps, before any hook looks at them. Where nothing is known nothing is changed; but where
+    /// something was, of which nothing is in force either, every service is strict.
     ///
     /// # Errors
     /// This host has no name, which it cannot have joined without.
@@ -45,8 +54,17 @@ impl FirstProtection<'_> {
         room: Room,
         workloads: &watch::Receiver<Workloads>,
     ) -> Result<(), IdentityError> {
-        if self.catalog.revision == 0 {
-            return Ok(());
+        let mut catalog = Cow::Borrowed(self.catalog);
+        if catalog.revision == 0 {
+            if !self.is_lost || *maps.present() != Tables::default() {
+                return Ok(());
+            }
+            warn!(
+                "until a server answers, every service that is not exempt is closed to other hosts: it may be strict"
+            );
+            let mut policy = Policy::default();
+            policy.defaults.mode = Mode::Strict;
+            catalog = Cow::Owned(Catalog { revision: 1, policy: Arc::new(policy), ..Catalog::default() });
         }
         let serving = discover::now(self.exempt, &workloads.borrow()).unwrap_or_else(|error| {
             warn!("cannot tell what this host serves: {error}");
@@ -60,13 +78,13 @@ impl FirstProtection<'_> {
             exempt: self.exempt,
         };
         let source = |destination| source_for(self.mark, destination);
-        let routes = Routes::new(self.catalog, &here, &mut Loads::default(), source);
+        let routes = Routes::new(&catalog, &here, &mut Loads::default(), source);
         let known = Known {
-            policy: &self.catalog.policy,
+            policy: &catalog.policy,
             node,
             serving: &serving,
             routes: &routes,
-            mesh: &self.catalog.addresses(),
+            mesh: &catalog.addresses(),
             exempt: &self.exempt.and(server_ports(self.servers, node, &serving.addresses)),
         };
         Enforcement::new(Arc::new(Mutex::new(maps)), room, workloads.clone(), Problems::default())

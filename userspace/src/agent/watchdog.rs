@@ -84,9 +84,14 @@ impl Watchdog {
     fn look(&self) -> Vec<Fault> {
         let mut faults = lock(&self.half).faults(&self.cgroup);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        match locked(&self.maps).altered(turn) {
+        let mut maps = locked(&self.maps);
+        match maps.altered(turn) {
             Ok(maps) => faults.extend(maps.into_iter().map(Fault::MapChanged)),
             Err(error) => faults.push(Fault::Unknown(error.to_string())),
+        }
+        if maps.present().is_strict() && !faults.contains(&Fault::Detached("sk_lookup")) {
+            drop(maps);
+            faults.extend(lock(&self.half).steered());
         }
         faults
     }

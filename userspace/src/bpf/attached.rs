@@ -11,7 +11,7 @@ use nix::libc;
 
 use super::{
     BpfError,
-    programs::{HOOKS, Hook, OWN_NAMESPACE, Target},
+    programs::{BPF_SK_LOOKUP, HOOKS, Hook, OWN_NAMESPACE, Target},
 };
 
 /// `bpf(2)` command, `enum bpf_cmd`.
@@ -59,6 +59,18 @@ pub fn attached_hooks(cgroup: &Path, expected: &[(Hook, u32)]) -> Result<Vec<Hoo
         }
     }
     Ok(attached)
+}
+
+/// Numbers of the programs beside `own` that choose the socket of a connection that comes to this thread's network
+/// namespace. The kernel takes the socket that one of them chooses, whatever another refuses
+/// (`BPF_PROG_SK_LOOKUP_RUN_ARRAY`).
+///
+/// # Errors
+/// Rights are missing.
+pub fn other_lookups(own: u32) -> Result<Vec<u32>, BpfError> {
+    let namespace = File::open(OWN_NAMESPACE).map_err(BpfError::system("network namespace"))?;
+    let programs = query(&namespace, BPF_SK_LOOKUP).map_err(BpfError::system("programs of the namespace"))?.0;
+    Ok(programs.into_iter().filter(|program| *program != own).collect())
 }
 
 /// A hook, and the cgroup at or above `cgroup` where a program is attached to it that lets no other beside it, if there

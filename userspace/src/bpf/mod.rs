@@ -72,6 +72,9 @@ pub enum BpfError {
         "the running agent has attached other hooks than this version has: {0}; stop it, and start this one without --take-over"
     )]
     OtherHooks(String),
+    /// This agent took too long.
+    #[error("the running agent has given up waiting for this one")]
+    GivenUp,
     /// Something about the kernel cannot be asked.
     #[error("{what}: {error}")]
     System {

@@ -8,14 +8,14 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, Map, MapData, PerCpuArray},
     programs::{
         CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps,
         links::{FdLink, LinkError, PinnedLink},
     },
 };
-use murmesh_common::{Counter, LAYOUT, PolicyState, PortMode, Settings};
-use tracing::{Level, level_filters::LevelFilter};
+use murmesh_common::{Counter, LAYOUT, Settings};
+use tracing::{Level, level_filters::LevelFilter, warn};
 
 use super::{
     BpfError, Pins, Programs,
@@ -66,10 +66,10 @@ pub const HOOKS: [Hook; 10] = [
 ];
 
 /// What keeps strict services closed.
-const CLOSING_HOOK: &str = "sk_lookup";
+pub(super) const CLOSING_HOOK: &str = "sk_lookup";
 
 /// `enum bpf_attach_type`.
-const BPF_SK_LOOKUP: u32 = 36;
+pub(super) const BPF_SK_LOOKUP: u32 = 36;
 
 /// The namespace of the calling thread.
 pub(super) const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
@@ -178,13 +178,37 @@ impl KernelHalf {
     /// Puts the programs in the place of those that are pinned, hook by hook. What they enforce is in maps of their own,
     /// which `fill` gets before any of them runs; the maps of connections stay, unless their layout is another one:
     /// then connections that are being made are reset, and open ones show 127.0.0.1 as their peer from then on.
-    /// [`Self::settle`] makes it final.
+    /// [`Self::settle`] makes it final. Nothing is put in place once the earlier agent `has_given_up` waiting.
     ///
     /// # Errors
-    /// The kernel lacks something, or what is pinned is not as an agent of this version leaves it. Some hooks may run
-    /// these programs then: whoever runs the earlier agent puts its own back.
-    pub fn take_over(&mut self, fill: impl FnOnce(PolicyMaps)) -> Result<(), BpfError> {
+    /// The kernel lacks something, what is pinned is not as an agent of this version leaves it, or the earlier agent goes
+    /// on. Some hooks may run these programs then: that one puts its own back.
+    pub fn take_over(
+        &mut self,
+        fill: impl FnOnce(PolicyMaps),
+        has_given_up: impl FnOnce() -> bool,
+    ) -> Result<(), BpfError> {
         ensure_same_hooks(self.pins.hooks()?)?;
+        let replaced = self.replace(fill, has_given_up);
+        if replaced.is_err() {
+            self.give_up();
+        }
+        replaced
+    }
+
+    /// Leaves nothing beside the pins of the agent that was not taken over.
+    pub fn give_up(&mut self) {
+        self.leave();
+        if let Err(error) = self.pins.drop_next() {
+            warn!("maps that nobody uses stay pinned: {error}");
+        }
+    }
+
+    fn replace(
+        &mut self,
+        fill: impl FnOnce(PolicyMaps),
+        has_given_up: impl FnOnce() -> bool,
+    ) -> Result<(), BpfError> {
         self.pins.drop_next()?;
         let pins = self.pins.clone();
         let kept: &[&str] = if self.keeps_maps { &KEPT_MAPS } else { &[] };
@@ -202,7 +226,12 @@ impl KernelHalf {
         for hook in HOOKS {
             numbers.push(self.load_one(hook).map_err(|error| BpfError::Hook { hook: hook.name, error })?);
         }
-        self.programs()?.put_in_place()?;
+        let programs = self.programs()?;
+        // An agent that was held up must not put the rules of back then in the place of those of now.
+        if has_given_up() {
+            return Err(BpfError::GivenUp);
+        }
+        programs.put_in_place()?;
         for (hook, program) in HOOKS.into_iter().zip(numbers) {
             let path = pins.link(hook.name);
             let link = PinnedLink::from_pin(&path)
@@ -283,16 +312,16 @@ impl KernelHalf {
         Ok(is_strict)
     }
 
-    /// Whether any service of this host is.
-    fn is_strict(&self) -> Result<bool, BpfError> {
-        let state = Array::<_, PolicyState>::try_from(open_pinned(&self.pins, "POLICY")?)
-            .and_then(|map| map.get(&0, 0))
-            .map_err(BpfError::map("POLICY"))?;
-        let ports = HashMap::<_, u16, u32>::try_from(open_pinned(&self.pins, "PORTS")?)
-            .and_then(|map| map.iter().collect::<Result<Vec<_>, _>>())
-            .map_err(BpfError::map("PORTS"))?;
-        let mut modes = ports.into_iter().map(|(_, mode)| mode).chain([state.mode]);
-        Ok(modes.any(|mode| mode >= PortMode::Strict as u32))
+    /// Whether any service of this host is. Asks the maps that it holds: what is pinned may be those of an agent that is
+    /// about to take over.
+    fn is_strict(&mut self) -> Result<bool, BpfError> {
+        Ok(PolicyMaps::new(|name| self.held(name))?.present().is_strict())
+    }
+
+    /// A map that is not to be pinned again.
+    fn held(&mut self, name: &'static str) -> Result<Map, BpfError> {
+        let place = self.pinned.iter().position(|(held, _)| *held == name).ok_or_else(|| missing(name))?;
+        Map::from_map_data(self.pinned.swap_remove(place).1).map_err(BpfError::map(name))
     }
 
     /// Programs attached, with the kernel's number of each.

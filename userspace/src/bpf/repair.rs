@@ -4,8 +4,8 @@ use std::{fs, fs::File, io, path::Path};
 
 use super::{
     BpfError, KernelHalf,
-    attached::attached_hooks,
-    programs::{Attached, Hook},
+    attached::{attached_hooks, other_lookups},
+    programs::{Attached, CLOSING_HOOK, Hook},
 };
 use crate::cgroup;
 
@@ -38,6 +38,12 @@ pub enum Fault {
         "this agent was moved to cgroup {0}, outside of {1}, whose processes are intercepted: move it back"
     )]
     Outside(String, String),
+    /// They can let others in to strict services.
+    #[error(
+        "programs of somebody else choose the sockets of connections that come to this host, whatever is strict: {0}; \
+         bpftool net and bpftool prog tell whose they are"
+    )]
+    Steered(String),
     /// It could not be looked at.
     #[error("the kernel half cannot be looked at: {0}")]
     Unknown(String),
@@ -46,7 +52,7 @@ pub enum Fault {
 impl Fault {
     /// Whether to attach, pin or write something again puts it right.
     pub fn can_be_undone(&self) -> bool {
-        !matches!(self, Self::NoCgroup(_) | Self::Canary(_) | Self::Outside(..))
+        !matches!(self, Self::NoCgroup(_) | Self::Canary(_) | Self::Outside(..) | Self::Steered(_))
     }
 }
 
@@ -114,6 +120,22 @@ impl KernelHalf {
             (Ok(_), Ok(_)) => Some(Fault::Moved(own.display().to_string())),
             (Err(error), _) => Some(Fault::Unknown(error.to_string())),
             (_, Err(error)) => Some(Fault::Unknown(error.to_string())),
+        }
+    }
+
+    /// Programs of others that strict services are not safe from. None, once detached, or while another agent takes over.
+    pub fn steered(&self) -> Option<Fault> {
+        let own = self.attached.iter().find(|attached| attached.hook.name == CLOSING_HOOK)?;
+        if self.is_handing_over {
+            return None;
+        }
+        match other_lookups(own.program) {
+            Ok(others) if others.is_empty() => None,
+            Ok(others) => {
+                let numbers: Vec<String> = others.iter().map(ToString::to_string).collect();
+                Some(Fault::Steered(format!("sk_lookup {}", numbers.join(" "))))
+            }
+            Err(error) => Some(Fault::Unknown(error.to_string())),
         }
     }
 

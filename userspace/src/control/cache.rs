@@ -57,6 +57,8 @@ pub struct Cached {
     pub catalog: Catalog,
     /// Of workloads and services; none of them has expired.
     pub identities: Vec<Identity>,
+    /// There is something, and it cannot be used.
+    pub is_lost: bool,
 }
 
 impl Cache {
@@ -82,7 +84,7 @@ impl Cache {
             Err(reason) => {
                 let path = self.path.display();
                 warn!("{path} cannot be used, nothing is known of the mesh until a server answers: {reason}");
-                Cached::default()
+                Cached { is_lost: true, ..Cached::default() }
             }
         }
     }
@@ -136,7 +138,7 @@ impl Cache {
         let now = SystemTime::now();
         let identities = stored.identities.into_iter().filter_map(|identity| identity.open(host));
         let identities = identities.filter(|identity| !identity.is_expired(now)).collect();
-        Ok(Cached { catalog, identities })
+        Ok(Cached { catalog, identities, is_lost: false })
     }
 }
 
@@ -203,11 +205,16 @@ mod tests {
         let (host, other) = (fixture::host(&authority, "here"), fixture::host(&authority, "there"));
         let catalog = Catalog { revision: 7, ..Catalog::default() };
         cache(directory.path(), 1, &host).save(&catalog, &[]).unwrap();
-        let revision = |cache: Cache, host: &Identity| cache.load(host).catalog.revision;
-        assert_eq!(revision(cache(directory.path(), 1, &host), &host), 7);
-        assert_eq!(revision(cache(directory.path(), 2, &host), &host), 0);
-        assert_eq!(revision(cache(directory.path(), 1, &other), &other), 0);
+        let found = |cache: Cache, host: &Identity| {
+            let cached = cache.load(host);
+            (cached.catalog.revision, cached.is_lost)
+        };
+        assert_eq!(found(cache(directory.path(), 1, &host), &host), (7, false));
+        assert_eq!(found(cache(directory.path(), 2, &host), &host), (0, true));
+        assert_eq!(found(cache(directory.path(), 1, &other), &other), (0, true));
         fs::write(directory.path().join(CACHE_FILE), b"MMS1").unwrap();
-        assert_eq!(revision(cache(directory.path(), 1, &host), &host), 0);
+        assert_eq!(found(cache(directory.path(), 1, &host), &host), (0, true));
+        Cache::forget(directory.path()).unwrap();
+        assert_eq!(found(cache(directory.path(), 1, &host), &host), (0, false));
     }
 }

@@ -139,6 +139,8 @@ pub struct Control {
     pub cache: Arc<Cache>,
     /// Certificates of workloads and services that were kept there.
     pub cached_identities: Vec<Identity>,
+    /// This host knew a catalog before this start, of which there is none now.
+    pub catalog_is_lost: bool,
     acknowledged: watch::Receiver<Option<Report>>,
     mark: Option<u32>,
     handed_over: CancellationToken,
@@ -179,8 +181,10 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
     let membership = enrolment::membership(&options, &sealer, &shutdown).await?;
     let (identity_sender, identity) = watch::channel(membership.identity()?);
     let cache = Cache::new(&options.data_dir, sealer, &identity.borrow().id);
-    let Cached { mut catalog, identities: cached_identities } = cache.load(&identity.borrow());
+    let Cached { mut catalog, identities: cached_identities, is_lost: mut catalog_is_lost } =
+        cache.load(&identity.borrow());
     if catalog.revision < options.remembered_from {
+        catalog_is_lost = true;
         warn!("rules changed since the catalog was kept on disk: those in force stay until a server answers");
         catalog = Catalog::default();
     }
@@ -225,6 +229,7 @@ pub async fn start(options: ControlOptions, shutdown: CancellationToken) -> Resu
         issuers,
         cache: Arc::new(cache),
         cached_identities,
+        catalog_is_lost,
         acknowledged,
         mark: options.mark,
         handed_over,

@@ -123,7 +123,7 @@ impl Drop for HostKey {
 /// # Errors
 /// Any failure to write, sync or rename.
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = write_beside(path, "new", content, belong_to_directory)?;
+    let temporary = write_beside(path, content, belong_to_directory)?;
     fs::rename(temporary, path)?;
     sync_directory(path)
 }
@@ -133,7 +133,7 @@ pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`write_private`].
 pub fn write_private_as_own(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = write_beside(path, "new", content, |_, _| Ok(()))?;
+    let temporary = write_beside(path, content, |_, _| Ok(()))?;
     fs::rename(temporary, path)?;
     sync_directory(path)
 }
@@ -143,21 +143,21 @@ pub fn write_private_as_own(path: &Path, content: &[u8]) -> io::Result<()> {
 /// # Errors
 /// `AlreadyExists`, or any failure to write or sync.
 pub fn make_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = write_beside(path, &format!("new-{}", std::process::id()), content, belong_to_directory)?;
+    let temporary = write_beside(path, content, belong_to_directory)?;
     let made = fs::hard_link(&temporary, path);
     fs::remove_file(temporary)?;
     made?;
     sync_directory(path)
 }
 
+/// Two agents of a host, one of which takes over, may write the same file: each beside it under another name.
 fn write_beside(
     path: &Path,
-    suffix: &str,
     content: &[u8],
     own: impl FnOnce(&File, &Path) -> io::Result<()>,
 ) -> io::Result<PathBuf> {
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{suffix}"));
+    temporary.push(format!(".new-{}", std::process::id()));
     let temporary = PathBuf::from(temporary);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     // A file left by an earlier crash keeps its mode when it is opened again.

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{agent::health::Failing, local::AGENT_SOCKET};
 
-/// How long the running agent may take to answer. It may be busy with another one that wants to take over.
+/// How long the running agent may take to answer. It may be busy with another one that wants to take over. One that has
+/// offered is waited for as long as it lives: two that both think that they serve would take each other's hooks off.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a running agent has offered.
@@ -73,6 +74,11 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// Whether the running agent goes on by itself. It says nothing else before this one serves.
+    pub fn is_refused(&self) -> bool {
+        self.connection.has_message()
+    }
+
     /// Says that this agent serves: from now on the other one only carries what is open. `agents` gets to know it, and
     /// those that are older still. An agent that was killed meanwhile leaves everything to this one, too.
     ///
@@ -81,8 +87,16 @@ impl Claim {
     pub async fn take(self, agents: &OlderAgents) -> Result<(), TakeoverError> {
         let pid = self.older.pid;
         let sent = self.connection.send(&Request::Taken, &[]).await;
-        match timeout(TIMEOUT, self.connection.receive()).await {
-            Ok(Ok(Some((Answer::Yours(older), connections)))) => {
+        let answer = loop {
+            match timeout(TIMEOUT, self.connection.receive()).await {
+                Ok(answer) => break answer,
+                Err(_elapsed) => {
+                    warn!(pid, "the agent that is taken over does not answer, nor has it ended: waiting")
+                }
+            }
+        };
+        match answer {
+            Ok(Some((Answer::Yours(older), connections))) => {
                 for (agent, connection) in older.into_iter().zip(connections) {
                     agents.follow(agent, Connection::new(connection.into())?);
                 }
@@ -90,9 +104,9 @@ impl Claim {
                 info!(pid, "has taken over");
                 Ok(())
             }
-            Ok(Ok(Some((Answer::Refused(reason), _)))) => Err(TakeoverError::Refused(reason)),
+            Ok(Some((Answer::Refused(reason), _))) => Err(TakeoverError::Refused(reason)),
             answer => {
-                let answer = answer.map(|answer| answer.map(|answer| answer.map(|(answer, _)| answer)));
+                let answer = answer.map(|answer| answer.map(|(answer, _)| answer));
                 warn!(pid, ?sent, ?answer, "has taken over from an agent that ended meanwhile");
                 Ok(())
             }

@@ -13,7 +13,7 @@ use nix::{
     cmsg_space,
     sys::socket::{
         AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-        bind, connect, listen, recvmsg, sendmsg, socket,
+        bind, connect, listen, recv, recvmsg, sendmsg, socket,
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -57,6 +57,12 @@ impl Connection {
     pub fn peer(&self) -> io::Result<(i32, u32)> {
         let credentials = self.0.peer_cred()?;
         Ok((credentials.pid().unwrap_or_default(), credentials.uid()))
+    }
+
+    /// Whether there is a message that was not received.
+    pub fn has_message(&self) -> bool {
+        let peeked = recv(self.0.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+        peeked.is_ok_and(|length| length > 0)
     }
 
     /// Sends one message.

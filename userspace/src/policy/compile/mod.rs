@@ -116,6 +116,14 @@ pub struct Tables {
     pub denials: HashMap<DenialKey, u32>,
 }
 
+impl Tables {
+    /// Whether any service of this host is strict.
+    pub fn is_strict(&self) -> bool {
+        let mut modes = self.ports.values().copied().chain([self.state.mode]);
+        modes.any(|mode| mode >= kernel::PortMode::Strict as u32)
+    }
+}
+
 /// Something did not fit into a map, and is refused for that.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
