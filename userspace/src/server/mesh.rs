@@ -80,7 +80,7 @@ impl Mesh for MeshService {
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let node = self.caller(&request)?;
+        let node = self.caller(&request).await?;
         let answers = self.feed.answers();
         if !*answers.borrow() {
             return Err(out_of_touch());
@@ -98,7 +98,7 @@ impl Mesh for MeshService {
     }
 
     async fn report(&self, request: Request<v1::HostReport>) -> Result<Response<v1::ReportResponse>, Status> {
-        let node = self.caller(&request)?;
+        let node = self.caller(&request).await?;
         let report = Report::try_from(request.into_inner());
         let report = report.and_then(|report| report.check().map(|()| report)).map_err(|error| {
             if let Some(withheld) = REPORT_REFUSED.permit() {
@@ -117,7 +117,7 @@ impl Mesh for MeshService {
         &self,
         request: Request<v1::PlaintextReport>,
     ) -> Result<Response<v1::PlaintextResponse>, Status> {
-        let node = self.caller(&request)?;
+        let node = self.caller(&request).await?;
         let report = request.into_inner();
         plaintext::check(&report).map_err(|error| {
             if let Some(withheld) = REPORT_REFUSED.permit() {
@@ -133,7 +133,7 @@ impl Mesh for MeshService {
         &self,
         request: Request<v1::SignWorkloadRequest>,
     ) -> Result<Response<v1::CertificateResponse>, Status> {
-        let node = self.caller(&request)?;
+        let node = self.caller(&request).await?;
         let v1::SignWorkloadRequest { spiffe_id, certificate_request } = request.into_inner();
         let asked: SpiffeId =
             spiffe_id.parse().map_err(|error: NameError| Status::invalid_argument(error.to_string()))?;
@@ -153,7 +153,7 @@ impl Mesh for MeshService {
         &self,
         request: Request<v1::ConfirmRequest>,
     ) -> Result<Response<v1::ConfirmResponse>, Status> {
-        let node = self.caller(&request)?;
+        let node = self.caller(&request).await?;
         let v1::ConfirmRequest { roots, issuers } = request.into_inner();
         let (roots, issuers) = (held(roots)?, held(issuers)?);
         let confirmed = rotation::confirm(&self.records, &node, &roots, &issuers).await;
@@ -165,7 +165,7 @@ impl Mesh for MeshService {
         &self,
         request: Request<Streaming<v1::FlowReport>>,
     ) -> Result<Response<Self::FlowsStream>, Status> {
-        let node = self.caller(&request)?;
+        let node = self.caller(&request).await?;
         let certificate_ends = proved(&request)?.not_after;
         let (flows, shutdown) = (self.flows.clone(), self.shutdown.clone());
         let wanted = WatchStream::new(flows.interval()).map(flows::wanted);
@@ -210,13 +210,19 @@ impl MeshService {
             }
     }
 
-    /// The host that calls, by its certificate.
-    fn caller<T>(&self, request: &Request<T>) -> Result<NodeName, Status> {
+    /// The host that calls, by its certificate. One that was removed must have joined again, whatever its certificate
+    /// says.
+    async fn caller<T: Sync>(&self, request: &Request<T>) -> Result<NodeName, Status> {
         let identity = proved(request)?;
         let Subject::Host(node) = &identity.id.subject else {
             return Err(Status::unauthenticated("this call needs the certificate of a host"));
         };
-        if self.feed.read(|view| view.removed.refuses(identity)) {
+        let (is_refused, is_gone) = self.feed.read(|view| {
+            let is_gone = view.removed.at(node).is_some() && !view.hosts.contains_key(node.as_str());
+            (view.removed.refuses(identity), is_gone)
+        });
+        // It may have joined again by another server, of which this one has not heard yet.
+        if is_refused || is_gone && !self.registry.is_member(node).await.map_err(|error| refusal(&error))? {
             return Err(Status::unauthenticated(format!(
                 "host {node} was removed from the mesh; join again with a new token (--join), made by `murmesh token create`"
             )));

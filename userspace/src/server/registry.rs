@@ -175,7 +175,7 @@ impl Registry {
     }
 
     /// Uses up the token and registers the host's key, both or neither. The host that used a token
-    /// may use it again with the same name and key, in case the answer was lost.
+    /// may use it again with the same name and key, in case the answer was lost, for as long as it is a member.
     ///
     /// # Errors
     /// A refusal, or a failure of the store.
@@ -194,8 +194,12 @@ impl Registry {
         let token_key = token_key(secret);
         let token = read::<StoredToken>(&*self.store, &token_key).await?;
         let (entry, token) = token.ok_or(RegistryError::UnknownToken)?;
+        let node_key = format!("{NODES}{node}");
+        let known = read::<StoredNode>(&*self.store, &node_key).await?;
+        let is_member = known.as_ref().is_some_and(|(_, known)| known == caller);
         match token.used_by {
-            Some(user) if user == *caller => return Ok(Outcome::Applied(entry.revision)),
+            // The record of a token outlives the removal of its host, which it must not let in again.
+            Some(user) if user == *caller && is_member => return Ok(Outcome::Applied(entry.revision)),
             Some(user) => return Err(RegistryError::UsedToken(user.node)),
             None if token.expires_at <= unix_seconds(SystemTime::now()) => {
                 return Err(RegistryError::ExpiredToken);
@@ -205,8 +209,7 @@ impl Registry {
         let used = StoredToken { expires_at: token.expires_at, used_by: Some(caller.clone()) };
         let mut conditions = vec![Condition::Unchanged(token_key.clone(), entry.revision)];
         let mut changes = vec![put(&token_key, &used)?];
-        let node_key = format!("{NODES}{node}");
-        match read::<StoredNode>(&*self.store, &node_key).await? {
+        match known {
             Some((_, known)) if known != *caller => return Err(RegistryError::NodeTaken(node.clone())),
             Some((entry, _)) => conditions.push(Condition::Unchanged(node_key, entry.revision)),
             None => {
@@ -216,6 +219,14 @@ impl Registry {
             }
         }
         Ok(self.store.commit(Transaction { conditions, changes }).await?)
+    }
+
+    /// Whether `node` is a member now, whatever this server has heard of.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn is_member(&self, node: &NodeName) -> Result<bool, RegistryError> {
+        Ok(self.store.get(&format!("{NODES}{node}")).await?.is_some())
     }
 
     /// Whether the certificate of `node` may be renewed for this key: only the one it joined with.

@@ -1,13 +1,19 @@
 //! A host is taken out of the mesh, and comes back.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use super::{World, report, until};
+use tonic::Code;
+
+use super::{World, join_request, report, until};
 use crate::api::v1;
 use crate::catalog::Catalog;
 use crate::control::{self, Control};
-use crate::identity::{NodeName, Subject, peer_identity};
+use crate::identity::authority::{Issue, VerifiedRequest};
+use crate::identity::{HostKey, Identity, NodeName, SpiffeId, Subject, peer_identity};
 use crate::local::connect_to_server;
+use crate::seal::{DEFAULT_KEY_FILE, KeySource};
+use crate::server::roots::RootRecords;
+use crate::server::{StoreOptions, open_store, sealing};
 
 async fn remove(world: &World, node: &str) -> Result<(), tonic::Status> {
     let mut server = connect_to_server(&world.directory.path().join("run")).await.unwrap();
@@ -63,4 +69,63 @@ async fn a_removed_host_joins_again_under_its_name_with_a_new_token_and_with_no_
     );
     until(&back, |catalog| catalog.revision > 0).await;
     assert!(back.identity.borrow().not_before < SystemTime::now());
+}
+
+#[tokio::test]
+async fn the_token_that_a_removed_host_used_does_not_let_it_in_again_and_a_new_one_does() {
+    let world = World::start().await;
+    let (token, key) = (world.token().await, HostKey::generate().unwrap());
+    let mut client = world.call_anonymously(&token).await;
+    client.join(join_request(&token, "gone", &key)).await.unwrap();
+    remove(&world, "gone").await.unwrap();
+    for _ in 0..2 {
+        let refused = client.join(join_request(&token, "gone", &key)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        assert!(refused.message().contains("murmesh token create"), "{}", refused.message());
+    }
+    let renewal =
+        v1::RenewRequest { node: "gone".to_owned(), certificate_request: key.certificate_request().unwrap() };
+    assert_eq!(client.renew(renewal.clone()).await.unwrap_err().code(), Code::PermissionDenied);
+    let new = world.token().await;
+    client.join(join_request(&new, "gone", &key)).await.unwrap();
+    client.renew(renewal).await.unwrap();
+}
+
+/// What a server whose clock is ahead of the others' by `ahead` has signed for the host and `key`.
+async fn signed_ahead(world: World, node: &NodeName, key: &HostKey, ahead: Duration) -> (World, Identity) {
+    let directory = world.stop().await;
+    let path = directory.path().join("server");
+    let store = open_store(&StoreOptions::Embedded(path.clone())).await.unwrap();
+    let sealer = sealing::open(&*store, &KeySource::Default(path.join(DEFAULT_KEY_FILE))).await.unwrap();
+    let records = RootRecords { store, sealer: sealer.into() };
+    let authority = records.load(None).await.unwrap().authority;
+    drop(records);
+    let request = VerifiedRequest::parse(&key.certificate_request().unwrap()).unwrap();
+    let id = SpiffeId::host(authority.trust_domain().clone(), node.clone());
+    let made = SystemTime::now() + ahead;
+    let issue = Issue { holder: None, made, lifetime: Duration::from_secs(3600) };
+    let leaf = authority.sign_as(&request, &id, &issue).unwrap();
+    let identity = Identity::new(key, vec![leaf], vec![authority.root().clone()]).unwrap();
+    (World::start_with(directory, |_| {}).await, identity)
+}
+
+#[tokio::test]
+async fn a_removed_host_with_a_certificate_of_a_later_date_is_refused_by_servers() {
+    let (node, key): (NodeName, _) = ("gone".parse().unwrap(), HostKey::generate().unwrap());
+    let (world, identity) = signed_ahead(World::start().await, &node, &key, Duration::from_secs(200)).await;
+    let token = world.token().await;
+    let mut client = world.call_anonymously(&token).await;
+    client.join(join_request(&token, "gone", &key)).await.unwrap();
+    let mut calling = world.call_as(&identity).await;
+    let heard = v1::HostReport::from(&report("10.0.0.1", 80));
+    calling.report(heard.clone()).await.unwrap();
+    remove(&world, "gone").await.unwrap();
+    let refused = calling.report(heard).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    assert!(refused.message().contains("removed"), "{}", refused.message());
+    assert!(calling.watch(v1::WatchRequest {}).await.is_err());
+    let certificate_request = key.certificate_request().unwrap();
+    let spiffe_id = "spiffe://mesh.test/host/gone/user-root".to_owned();
+    let asked = v1::SignWorkloadRequest { spiffe_id, certificate_request };
+    assert!(calling.sign_workload(asked).await.is_err());
 }
