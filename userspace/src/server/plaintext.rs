@@ -18,7 +18,7 @@ use crate::store::{Change, Condition, Outcome, Store, Transaction};
 /// For how long a client counts as one.
 pub const MEMORY: Duration = Duration::from_secs(3600);
 
-/// Ports in one report.
+/// Ports of one host, in a report and in the store.
 pub const MAX_PORTS: usize = 256;
 /// Clients of one port, in a report and in the store.
 pub const MAX_CLIENTS: usize = 16;
@@ -108,7 +108,8 @@ pub(super) fn by_clock(mut report: v1::PlaintextReport, now: u64) -> v1::Plainte
     report
 }
 
-/// What was seen before the agent was started is not in its report, and still counts.
+/// What was seen before the agent was started is not in its report, and still counts. Of more ports than a report may have
+/// those stay that were reached last.
 pub(super) fn merged(
     report: &v1::PlaintextReport,
     before: Option<&v1::PlaintextReport>,
@@ -131,7 +132,10 @@ pub(super) fn merged(
     }
     let mut ports: Vec<_> = ports.into_values().collect();
     ports.iter_mut().for_each(|port| forget_old(port, report.now));
-    ports.retain(|port| port.others_last_seen != 0 || !port.clients.is_empty());
+    ports.retain(|port| last_seen(port) != 0);
+    ports.sort_by_key(|port| std::cmp::Reverse(last_seen(port)));
+    ports.truncate(MAX_PORTS);
+    ports.sort_by_key(|port| port.port);
     v1::PlaintextReport { now: report.now, ports }
 }
 
@@ -145,6 +149,12 @@ fn forget_old(port: &mut v1::PlaintextPort, now: u64) {
     if !is_recent(port.others_last_seen, now) {
         port.others_last_seen = 0;
     }
+}
+
+/// 0 for never.
+fn last_seen(port: &v1::PlaintextPort) -> u64 {
+    let clients = port.clients.iter().map(|client| client.last_seen);
+    clients.fold(port.others_last_seen, u64::max)
 }
 
 fn is_recent(last_seen: u64, now: u64) -> bool {
@@ -226,4 +236,34 @@ fn may_refuse_others(before: &Policy, after: &Policy, node: &NodeName, port: u16
         |policy: &Policy| policy.service_at(node, port).map(|service| service.exceptions.clone());
     after.mode_at(node, port) == Mode::Strict
         && (before.mode_at(node, port) != Mode::Strict || exceptions(before) != exceptions(after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_000_000;
+
+    fn reached(ports: std::ops::Range<u32>, last_seen: u64) -> v1::PlaintextReport {
+        let client = |number: u32| v1::PlaintextClient { address: format!("192.0.2.{number}"), last_seen };
+        let port = |port| v1::PlaintextPort {
+            port,
+            clients: (0..MAX_CLIENTS as u32).map(client).collect(),
+            ..v1::PlaintextPort::default()
+        };
+        v1::PlaintextReport { now: NOW, ports: ports.map(port).collect() }
+    }
+
+    #[test]
+    fn other_ports_in_each_report_leave_those_that_were_reached_last() {
+        let most = MAX_PORTS as u32;
+        let old = merged(&reached(1..most + 1, NOW - 60), None);
+        assert_eq!(old.ports.len(), MAX_PORTS);
+        let new = merged(&reached(1000..1010, NOW), Some(&old));
+        let numbers: Vec<_> = new.ports.iter().map(|port| port.port).collect();
+        assert_eq!(numbers, (1..most - 9).chain(1000..1010).collect::<Vec<_>>());
+        let none_older = merged(&reached(1000..1000 + most, NOW), Some(&new));
+        assert_eq!(none_older.ports, reached(1000..1000 + most, NOW).ports);
+        assert_eq!(check(&none_older), Ok(()));
+    }
 }
