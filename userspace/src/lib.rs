@@ -25,6 +25,7 @@ pub mod notify;
 pub mod observe;
 pub mod policy;
 pub mod proxy;
+mod recent;
 pub mod sandbox;
 pub mod seal;
 pub mod server;

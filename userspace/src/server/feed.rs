@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message as _;
-use tokio::sync::{Mutex as AsyncMutex, broadcast, mpsc, watch};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use super::backlog::{Backlog, Follower, Told};
 use super::records::{CHANGES, DEFAULTS, DRAINED, HOSTS, PLAINTEXT, REMOVED, RULES, SERVERS, SERVICES};
 use super::registry::{Registry, RegistryError};
 use super::roots::AUTHORITY;
 use super::servers::Departed;
-use super::subscription::{Subscription, Told};
+use super::subscription::Subscription;
 use super::view::{DamagedRecord, View};
 use crate::api::v1;
 use crate::api::v1::catalog_event::Event;
@@ -24,9 +25,6 @@ use crate::identity::NodeName;
 use crate::identity::token::ServerAddress;
 use crate::store::{ANNOUNCED, Change, Store, StoreError};
 
-/// Changes kept for watchers that read slowly; a few MiB at most. After a start a thousand hosts connect at once, and each
-/// is news: whoever falls behind gets the whole catalog again, which is far more to read.
-const BACKLOG: usize = 4096;
 /// How long hosts may be without a connection after the start of a server, to which nobody is connected yet, and when its
 /// store answers again, which no server's may have done meanwhile.
 const START_TIME: Duration = Duration::from_secs(10);
@@ -54,7 +52,7 @@ pub struct Feed {
     store: Arc<dyn Store>,
     registry: Arc<Registry>,
     view: Mutex<View>,
-    events: broadcast::Sender<Told>,
+    events: Backlog,
     /// The revision up to which watchers have been told.
     told: watch::Sender<u64>,
     /// Grows with everything that is new in the view.
@@ -74,7 +72,7 @@ impl Feed {
     /// When the store fails or a record of the policy is damaged.
     pub async fn load(store: Arc<dyn Store>, registry: Arc<Registry>) -> Result<Self, FeedError> {
         let (departed, departures) = mpsc::unbounded_channel();
-        let (view, events) = (Mutex::default(), broadcast::Sender::new(BACKLOG));
+        let (view, events) = (Mutex::default(), Backlog::new());
         let (told, departures) = (watch::Sender::new(0), AsyncMutex::new(departures));
         let (connections, leader) = (watch::Sender::new(()), watch::Sender::new(None));
         let (trust, news) = (watch::Sender::default(), watch::Sender::new(0));
@@ -313,19 +311,19 @@ impl Feed {
     }
 
     /// The catalog now, and what watchers are told from then on.
-    pub fn begin(&self) -> (Told, broadcast::Receiver<Told>) {
+    pub fn begin(&self) -> (Arc<Told>, Follower) {
         let mut view = self.view();
         let encoded = match &view.encoded {
             Some(encoded) => encoded.clone(),
             None => encode(view.revision, Event::Snapshot(view.snapshot())),
         };
         view.encoded = Some(encoded.clone());
-        (Told { encoded, removed: None }, self.events.subscribe())
+        (Arc::new(Told { encoded, removed: None }), self.events.follow())
     }
 
     /// How many watch now.
     pub fn watchers(&self) -> u32 {
-        self.events.receiver_count().try_into().unwrap_or(u32::MAX)
+        self.events.followers().try_into().unwrap_or(u32::MAX)
     }
 
     /// The watch of a host has ended.
@@ -355,8 +353,7 @@ impl Feed {
             Event::HostRemoved(node) => node.parse().ok(),
             _ => None,
         };
-        // Fails only when nobody watches.
-        let _ = self.events.send(Told { encoded: encode(view.revision, event), removed });
+        self.events.tell(Told { encoded: encode(view.revision, event), removed });
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
@@ -370,6 +367,7 @@ fn encode(revision: u64, event: Event) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use super::super::backlog::BOUNDS;
     use super::super::view::RECONNECT_TIME;
     use super::*;
     use crate::catalog::Catalog;
@@ -381,7 +379,11 @@ mod tests {
     }
 
     fn change(number: u64) -> Change {
-        let report = v1::HostReport { version: number.to_string(), ..v1::HostReport::default() };
+        change_of(number.to_string())
+    }
+
+    fn change_of(version: String) -> Change {
+        let report = v1::HostReport { version, ..v1::HostReport::default() };
         let host = v1::Host { node: "busy".to_owned(), report: Some(report), ..v1::Host::default() };
         Change::Put(format!("{HOSTS}busy"), host.encode_to_vec())
     }
@@ -412,7 +414,7 @@ mod tests {
         let feed = feed(&tempfile::tempdir().unwrap()).await;
         let mut watcher = feed.subscribe("watcher".parse().unwrap());
         watcher.next().await;
-        let last = BACKLOG as u64 + 1;
+        let last = BOUNDS.count as u64 + 1;
         for revision in 1..=last {
             feed.apply(revision, &[change(revision)]);
         }
@@ -422,6 +424,21 @@ mod tests {
         assert_eq!((catalog.revision, version(&catalog)), (last, &*last.to_string()));
         feed.apply(last + 1, &[change(last + 1)]);
         assert_eq!(watcher.next().await.unwrap().events.len(), 1, "nothing is repeated after it");
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_does_not_read_has_no_more_kept_for_it_than_so_many_bytes() {
+        let feed = feed(&tempfile::tempdir().unwrap()).await;
+        let mut watcher = feed.subscribe("watcher".parse().unwrap());
+        watcher.next().await;
+        let large = "x".repeat(BOUNDS.bytes / 4);
+        for revision in 1..=8 {
+            feed.apply(revision, &[change_of(large.clone()), change(revision)]);
+        }
+        let (mut catalog, message) = (Catalog::default(), watcher.next().await.unwrap());
+        assert_eq!(message.events.len(), 1, "the whole catalog");
+        catalog.take(&message).unwrap();
+        assert_eq!((catalog.revision, version(&catalog)), (8, "8"));
     }
 
     #[tokio::test]

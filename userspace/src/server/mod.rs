@@ -3,6 +3,7 @@
 mod addresses;
 mod admin;
 mod administration;
+mod backlog;
 mod confirmation;
 mod credentials;
 mod feed;

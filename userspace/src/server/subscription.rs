@@ -4,11 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::time::{Instant, sleep_until};
 
+use super::backlog::{Behind, Follower, Told};
 use super::feed::Feed;
 use crate::api::v1;
 use crate::identity::NodeName;
@@ -21,21 +19,12 @@ const PACE: Duration = Duration::from_millis(20);
 /// The same for each watcher that there is: all together are sent 5 000 messages a second at most.
 const SHARE: Duration = Duration::from_micros(200);
 
-/// What watchers are told.
-#[derive(Debug, Clone)]
-pub struct Told {
-    /// A `CatalogEvent`.
-    pub encoded: Bytes,
-    /// The host that is told to be no longer part of the mesh.
-    pub removed: Option<NodeName>,
-}
-
 /// The host counts as connected while this exists.
 pub struct Subscription {
     feed: Arc<Feed>,
     node: NodeName,
     /// `None` while a snapshot is due.
-    events: Option<Receiver<Told>>,
+    events: Option<Follower>,
     last: Option<Instant>,
     is_removed: bool,
 }
@@ -60,35 +49,29 @@ impl Subscription {
         while let Some(told) = next {
             bytes += told.encoded.len();
             self.is_removed = told.removed.as_ref() == Some(&self.node);
-            events.push(told.encoded);
+            events.push(told.encoded.clone());
             next = if bytes < ENOUGH && !self.is_removed { self.waiting() } else { None };
         }
         self.last = Some(Instant::now());
         Some(v1::CatalogEvents { events })
     }
 
-    async fn wait(&mut self) -> Told {
-        if let Some(events) = &mut self.events {
-            match events.recv().await {
-                Ok(told) => return told,
-                Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => std::future::pending().await,
-            }
+    async fn wait(&mut self) -> Arc<Told> {
+        if let Some(events) = &mut self.events
+            && let Ok(told) = events.next().await
+        {
+            return told;
         }
         let (snapshot, events) = self.feed.begin();
         self.events = Some(events);
         snapshot
     }
 
-    fn waiting(&mut self) -> Option<Told> {
-        match self.events.as_mut()?.try_recv() {
-            Ok(told) => Some(told),
-            Err(TryRecvError::Lagged(_)) => {
-                self.events = None;
-                None
-            }
-            Err(TryRecvError::Empty | TryRecvError::Closed) => None,
-        }
+    fn waiting(&mut self) -> Option<Arc<Told>> {
+        self.events.as_mut()?.waiting().unwrap_or_else(|Behind| {
+            self.events = None;
+            None
+        })
     }
 }
 

@@ -7,7 +7,7 @@
 //! After a failure to read or write redb refuses everything until the file is opened again: that is done at the next use,
 //! so that a disk which was full costs what was tried meanwhile, and no restart.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::identity::key::belong_to_directory;
+use crate::recent::{Bounds, Recent};
 
 use super::{ANNOUNCED, Applied, Change, Condition, Entry, Outcome, Store, StoreError, Transaction, Watch};
 
@@ -29,8 +30,8 @@ use super::{ANNOUNCED, Applied, Change, Condition, Entry, Outcome, Store, StoreE
 const ENTRIES: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("entries");
 /// One row: the revision of the store.
 const REVISION: TableDefinition<'_, (), u64> = TableDefinition::new("revision");
-/// How many applied transactions are kept for watchers.
-const HISTORY: usize = 1024;
+/// Applied transactions that are kept for watchers. One may be of nearly 1 MiB, where ordinary ones have a few KiB.
+const HISTORY: Bounds = Bounds { count: 1024, bytes: 32 << 20 };
 /// Transactions that are written together: far fewer than are kept for watchers.
 const MAX_TOGETHER: usize = 256;
 
@@ -61,9 +62,8 @@ struct Waiting {
     answer: oneshot::Sender<Result<Outcome, StoreError>>,
 }
 
-#[derive(Default)]
 struct State {
-    history: VecDeque<Arc<Applied>>,
+    history: Recent<Arc<Applied>>,
     announced: Announced,
 }
 
@@ -79,7 +79,8 @@ impl EmbeddedStore {
         let database = open(path)?;
         let revision = prepare(&database).map_err(|error| not_opened(path, &error))?;
         let latest = watch::Sender::new(revision);
-        let (waiting, turn, state) = Default::default();
+        let (waiting, turn) = Default::default();
+        let state = Mutex::new(State { history: Recent::new(HISTORY), announced: Announced::new() });
         let (session, answers) = (watch::Sender::new(1), watch::Sender::new(true));
         let (path, database) = (path.to_owned(), RwLock::new(Some(database)));
         Ok(Self {
@@ -271,7 +272,7 @@ impl Shared {
             return Ok(None);
         }
         // Each has the revision after the one before it.
-        let first = state.history.front().map_or(0, |applied| applied.revision);
+        let first = state.history.first().map_or(0, |applied| applied.revision);
         let place = (revision + 1).checked_sub(first);
         let found = place.and_then(|place| state.history.get(place as usize));
         found.cloned().map(Some).ok_or(StoreError::Compacted(revision))
@@ -292,11 +293,9 @@ impl State {
             }
             put @ Change::Put(..) => put,
         });
-        let applied = Arc::new(Applied { revision, changes: told.collect() });
-        if self.history.len() == HISTORY {
-            self.history.pop_front();
-        }
-        self.history.push_back(applied);
+        let applied = Applied { revision, changes: told.collect() };
+        let bytes = applied.changes.iter().map(Change::bytes).sum();
+        self.history.push(Arc::new(applied), bytes);
     }
 }
 
@@ -495,5 +494,19 @@ mod tests {
         drop(store);
         let store = opened(&directory);
         assert!(matches!(store.watch(0).next().await, Err(StoreError::Compacted(0))));
+    }
+
+    #[tokio::test]
+    async fn large_transactions_are_not_kept_by_their_number_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = opened(&directory);
+        let (mut slow, mut quick) = (store.watch(0), store.watch(0));
+        let large = "x".repeat(HISTORY.bytes / 4);
+        for revision in 1..=5 {
+            store.commit(put("a", &large)).await.unwrap();
+            assert_eq!(quick.next().await.unwrap().revision, revision);
+        }
+        assert!(matches!(slow.next().await, Err(StoreError::Compacted(0))));
+        assert_eq!(store.watch(2).next().await.unwrap().revision, 3);
     }
 }

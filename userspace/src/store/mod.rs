@@ -87,6 +87,16 @@ pub enum Change {
     Delete(String),
 }
 
+impl Change {
+    /// Of its key and its value.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Put(key, value) | Self::Announce(key, value) => key.len() + value.len(),
+            Self::Delete(key) => key.len(),
+        }
+    }
+}
+
 /// Changes that are applied together, and only if every condition holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Transaction {
