@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod cgroup;
 pub mod check;
 pub mod cli;
+mod clock;
 pub mod control;
 pub mod discovery;
 pub mod flows;

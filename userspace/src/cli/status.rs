@@ -164,7 +164,12 @@ pub(super) fn problems(status: &v1::StatusResponse, now: SystemTime) -> Vec<Stri
 fn protection_problems(status: &v1::StatusResponse, now: SystemTime) -> Vec<String> {
     let mut problems = Vec::new();
     if time_from_unix(status.certificate_expires_at).is_none_or(|end| end <= now) {
-        problems.push("the certificate has expired: no connection can be carried".to_owned());
+        problems.push(if status.role == "server" {
+            "the server's certificate has expired: no host accepts it; its log says why it has no other"
+                .to_owned()
+        } else {
+            "the certificate has expired: no connection can be carried".to_owned()
+        });
     }
     match &status.interception {
         Some(interception) => problems.extend(interception_problems(interception)),
@@ -391,6 +396,18 @@ mod tests {
             page.ends_with(
                 "WARNING: another host claimed 172.17.0.1 first; see `murmesh check`\nall is well\n"
             )
+        );
+    }
+
+    #[test]
+    fn a_server_with_an_ended_certificate_has_a_problem() {
+        let (now, role) = (SystemTime::now(), "server".to_owned());
+        let well = v1::StatusResponse { role, connected_server: String::new(), ..agent() };
+        assert_eq!(problems(&well, now), Vec::<String>::new());
+        let ended = problems(&well, now + Duration::from_secs(61));
+        assert!(
+            ended.len() == 1 && ended[0].starts_with("the server's certificate has expired"),
+            "{ended:?}"
         );
     }
 

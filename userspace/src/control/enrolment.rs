@@ -16,13 +16,13 @@ use super::membership::{Membership, load_key};
 use super::{ControlError, ControlOptions, ServerStatus};
 use crate::api::v1;
 use crate::catalog::Catalog;
+use crate::clock::sleep_until;
 use crate::identity::token::ServerAddress;
 use crate::identity::{HostKey, Identity, JoinToken, NodeName, Trust, tls};
 use crate::seal::Sealer;
 
 /// How long a join goes on when no server can be reached.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
-const CLOCK_CHECK: Duration = Duration::from_secs(30);
 /// How long after a certificate could not be saved it is tried again.
 const SAVE_RETRY: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -217,13 +217,6 @@ fn follow_roots(membership: &mut Membership, identity: &watch::Sender<Arc<Identi
             identity.send_replace(trusting);
         }
         Err(error) => warn!(%error, "the new roots of the mesh cannot be used"),
-    }
-}
-
-/// Looks at the clock again every now and then: it may be set, and the machine may sleep.
-async fn sleep_until(due: SystemTime) {
-    while let Ok(left) = due.duration_since(SystemTime::now()) {
-        tokio::time::sleep(left.clamp(Duration::from_millis(10), CLOCK_CHECK)).await;
     }
 }
 

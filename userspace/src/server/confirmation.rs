@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::policy::{PolicyChangeError, PolicyRecords};
 use super::records::{DEFAULTS, SERVICES};
 use crate::api::v1;
+use crate::clock::sleep_until;
 use crate::policy::{Defaults, Policy, Service, Unconfirmed};
 use crate::store::Change;
 
@@ -29,10 +30,9 @@ pub async fn run(policy: Arc<PolicyRecords>) {
             }
             continue;
         };
-        let left = until.duration_since(SystemTime::now()).unwrap_or_default();
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(left) => take_back(&policy).await,
+            () = sleep_until(until) => take_back(&policy).await,
         }
     }
 }

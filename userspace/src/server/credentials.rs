@@ -14,6 +14,7 @@ use super::figures::Counted;
 use super::registry::RegistryError;
 use super::roots::{RootRecords, Roots};
 use crate::api::v1;
+use crate::clock::sleep_until;
 use crate::identity::authority::{Issue, VerifiedRequest};
 use crate::identity::{HostKey, Identity, IdentityError, NodeName, SpiffeId, Subject, TrustDomain, tls};
 
@@ -107,9 +108,9 @@ impl Credentials {
     /// Replaces the server's own certificate at half its life, for as long as it is run.
     pub async fn keep_renewed(self: Arc<Self>) {
         loop {
+            tokio::time::sleep(RENEWAL_PAUSE).await;
             let due = self.current.load().renew_at;
-            let left = due.duration_since(SystemTime::now()).unwrap_or_default();
-            tokio::time::sleep(left.max(RENEWAL_PAUSE)).await;
+            sleep_until(due).await;
             match certify(&self.roots.load(), &self.key, &self.id, self.lifetime) {
                 Ok(current) => {
                     self.current.store(Arc::new(current));
