@@ -25,6 +25,10 @@ impl Default for Limits {
     }
 }
 
+/// How long the head of a request may take to arrive: programs send it as soon as they are connected, and connections that
+/// say nothing take places of others.
+const HEAD_TIME: Duration = Duration::from_secs(2);
+
 /// The longest head of a request.
 const MAX_HEAD: usize = 16 * 1024;
 
@@ -60,6 +64,7 @@ where
             });
             let connection = Builder::new()
                 .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIME)
                 .max_buf_size(MAX_HEAD)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
@@ -68,5 +73,38 @@ where
                 debug!(%from, ?ended, "a request did not come to its end");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    /// How long hyper waits for a head unless it is told otherwise.
+    const OTHERWISE: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn connections_that_do_not_ask_make_room_for_those_that_do() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limits = Limits { connections: 2, timeout: Duration::from_secs(3600) };
+        let serving = tokio::spawn(serve(listener, limits, async |_| Answer::new(Full::from("yes"))));
+        let silent = TcpStream::connect(address).await.unwrap();
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET / HT").await.unwrap();
+        let (started, mut asking) = (Instant::now(), TcpStream::connect(address).await.unwrap());
+        asking.write_all(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        asking.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("yes") && started.elapsed() < OTHERWISE, "{answer}");
+        drop((silent, slow));
+        serving.abort();
     }
 }
