@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::{
@@ -58,6 +58,13 @@ struct Planned {
     due: SystemTime,
     /// Failures since the last success.
     failures: u32,
+}
+
+impl Planned {
+    /// What failed is tried again soon, also if the clock was set back since.
+    fn is_due(&self, now: SystemTime) -> bool {
+        self.due <= now || self.failures > 0 && self.due > now + 2 * RETRY
+    }
 }
 
 impl Keeper {
@@ -156,7 +163,8 @@ impl Keeper {
     fn plan(&mut self, id: Arc<SpiffeId>) {
         let is_ours = matches!(id.subject, Subject::Workload(..) | Subject::Service(_));
         if is_ours && !self.requested.contains(&id) {
-            self.planned.entry(id).or_insert(Planned { due: SystemTime::now(), failures: 0 });
+            // Whatever is done to the clock until there are fewer requests.
+            self.planned.entry(id).or_insert(Planned { due: UNIX_EPOCH, failures: 0 });
         }
     }
 
@@ -165,7 +173,7 @@ impl Keeper {
         let now = SystemTime::now();
         let free = MAX_REQUESTS.saturating_sub(self.requests.len());
         let is_due = |(id, planned): (&Arc<SpiffeId>, &Planned)| {
-            (planned.due <= now && !self.requested.contains(id)).then(|| id.clone())
+            (planned.is_due(now) && !self.requested.contains(id)).then(|| id.clone())
         };
         let due: Vec<_> = self.planned.iter().filter_map(is_due).take(free).collect();
         for id in due {
@@ -240,5 +248,21 @@ impl Keeper {
         }
         let due = SystemTime::now() + RETRY.mul_f64(1.0 + 0.5 * jitter());
         self.planned.insert(id, Planned { due, failures });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_delay_what_failed() {
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        let failed = Planned { due: now + RETRY, failures: 1 };
+        assert!(!failed.is_due(now));
+        assert!(failed.is_due(now + RETRY));
+        assert!(failed.is_due(now - hour));
+        let issued = Planned { due: now + hour, failures: 0 };
+        assert!(!issued.is_due(now) && !issued.is_due(now - hour));
     }
 }
