@@ -11,15 +11,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -29,6 +29,7 @@ use super::credentials::Credentials;
 use super::metered::Metered;
 use super::{DEFAULT_PORT, ServerError};
 use crate::admission::{Admission, Refusals, Refused, Seat, Unproved};
+use crate::clock::sleep_until;
 use crate::identity::token::ServerAddress;
 use crate::identity::{PeerIdentity, peer_identity};
 use crate::limited_log::LimitedLog;
@@ -205,19 +206,19 @@ impl Entrance {
             Some(chain) => Some(peer_identity(chain).map_err(io::Error::other)?),
             None => None,
         };
-        let (place, budget, lifetime) = match &identity {
+        let (place, budget, deadline): (_, _, BoxFuture<'static, ()>) = match &identity {
             Some(peer) => {
                 let node = peer.id.node().ok_or_else(|| io::Error::other(Refused::Certificate))?;
                 let seat = self.admission.seat(node).map_err(io::Error::other)?;
-                let lifetime = peer.not_after.duration_since(SystemTime::now()).unwrap_or_default();
-                (Place::Member(seat), usize::MAX, lifetime)
+                (Place::Member(seat), usize::MAX, Box::pin(sleep_until(peer.not_after)))
             }
-            None => (Place::Unproved(place), ANONYMOUS_BYTES, ANONYMOUS_LIFETIME),
+            None => {
+                (Place::Unproved(place), ANONYMOUS_BYTES, Box::pin(tokio::time::sleep(ANONYMOUS_LIFETIME)))
+            }
         };
         stream.get_mut().0.limit(budget);
-        let deadline = Box::pin(tokio::time::sleep(lifetime));
         let (peer, refusals) = (Peer { address, identity }, self.refusals.clone());
-        Ok(TlsConnection { stream, peer, deadline, refusals, _place: place })
+        Ok(TlsConnection { stream, peer, deadline: Some(deadline), refusals, _place: place })
     }
 }
 
@@ -234,7 +235,8 @@ pub struct Peer {
 pub struct TlsConnection {
     stream: TlsStream<Metered<TcpStream>>,
     peer: Peer,
-    deadline: Pin<Box<Sleep>>,
+    /// `None` once it is past.
+    deadline: Option<BoxFuture<'static, ()>>,
     refusals: Arc<Refusals>,
     _place: Place,
 }
@@ -253,13 +255,23 @@ impl Connected for TlsConnection {
     }
 }
 
+impl TlsConnection {
+    fn is_over(&mut self, context: &mut Context<'_>) -> bool {
+        let is_past = |deadline: &mut BoxFuture<'static, ()>| deadline.as_mut().poll(context).is_ready();
+        if self.deadline.as_mut().is_some_and(is_past) {
+            self.deadline = None;
+        }
+        self.deadline.is_none()
+    }
+}
+
 impl AsyncRead for TlsConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.deadline.as_mut().poll(context).is_ready() {
+        if self.is_over(context) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let before = buffer.filled().len();

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 
 use super::{World, has_endpoint, options, report, until};
+use crate::api::v1;
 use crate::control::{self, ControlError, Membership};
 use crate::seal::Sealer;
 use crate::server::{Server, ServerError, ServerOptions};
@@ -23,6 +24,20 @@ async fn a_certificate_is_renewed_without_losing_the_catalog() {
     agent.identity.clone().wait_for(|identity| identity.not_after > first).await.unwrap();
     agent.report.send_replace(Some(report("10.99.0.20", 8282)));
     until(&agent, |catalog| has_endpoint(catalog, "10.99.0.20:8282")).await;
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_the_certificate_that_opened_it() {
+    let world = World::start_with(tempfile::tempdir().unwrap(), |options| {
+        options.certificate_lifetime = Duration::from_secs(5);
+    })
+    .await;
+    let agent = world.agent("fcs00").await;
+    let identity = agent.identity.borrow().clone();
+    let mut calling = world.call_as(&identity).await;
+    let mut told = calling.watch(v1::WatchRequest::default()).await.unwrap().into_inner();
+    while let Ok(Some(_)) = told.message().await {}
+    assert!(identity.is_expired(SystemTime::now()));
 }
 
 #[tokio::test]
