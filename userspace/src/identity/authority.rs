@@ -3,7 +3,7 @@
 //! Threats: a requester chooses its key and nothing else. Every name, use and time in a certificate comes
 //! from the server, so that a host cannot ask for another host's identity.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -31,6 +31,9 @@ pub struct Authority {
 pub struct Issue<'a> {
     /// The host that gets it, if it is to be told from others that have one in the same name.
     pub holder: Option<&'a NodeName>,
+    /// What tells the memberships of one host apart: when it was last removed before it joined, in whole seconds, and
+    /// the epoch if it never was. `None` leaves it out.
+    pub joined_after: Option<SystemTime>,
     /// From when its life counts.
     pub made: SystemTime,
     /// How long it lives.
@@ -95,7 +98,7 @@ impl Authority {
         id: &SpiffeId,
         lifetime: Duration,
     ) -> Result<CertificateDer<'static>, IdentityError> {
-        let issue = Issue { holder: None, made: SystemTime::now(), lifetime };
+        let issue = Issue { holder: None, joined_after: None, made: SystemTime::now(), lifetime };
         self.sign_as(request, id, &issue)
     }
 
@@ -117,6 +120,10 @@ impl Authority {
         parameters.distinguished_name = DistinguishedName::new();
         if let Some(holder) = issue.holder {
             parameters.distinguished_name.push(DnType::CommonName, holder.as_str());
+        }
+        if let Some(removed) = issue.joined_after {
+            let seconds = removed.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            parameters.distinguished_name.push(DnType::OrganizationalUnitName, seconds.to_string());
         }
         parameters.subject_alt_names = vec![uri(&id.to_string())?];
         parameters.is_ca = IsCa::ExplicitNoCa;

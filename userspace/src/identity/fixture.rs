@@ -22,13 +22,18 @@ pub fn server(authority: &Authority, node: &str) -> Identity {
     issue(authority, Subject::Server(node.parse().unwrap()), DEFAULT_LIFETIME)
 }
 
-/// An identity that a host got at some time.
+/// An identity that a host got at some time, and that does not say of which of its memberships it is.
 pub fn issue_to(authority: &Authority, subject: Subject, host: &NodeName, made: SystemTime) -> Identity {
+    let issue = Issue { holder: Some(host), joined_after: None, made, lifetime: DEFAULT_LIFETIME };
+    issue_as(authority, subject, &issue)
+}
+
+/// An identity as a server issues it.
+pub fn issue_as(authority: &Authority, subject: Subject, issue: &Issue<'_>) -> Identity {
     let key = HostKey::generate().unwrap();
     let request = VerifiedRequest::parse(&key.certificate_request().unwrap()).unwrap();
     let id = SpiffeId { trust_domain: authority.trust_domain().clone(), subject };
-    let issue = Issue { holder: Some(host), made, lifetime: DEFAULT_LIFETIME };
-    let leaf = authority.sign_as(&request, &id, &issue).unwrap();
+    let leaf = authority.sign_as(&request, &id, issue).unwrap();
     Identity::new(&key, vec![leaf], vec![authority.root().clone()]).unwrap()
 }
 

@@ -161,6 +161,8 @@ pub struct PeerIdentity {
     pub id: Arc<SpiffeId>,
     /// The host that got the certificate of a service, which several may have.
     service_host: Option<NodeName>,
+    /// When its host was last removed before it joined, and the epoch if it never was; `None` where nobody said it.
+    pub joined_after: Option<SystemTime>,
     /// When its certificate was made.
     pub made: SystemTime,
     /// Until when its certificate is valid: nothing may be accepted from it later.
@@ -189,7 +191,8 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, Ident
     let not_after = unix_time(certificate.validity().not_after);
     let is_service = matches!(id.subject, Subject::Service(_));
     let service_host = if is_service { common_name(&certificate) } else { None };
-    Ok(PeerIdentity { id, service_host, made, not_after })
+    let joined_after = joined_after(&certificate);
+    Ok(PeerIdentity { id, service_host, joined_after, made, not_after })
 }
 
 fn parse_certificate<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {
@@ -217,6 +220,12 @@ fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, IdentityErro
 /// Of a service's certificate, the host that it was made for.
 fn common_name(certificate: &X509Certificate<'_>) -> Option<NodeName> {
     certificate.subject().iter_common_name().next()?.as_str().ok()?.parse().ok()
+}
+
+/// See [`authority::Issue::joined_after`].
+fn joined_after(certificate: &X509Certificate<'_>) -> Option<SystemTime> {
+    let unit = certificate.subject().iter_organizational_unit().next()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(unit.as_str().ok()?.parse().ok()?))
 }
 
 fn unix_time(time: x509_parser::time::ASN1Time) -> SystemTime {

@@ -5,12 +5,13 @@ use std::time::SystemTime;
 
 use super::{NodeName, PeerIdentity};
 
-/// When each was removed. A host that has joined again has newer certificates, which are accepted.
+/// When each was removed last, in whole seconds. A host that has joined again has certificates that say so, which are
+/// accepted. What is compared is said by one record of the store: the clocks of those who sign and verify do not matter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Removed(BTreeMap<NodeName, SystemTime>);
 
 impl Removed {
-    /// Refuses every certificate of `node` that was made until `at`.
+    /// Refuses every certificate that `node` has from before it was removed, `at` that time.
     pub fn insert(&mut self, node: NodeName, at: SystemTime) {
         self.0.insert(node, at);
     }
@@ -28,7 +29,7 @@ impl Removed {
     /// Whether the certificate of `peer` is one that a removed host got before.
     pub fn refuses(&self, peer: &PeerIdentity) -> bool {
         // There is hardly ever one, and streams ask.
-        !self.0.is_empty() && peer.host().and_then(|host| self.at(host)).is_some_and(|at| peer.made <= at)
+        !self.0.is_empty() && peer.host().and_then(|host| self.at(host)).is_some_and(|at| is_before(peer, at))
     }
 
     /// All of them.
@@ -37,34 +38,65 @@ impl Removed {
     }
 }
 
+/// Servers of an earlier version sign without what tells memberships apart.
+fn is_before(peer: &PeerIdentity, removed: SystemTime) -> bool {
+    peer.joined_after.map_or(peer.made <= removed, |joined_after| joined_after < removed)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
+    use super::super::authority::{DEFAULT_LIFETIME, Issue};
     use super::super::{Subject, fixture, peer_identity};
     use super::*;
 
+    const MINUTE: Duration = Duration::from_secs(60);
+
     #[test]
-    fn what_a_removed_host_had_is_refused_and_what_it_gets_later_is_not() {
-        let authority = fixture::authority();
-        let gone: NodeName = "gone".parse().unwrap();
+    fn what_a_removed_host_had_is_refused_and_what_it_gets_later_is_not_whatever_the_clocks_say() {
+        let (authority, now) = (fixture::authority(), SystemTime::now());
+        let (gone, other): (NodeName, NodeName) = ("gone".parse().unwrap(), "other".parse().unwrap());
         let service = Subject::Service("web".parse().unwrap());
         let workload = Subject::Workload(gone.clone(), "web.service".parse().unwrap());
         let subjects = [Subject::Host(gone.clone()), workload, service];
-        let issue = |subject: &Subject, host: &NodeName, made: SystemTime| {
-            peer_identity(&fixture::issue_to(&authority, subject.clone(), host, made).chain).unwrap()
+        let at = UNIX_EPOCH + Duration::from_secs(1_763_000_000);
+        let mut removed = Removed::default();
+        removed.insert(gone.clone(), at);
+        let issue = |subject: &Subject, host: &NodeName, joined_after: SystemTime, made: SystemTime| {
+            let issue = Issue {
+                holder: Some(host),
+                joined_after: Some(joined_after),
+                made,
+                lifetime: DEFAULT_LIFETIME,
+            };
+            peer_identity(&fixture::issue_as(&authority, subject.clone(), &issue).chain).unwrap()
         };
-        let now = SystemTime::now();
+        for subject in &subjects {
+            for made in [at - MINUTE, at, now - MINUTE, now + MINUTE] {
+                for before in [UNIX_EPOCH, at - MINUTE, at - Duration::from_secs(1)] {
+                    let peer = issue(subject, &gone, before, made);
+                    assert!(removed.refuses(&peer), "{subject}");
+                    assert!(!Removed::default().refuses(&peer), "{subject}");
+                }
+                assert!(!removed.refuses(&issue(subject, &gone, at, made)), "{subject}");
+            }
+        }
+        let elsewhere = issue(&subjects[2], &other, UNIX_EPOCH, now);
+        assert!(!removed.refuses(&elsewhere), "the same service of another host");
+        let server = issue(&Subject::Server(gone.clone()), &gone, UNIX_EPOCH, now);
+        assert!(!removed.refuses(&server), "a server of that name");
+    }
+
+    #[test]
+    fn what_does_not_say_its_membership_is_judged_by_its_date() {
+        let (authority, now) = (fixture::authority(), SystemTime::now());
+        let gone: NodeName = "gone".parse().unwrap();
         let mut removed = Removed::default();
         removed.insert(gone.clone(), now);
-        for subject in &subjects {
-            assert!(removed.refuses(&issue(subject, &gone, now)), "{subject}");
-            assert!(!removed.refuses(&issue(subject, &gone, now + Duration::from_secs(1))), "{subject}");
-            assert!(!Removed::default().refuses(&issue(subject, &gone, now)), "{subject}");
+        for (made, is_refused) in [(now - MINUTE, true), (now, true), (now + MINUTE, false)] {
+            let identity = fixture::issue_to(&authority, Subject::Host(gone.clone()), &gone, made);
+            assert_eq!(removed.refuses(&peer_identity(&identity.chain).unwrap()), is_refused);
         }
-        let other: NodeName = "other".parse().unwrap();
-        assert!(!removed.refuses(&issue(&subjects[2], &other, now)), "the same service of another host");
-        let server = Subject::Server(gone.clone());
-        assert!(!removed.refuses(&issue(&server, &gone, now)), "a server of that name");
     }
 }

@@ -21,16 +21,12 @@ use crate::identity::{HostKey, Identity, IdentityError, NodeName, SpiffeId, Subj
 /// A shortest pause between two renewals, for absurdly short lifetimes and for failures.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// The resolution of times in certificates.
-const RESOLUTION: Duration = Duration::from_secs(1);
-
 /// The host that gets a certificate.
 pub struct Holder {
     /// Its name.
     pub node: NodeName,
-    /// When it was removed before it joined again: certificates that were made until then are refused, and the clocks
-    /// of servers differ.
-    pub removed_at: Option<SystemTime>,
+    /// Which of its memberships it is for; see [`Issue::joined_after`].
+    pub joined_after: Option<SystemTime>,
 }
 
 /// What the server signs with and what it proves itself with.
@@ -92,11 +88,11 @@ impl Credentials {
         holder: &Holder,
     ) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
         let id = SpiffeId { trust_domain: self.id.trust_domain.clone(), subject };
-        let now = SystemTime::now();
         let issue = Issue {
             // The others say it by their name.
             holder: Some(&holder.node).filter(|_| matches!(id.subject, Subject::Service(_))),
-            made: holder.removed_at.map_or(now, |at| now.max(at + RESOLUTION)),
+            joined_after: holder.joined_after,
+            made: SystemTime::now(),
             lifetime: self.lifetime,
         };
         let roots = self.roots.load();

@@ -56,14 +56,18 @@ impl Mesh for MeshService {
         let address = request.extensions().get::<Peer>().map(|peer| peer.address);
         let v1::JoinRequest { token_secret, node, certificate_request } = request.into_inner();
         let (node, request) = (named(&node)?, verified(&certificate_request)?);
-        match self.registry.join(&token_secret, &node, request.public_key()).await {
-            Ok(()) => info!(%node, ?address, "host joined"),
+        let joined_after = match self.registry.join(&token_secret, &node, request.public_key()).await {
+            Ok(joined_after) => {
+                info!(%node, ?address, "host joined");
+                joined_after
+            }
             Err(error) => {
                 warn!(%node, ?address, %error, "join refused");
                 return Err(refusal(&error));
             }
-        }
-        self.certificate(&request, Subject::Host(node.clone()), node)
+        };
+        let holder = Holder { node: node.clone(), joined_after: Some(joined_after) };
+        self.certificate(&request, Subject::Host(node), &holder)
     }
 
     async fn renew(
@@ -72,11 +76,13 @@ impl Mesh for MeshService {
     ) -> Result<Response<v1::CertificateResponse>, Status> {
         let v1::RenewRequest { node, certificate_request } = request.into_inner();
         let (node, request) = (named(&node)?, verified(&certificate_request)?);
-        self.registry.authorise_renewal(&node, request.public_key()).await.map_err(|error| {
+        let joined_after = self.registry.authorise_renewal(&node, request.public_key()).await;
+        let joined_after = joined_after.map_err(|error| {
             warn!(%node, %error, "renewal refused");
             refusal(&error)
         })?;
-        self.certificate(&request, Subject::Host(node.clone()), node)
+        let holder = Holder { node: node.clone(), joined_after: Some(joined_after) };
+        self.certificate(&request, Subject::Host(node), &holder)
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
@@ -134,6 +140,8 @@ impl Mesh for MeshService {
         request: Request<v1::SignWorkloadRequest>,
     ) -> Result<Response<v1::CertificateResponse>, Status> {
         let node = self.caller(&request).await?;
+        // Who has been removed, of which this server has not heard yet, gets nothing that lasts.
+        let joined_after = proved(&request)?.joined_after;
         let v1::SignWorkloadRequest { spiffe_id, certificate_request } = request.into_inner();
         let asked: SpiffeId =
             spiffe_id.parse().map_err(|error: NameError| Status::invalid_argument(error.to_string()))?;
@@ -146,7 +154,7 @@ impl Mesh for MeshService {
                  name it (`murmesh service set`)"
             )));
         }
-        self.certificate(&verified(&certificate_request)?, asked.subject, node)
+        self.certificate(&verified(&certificate_request)?, asked.subject, &Holder { node, joined_after })
     }
 
     async fn confirm(
@@ -246,10 +254,9 @@ impl MeshService {
         &self,
         request: &VerifiedRequest,
         subject: Subject,
-        node: NodeName,
+        holder: &Holder,
     ) -> Result<Response<v1::CertificateResponse>, Status> {
-        let removed_at = self.feed.read(|view| view.removed.at(&node));
-        let chain = self.credentials.certify(request, subject, &Holder { node, removed_at });
+        let chain = self.credentials.certify(request, subject, holder);
         let chain = chain.map_err(|error| Status::internal(error.to_string()))?;
         let der = |certificate: &CertificateDer<'_>| certificate.to_vec();
         Ok(Response::new(v1::CertificateResponse {

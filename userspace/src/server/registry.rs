@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::HEXLOWER;
 use prost::Message;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::addresses::{Claims, ToldContests};
 use super::plaintext;
-use super::records::{HOSTS, NODES, RUNNING, SERVERS, decode, put, read};
+use super::records::{HOSTS, NODES, REMOVED, RUNNING, SERVERS, decode, put, read};
 use crate::api::{unix_seconds, v1};
 use crate::catalog::Report;
 use crate::identity::token::sha256;
@@ -176,13 +176,37 @@ impl Registry {
 
     /// Uses up the token and registers the host's key, both or neither. The host that used a token
     /// may use it again with the same name and key, in case the answer was lost, for as long as it is a member.
+    /// Returns [what tells the membership](crate::identity::authority::Issue::joined_after) from earlier ones.
     ///
     /// # Errors
     /// A refusal, or a failure of the store.
-    pub async fn join(&self, secret: &[u8], node: &NodeName, public_key: &[u8]) -> Result<(), RegistryError> {
+    pub async fn join(
+        &self,
+        secret: &[u8],
+        node: &NodeName,
+        public_key: &[u8],
+    ) -> Result<SystemTime, RegistryError> {
         let caller = StoredNode { node: node.to_string(), key: key_hash(public_key) };
-        while self.try_join(secret, node, &caller).await? == Outcome::Conflict {}
-        Ok(())
+        loop {
+            let (removed, condition) = self.removed(node).await?;
+            if self.try_join(secret, node, &caller, condition).await? != Outcome::Conflict {
+                return Ok(removed);
+            }
+        }
+    }
+
+    /// When `node` was last removed, the epoch if it never was, and that this is still so. It is to be read before the
+    /// host's own record, which a removal deletes: who has that later has stayed a member meanwhile, or gets a
+    /// certificate that is refused.
+    async fn removed(&self, node: &NodeName) -> Result<(SystemTime, Condition), RegistryError> {
+        let key = format!("{REMOVED}{node}");
+        let Some(entry) = self.store.get(&key).await? else {
+            return Ok((UNIX_EPOCH, Condition::Absent(key)));
+        };
+        let host = v1::RemovedHost::decode(entry.value.as_slice()).ok();
+        let at = host.and_then(|host| UNIX_EPOCH.checked_add(Duration::from_secs(host.removed_at)));
+        let at = at.ok_or_else(|| RegistryError::Damaged(key.clone()))?;
+        Ok((at, Condition::Unchanged(key, entry.revision)))
     }
 
     async fn try_join(
@@ -190,6 +214,7 @@ impl Registry {
         secret: &[u8],
         node: &NodeName,
         caller: &StoredNode,
+        removed: Condition,
     ) -> Result<Outcome, RegistryError> {
         let token_key = token_key(secret);
         let token = read::<StoredToken>(&*self.store, &token_key).await?;
@@ -207,7 +232,7 @@ impl Registry {
             None => {}
         }
         let used = StoredToken { expires_at: token.expires_at, used_by: Some(caller.clone()) };
-        let mut conditions = vec![Condition::Unchanged(token_key.clone(), entry.revision)];
+        let mut conditions = vec![Condition::Unchanged(token_key.clone(), entry.revision), removed];
         let mut changes = vec![put(&token_key, &used)?];
         match known {
             Some((_, known)) if known != *caller => return Err(RegistryError::NodeTaken(node.clone())),
@@ -229,13 +254,19 @@ impl Registry {
         Ok(self.store.get(&format!("{NODES}{node}")).await?.is_some())
     }
 
-    /// Whether the certificate of `node` may be renewed for this key: only the one it joined with.
+    /// Whether the certificate of `node` may be renewed for this key: only the one it joined with. Returns what
+    /// [`Self::join`] does.
     ///
     /// # Errors
     /// A refusal, or a failure of the store.
-    pub async fn authorise_renewal(&self, node: &NodeName, public_key: &[u8]) -> Result<(), RegistryError> {
+    pub async fn authorise_renewal(
+        &self,
+        node: &NodeName,
+        public_key: &[u8],
+    ) -> Result<SystemTime, RegistryError> {
+        let (removed, _) = self.removed(node).await?;
         match read::<StoredNode>(&*self.store, &format!("{NODES}{node}")).await? {
-            Some((_, known)) if known.key == key_hash(public_key) => Ok(()),
+            Some((_, known)) if known.key == key_hash(public_key) => Ok(removed),
             Some(_) => Err(RegistryError::NodeTaken(node.clone())),
             None => Err(RegistryError::NotJoined(node.clone())),
         }

@@ -1,8 +1,8 @@
 //! Taking a host out of the mesh.
 //!
 //! Its record, its place in the catalog and its share in services go in one transaction, in which `removed/NODE` comes:
-//! from then on no agent and no server accepts a certificate that was made for it before. Addresses that it claimed
-//! are anybody's.
+//! from then on no agent and no server accepts a certificate of the membership that ends; each certificate says which it
+//! is of. Addresses that it claimed are anybody's.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -32,7 +32,8 @@ impl PolicyRecords {
                 return Err(PolicyChangeError::NoSuchHost(node.clone()));
             }
             let now = SystemTime::now();
-            let removed = v1::RemovedHost { node: node.to_string(), removed_at: unix_seconds(now) };
+            let removed_at = unix_seconds(after_the_last(view.removed.at(&node), now));
+            let removed = v1::RemovedHost { node: node.to_string(), removed_at };
             let mut changes = vec![
                 Change::Delete(format!("{NODES}{node}")),
                 Change::Delete(format!("{HOSTS}{node}")),
@@ -41,7 +42,7 @@ impl PolicyRecords {
                 Change::Put(format!("{REMOVED}{node}"), removed.encode_to_vec()),
             ];
             changes.extend(services_without(view, &node));
-            changes.extend(forgotten(view, now));
+            changes.extend(forgotten(view, now, &node));
             Ok((changes, removed))
         })
         .await
@@ -59,9 +60,40 @@ fn services_without(view: &View, node: &NodeName) -> Vec<Change> {
     without.collect()
 }
 
-/// Removals so long ago that no certificate from before is left.
-fn forgotten(view: &View, now: SystemTime) -> Vec<Change> {
+/// Each removal of a host is later than the one before, also where a clock was set back: that tells its memberships
+/// apart.
+fn after_the_last(removed: Option<SystemTime>, now: SystemTime) -> SystemTime {
+    removed.map_or(now, |last| now.max(last + Duration::from_secs(1)))
+}
+
+/// Removals so long ago that no certificate from before is left, but for that of `node`, which is removed again.
+fn forgotten(view: &View, now: SystemTime, node: &NodeName) -> Vec<Change> {
     let oldest = now.checked_sub(MEMORY).unwrap_or(UNIX_EPOCH);
-    let old = view.removed.iter().filter(|(_, at)| *at < oldest);
+    let old = view.removed.iter().filter(|(other, at)| *at < oldest && *other != node);
     old.map(|(node, _)| Change::Delete(format!("{REMOVED}{node}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removal_is_later_than_the_one_before_whatever_the_clock_says() {
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        assert_eq!(after_the_last(None, now), now);
+        assert_eq!(after_the_last(Some(now - hour), now), now);
+        for last in [now, now + hour] {
+            assert!(after_the_last(Some(last), now) > last);
+        }
+    }
+
+    #[test]
+    fn old_removals_are_forgotten_but_not_that_of_a_host_that_is_removed_again() {
+        let (now, mut view) = (SystemTime::now(), View::default());
+        for (node, age) in [("again", MEMORY * 2), ("old", MEMORY * 2), ("new", MEMORY / 2)] {
+            view.removed.insert(node.parse().unwrap(), now - age);
+        }
+        let forgotten = forgotten(&view, now, &"again".parse().unwrap());
+        assert_eq!(forgotten, [Change::Delete(format!("{REMOVED}old"))]);
+    }
 }

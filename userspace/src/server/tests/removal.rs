@@ -1,7 +1,8 @@
 //! A host is taken out of the mesh, and comes back.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustls_pki_types::CertificateDer;
 use tonic::Code;
 
 use super::{World, join_request, report, until};
@@ -9,7 +10,7 @@ use crate::api::v1;
 use crate::catalog::Catalog;
 use crate::control::{self, Control};
 use crate::identity::authority::{Issue, VerifiedRequest};
-use crate::identity::{HostKey, Identity, NodeName, SpiffeId, Subject, peer_identity};
+use crate::identity::{HostKey, Identity, NodeName, PeerIdentity, SpiffeId, Subject, peer_identity};
 use crate::local::connect_to_server;
 use crate::seal::{DEFAULT_KEY_FILE, KeySource};
 use crate::server::roots::RootRecords;
@@ -91,9 +92,13 @@ async fn the_token_that_a_removed_host_used_does_not_let_it_in_again_and_a_new_o
     client.renew(renewal).await.unwrap();
 }
 
-/// What a server whose clock is ahead of the others' by `ahead` has signed for the host and `key`.
-async fn signed_ahead(world: World, node: &NodeName, key: &HostKey, ahead: Duration) -> (World, Identity) {
-    let directory = world.stop().await;
+fn peer(chain: &[Vec<u8>]) -> PeerIdentity {
+    peer_identity(&[CertificateDer::from(chain[0].as_slice())]).unwrap()
+}
+
+/// A mesh, and what one of its servers, whose clock is ahead of the others', has signed for the host.
+async fn signed_ahead(node: &NodeName, key: &HostKey, joined_after: Option<SystemTime>) -> (World, Identity) {
+    let directory = World::start().await.stop().await;
     let path = directory.path().join("server");
     let store = open_store(&StoreOptions::Embedded(path.clone())).await.unwrap();
     let sealer = sealing::open(&*store, &KeySource::Default(path.join(DEFAULT_KEY_FILE))).await.unwrap();
@@ -102,8 +107,8 @@ async fn signed_ahead(world: World, node: &NodeName, key: &HostKey, ahead: Durat
     drop(records);
     let request = VerifiedRequest::parse(&key.certificate_request().unwrap()).unwrap();
     let id = SpiffeId::host(authority.trust_domain().clone(), node.clone());
-    let made = SystemTime::now() + ahead;
-    let issue = Issue { holder: None, made, lifetime: Duration::from_secs(3600) };
+    let made = SystemTime::now() + Duration::from_secs(200);
+    let issue = Issue { holder: None, joined_after, made, lifetime: Duration::from_secs(3600) };
     let leaf = authority.sign_as(&request, &id, &issue).unwrap();
     let identity = Identity::new(key, vec![leaf], vec![authority.root().clone()]).unwrap();
     (World::start_with(directory, |_| {}).await, identity)
@@ -112,7 +117,7 @@ async fn signed_ahead(world: World, node: &NodeName, key: &HostKey, ahead: Durat
 #[tokio::test]
 async fn a_removed_host_with_a_certificate_of_a_later_date_is_refused_by_servers() {
     let (node, key): (NodeName, _) = ("gone".parse().unwrap(), HostKey::generate().unwrap());
-    let (world, identity) = signed_ahead(World::start().await, &node, &key, Duration::from_secs(200)).await;
+    let (world, identity) = signed_ahead(&node, &key, None).await;
     let token = world.token().await;
     let mut client = world.call_anonymously(&token).await;
     client.join(join_request(&token, "gone", &key)).await.unwrap();
@@ -128,4 +133,41 @@ async fn a_removed_host_with_a_certificate_of_a_later_date_is_refused_by_servers
     let spiffe_id = "spiffe://mesh.test/host/gone/user-root".to_owned();
     let asked = v1::SignWorkloadRequest { spiffe_id, certificate_request };
     assert!(calling.sign_workload(asked).await.is_err());
+}
+
+#[tokio::test]
+async fn what_a_host_had_before_it_was_removed_stays_refused_whatever_the_clock_of_who_signed_it() {
+    let (node, key): (NodeName, _) = ("gone".parse().unwrap(), HostKey::generate().unwrap());
+    let (world, identity) = signed_ahead(&node, &key, Some(UNIX_EPOCH)).await;
+    let (token, stays) = (world.token().await, world.agent("stays").await);
+    let mut client = world.call_anonymously(&token).await;
+    let first = client.join(join_request(&token, "gone", &key)).await.unwrap().into_inner();
+    let asked = v1::SignWorkloadRequest {
+        spiffe_id: "spiffe://mesh.test/host/gone/user-root".to_owned(),
+        certificate_request: key.certificate_request().unwrap(),
+    };
+    let mut calling = world.call_as(&identity).await;
+    let workload = calling.sign_workload(asked.clone()).await.unwrap().into_inner();
+    remove(&world, "gone").await.unwrap();
+
+    let new = world.token().await;
+    let back = client.join(join_request(&new, "gone", &key)).await.unwrap().into_inner();
+    let catalog = until(&stays, |catalog| catalog.removed.at(&node).is_some()).await;
+    for ended in [&peer_identity(&identity.chain).unwrap(), &peer(&first.chain), &peer(&workload.chain)] {
+        assert!(catalog.removed.refuses(ended), "{ended:?}");
+    }
+    assert!(calling.sign_workload(asked.clone()).await.is_err());
+    let chain = |der: &[Vec<u8>]| der.iter().cloned().map(CertificateDer::from).collect();
+    let member = Identity::new(&key, chain(&back.chain), chain(&back.bundle)).unwrap();
+    let workload = world.call_as(&member).await.sign_workload(asked).await.unwrap().into_inner();
+    let renewal =
+        v1::RenewRequest { node: "gone".to_owned(), certificate_request: key.certificate_request().unwrap() };
+    let renewed = client.renew(renewal).await.unwrap().into_inner();
+    for current in [&back, &workload, &renewed].map(|answer| peer(&answer.chain)) {
+        assert!(!catalog.removed.refuses(&current), "{current:?}");
+        assert!(
+            current.made <= SystemTime::now(),
+            "dated ahead, it would not be valid yet where a clock is behind"
+        );
+    }
 }
