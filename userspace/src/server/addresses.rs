@@ -14,7 +14,11 @@ use tracing::warn;
 use super::records::HOSTS;
 use super::registry::RegistryError;
 use crate::identity::NodeName;
+use crate::limited_log::LimitedLog;
 use crate::store::{Change, Condition, Store, Transaction};
+
+/// A host can make the same news again and again, by claiming and letting go.
+static CONTESTED: LimitedLog = LimitedLog::new();
 
 const ADDRESSES: &str = "addresses/";
 /// Changes in one transaction; etcd takes 128 operations unless told otherwise.
@@ -120,8 +124,10 @@ impl ToldContests {
     /// Warns of what `claimant` cannot have now, as far as that is new.
     pub fn tell(&self, claimant: &NodeName, contested: &BTreeMap<IpAddr, NodeName>) {
         let news = self.news(claimant, contested);
-        if !news.is_empty() {
-            warn!(host = %claimant, addresses = ?news, "a host reports addresses that others claimed first; they stay with those");
+        if !news.is_empty()
+            && let Some(withheld) = CONTESTED.permit()
+        {
+            warn!(host = %claimant, addresses = ?news, withheld, "a host reports addresses that others claimed first; they stay with those");
         }
     }
 

@@ -26,6 +26,11 @@ use crate::identity::{Fingerprint, IdentityError, NameError, NodeName, PeerIdent
 use crate::limited_log::LimitedLog;
 use crate::store::StoreError;
 
+/// Anybody can ask to be let in.
+static JOIN_REFUSED: LimitedLog = LimitedLog::new();
+static RENEWAL_REFUSED: LimitedLog = LimitedLog::new();
+/// And can ask for what needs the database, while that fails.
+static REGISTRY_FAILED: LimitedLog = LimitedLog::new();
 /// Any host of the mesh can send what is refused.
 static REPORT_REFUSED: LimitedLog = LimitedLog::new();
 static IDENTITY_REFUSED: LimitedLog = LimitedLog::new();
@@ -62,7 +67,9 @@ impl Mesh for MeshService {
                 joined_after
             }
             Err(error) => {
-                warn!(%node, ?address, %error, "join refused");
+                if let Some(withheld) = JOIN_REFUSED.permit() {
+                    warn!(%node, ?address, %error, withheld, "join refused");
+                }
                 return Err(refusal(&error));
             }
         };
@@ -78,7 +85,9 @@ impl Mesh for MeshService {
         let (node, request) = (named(&node)?, verified(&certificate_request)?);
         let joined_after = self.registry.authorise_renewal(&node, request.public_key()).await;
         let joined_after = joined_after.map_err(|error| {
-            warn!(%node, %error, "renewal refused");
+            if let Some(withheld) = RENEWAL_REFUSED.permit() {
+                warn!(%node, %error, withheld, "renewal refused");
+            }
             refusal(&error)
         })?;
         let holder = Holder { node: node.clone(), joined_after: Some(joined_after) };
@@ -299,7 +308,7 @@ fn out_of_touch() -> Status {
 }
 
 /// Faults of the caller say what to do about them; faults of the server are logged here and only named there.
-fn refusal(error: &RegistryError) -> Status {
+pub(super) fn refusal(error: &RegistryError) -> Status {
     match error {
         RegistryError::UnknownToken
         | RegistryError::ExpiredToken
@@ -307,7 +316,9 @@ fn refusal(error: &RegistryError) -> Status {
         | RegistryError::NodeTaken(_)
         | RegistryError::NotJoined(_) => Status::permission_denied(error.to_string()),
         error => {
-            tracing::error!(%error, "the registry failed");
+            if let Some(withheld) = REGISTRY_FAILED.permit() {
+                tracing::error!(%error, withheld, "the registry failed");
+            }
             let quorum = matches!(error, RegistryError::Store(StoreError::NoQuorum { .. }));
             Status::unavailable(if quorum {
                 "the servers' etcd has no quorum; see the server's log"

@@ -7,6 +7,7 @@ mod hostile;
 mod identities;
 mod join;
 mod lifecycle;
+mod logs;
 mod policy;
 mod removal;
 mod rotation;
