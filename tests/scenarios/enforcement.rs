@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use murmesh_lab::{DEADLINE, Host, Lab, Mesh, Process, Topology, patience};
 
+use crate::in_clear::link_local;
 use crate::support::{Daemons, greet, skipped, text, wait_for_endpoint};
 
 const PORT: u16 = 8181;
@@ -79,10 +80,13 @@ fn every_address_of_a_service_is_forbidden_also_on_its_own_host() -> Result<()> 
     {
         until(service, "", &format!("socat -u /dev/null tcp:{address}:8181"), false)?;
     }
+    let own = format!("socat -u /dev/null tcp6:[{}%eth0]:8181", link_local(service)?);
+    until(service, "", &own, false)?;
     // A socket that is bound to a mapped address gets to 127.0.0.1 when it dials `::`.
     until(service, "", "socat -u /dev/null tcp6:[::]:8181,bind=[::ffff:127.0.0.1]", false)?;
     server.murmesh(["policy", "delete", "1"])?;
-    until(service, "", "nc -z 127.0.0.1 8181", true)
+    until(service, "", "nc -z 127.0.0.1 8181", true)?;
+    until(service, "", &own, true)
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn serve(host: &Host, port: u16) -> Result<Process> {
 }
 
 /// The link-local address of `host`, once it may be used.
-fn link_local(host: &Host) -> Result<String> {
+pub fn link_local(host: &Host) -> Result<String> {
     let begun = Instant::now();
     loop {
         let shown =

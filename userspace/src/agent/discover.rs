@@ -17,7 +17,10 @@ use tracing::{info, warn};
 use super::health::Failing;
 use crate::{
     catalog::{Listener, Report},
-    discovery::{DiscoveryError, ExemptPorts, Listeners, ListeningSocket, host_addresses, listening_sockets},
+    discovery::{
+        DiscoveryError, ExemptPorts, Listeners, ListeningSocket, host_addresses, link_local_addresses,
+        listening_sockets,
+    },
     identity::WorkloadName,
     workload::{Credentials, Finder, Workloads},
 };
@@ -41,6 +44,8 @@ type Change = (ListenerChange, u64);
 pub struct Served {
     /// Addresses that others may dial.
     pub addresses: BTreeSet<IpAddr>,
+    /// Those of no use to others, which lead to the same listeners.
+    pub link_local: BTreeSet<IpAddr>,
     /// Listeners that are meshed.
     pub listeners: BTreeSet<Listener>,
 }
@@ -74,7 +79,7 @@ pub fn now(exempt: &ExemptPorts, workloads: &Workloads) -> Result<Served, Discov
     let mut listeners = Listeners::default();
     dump(&mut listeners)?;
     let listeners = listeners.public(exempt, |socket| workloads.of(credentials(socket)?));
-    Ok(Served { addresses: host_addresses()?, listeners })
+    Ok(Served { addresses: host_addresses()?, link_local: link_local_addresses()?, listeners })
 }
 
 /// The kernel does not tell the group that opened a socket.
@@ -155,7 +160,7 @@ impl Discovery {
         is_told: &mut bool,
     ) -> Result<(), DiscoveryError> {
         let listeners = listeners.public(&self.exempt, |socket| self.owners.as_ref()?.of(socket));
-        let now = Served { addresses: host_addresses()?, listeners };
+        let now = Served { addresses: host_addresses()?, link_local: link_local_addresses()?, listeners };
         let failing = self.failing.borrow_and_update().clone();
         let is_same = report.borrow().as_ref().is_some_and(|report| report.failing == failing);
         if *served.borrow() == now && is_same {

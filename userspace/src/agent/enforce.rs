@@ -124,7 +124,7 @@ impl Enforcement {
     /// Ends connections in clear that the last call of [`Self::enforce`] would have refused, where that is wanted.
     pub fn reset_existing(&mut self, known: &Known<'_>) {
         if self.is_written && known.routes.revision() > 0 {
-            let Served { addresses, listeners } = known.serving;
+            let Served { addresses, listeners, .. } = known.serving;
             self.resetter.follow(known.policy, known.node, known.exempt, listeners, addresses);
         }
     }
@@ -219,7 +219,8 @@ fn here(known: &Known<'_>) -> Vec<Reachable> {
     let mut services = BTreeMap::new();
     for listener in &known.serving.listeners {
         let (bound, port) = (listener.address.ip(), listener.address.port());
-        let own = known.serving.addresses.iter().filter(|address| listener.accepts(**address)).copied();
+        let Served { addresses, link_local, .. } = known.serving;
+        let own = addresses.iter().chain(link_local).filter(|address| listener.accepts(**address)).copied();
         let any = loopback.into_iter().filter(|_| bound.is_unspecified());
         for ip in own.chain(any) {
             let address = SocketAddr::new(ip, port);

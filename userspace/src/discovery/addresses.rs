@@ -1,4 +1,4 @@
-//! The addresses by which other hosts may dial this one.
+//! The addresses of this host.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,8 +15,20 @@ use super::DiscoveryError;
 /// # Errors
 /// [`DiscoveryError::Addresses`].
 pub fn host_addresses() -> Result<BTreeSet<IpAddr>, DiscoveryError> {
+    addresses(others_may_dial)
+}
+
+/// Lists those that are link-local, and up.
+///
+/// # Errors
+/// [`DiscoveryError::Addresses`].
+pub fn link_local_addresses() -> Result<BTreeSet<IpAddr>, DiscoveryError> {
+    addresses(is_link_local)
+}
+
+fn addresses(wanted: fn(&IpAddr) -> bool) -> Result<BTreeSet<IpAddr>, DiscoveryError> {
     let addresses = getifaddrs().map_err(|errno| DiscoveryError::Addresses(errno.into()))?;
-    Ok(addresses.filter_map(|address| ip_when_up(&address)).filter(others_may_dial).collect())
+    Ok(addresses.filter_map(|address| ip_when_up(&address)).filter(wanted).collect())
 }
 
 fn ip_when_up(interface: &InterfaceAddress) -> Option<IpAddr> {
@@ -28,12 +40,15 @@ fn ip_when_up(interface: &InterfaceAddress) -> Option<IpAddr> {
     v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
 }
 
-fn others_may_dial(ip: &IpAddr) -> bool {
-    let link_local = match ip {
+fn is_link_local(ip: &IpAddr) -> bool {
+    match ip {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    !(link_local || ip.is_loopback() || ip.is_multicast() || ip.is_unspecified())
+    }
+}
+
+fn others_may_dial(ip: &IpAddr) -> bool {
+    !(is_link_local(ip) || ip.is_loopback() || ip.is_multicast() || ip.is_unspecified())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ mod sock_diag;
 
 use std::io;
 
-pub use addresses::host_addresses;
+pub use addresses::{host_addresses, link_local_addresses};
 pub use connections::{Connection, Resets, connections, reset};
 pub use listeners::{ExemptPorts, Listeners};
 pub use sock_diag::{ListeningSocket, listening_sockets};

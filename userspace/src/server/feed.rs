@@ -383,9 +383,13 @@ mod tests {
     }
 
     fn change_of(version: String) -> Change {
+        change_of_host("busy", version)
+    }
+
+    fn change_of_host(node: &str, version: String) -> Change {
         let report = v1::HostReport { version, ..v1::HostReport::default() };
-        let host = v1::Host { node: "busy".to_owned(), report: Some(report), ..v1::Host::default() };
-        Change::Put(format!("{HOSTS}busy"), host.encode_to_vec())
+        let host = v1::Host { node: node.to_owned(), report: Some(report), ..v1::Host::default() };
+        Change::Put(format!("{HOSTS}{node}"), host.encode_to_vec())
     }
 
     fn version(catalog: &Catalog) -> &str {
@@ -439,6 +443,21 @@ mod tests {
         assert_eq!(message.events.len(), 1, "the whole catalog");
         catalog.take(&message).unwrap();
         assert_eq!((catalog.revision, version(&catalog)), (8, "8"));
+    }
+
+    #[tokio::test]
+    async fn a_host_that_reads_slowly_is_told_nothing_more_once_it_was_removed() {
+        let feed = feed(&tempfile::tempdir().unwrap()).await;
+        feed.apply(1, &[change(1)]);
+        let mut watcher = feed.subscribe("busy".parse().unwrap());
+        watcher.next().await;
+        let removed = v1::RemovedHost { node: "busy".to_owned(), removed_at: 1 };
+        let gone = Change::Put(format!("{REMOVED}busy"), removed.encode_to_vec());
+        feed.apply(2, &[Change::Delete(format!("{HOSTS}busy")), gone]);
+        for revision in 3..=BOUNDS.count as u64 + 3 {
+            feed.apply(revision, &[change_of_host("other", revision.to_string())]);
+        }
+        assert!(watcher.next().await.is_none(), "the whole catalog");
     }
 
     #[tokio::test]

@@ -234,10 +234,8 @@ impl MeshService {
         let Subject::Host(node) = &identity.id.subject else {
             return Err(Status::unauthenticated("this call needs the certificate of a host"));
         };
-        let (is_refused, is_gone) = self.feed.read(|view| {
-            let is_gone = view.removed.at(node).is_some() && !view.hosts.contains_key(node.as_str());
-            (view.removed.refuses(identity), is_gone)
-        });
+        let (is_refused, is_gone) =
+            self.feed.read(|view| (view.removed.refuses(identity), view.has_removed(node)));
         // It may have joined again by another server, of which this one has not heard yet.
         if is_refused || is_gone && !self.registry.is_member(node).await.map_err(|error| refusal(&error))? {
             return Err(Status::unauthenticated(format!(

@@ -36,13 +36,13 @@ impl Subscription {
     }
 
     /// Waits for events: a snapshot first, and again whenever this watcher has fallen behind. A host that is removed is
-    /// told so, and then `None`.
+    /// told so, and then `None`; at once if it has fallen behind, and would not hear it.
     pub async fn next(&mut self) -> Option<v1::CatalogEvents> {
         if self.is_removed {
             return None;
         }
         let (mut events, mut bytes) = (Vec::new(), 0);
-        let mut next = Some(self.wait().await);
+        let mut next = Some(self.wait().await?);
         if let Some(last) = self.last {
             sleep_until(last + PACE.max(SHARE * self.feed.watchers())).await;
         }
@@ -56,15 +56,19 @@ impl Subscription {
         Some(v1::CatalogEvents { events })
     }
 
-    async fn wait(&mut self) -> Arc<Told> {
+    async fn wait(&mut self) -> Option<Arc<Told>> {
         if let Some(events) = &mut self.events
             && let Ok(told) = events.next().await
         {
-            return told;
+            return Some(told);
+        }
+        // The first time it may have joined again by another server, of which this one has not heard yet.
+        if self.last.is_some() && self.feed.read(|view| view.has_removed(&self.node)) {
+            return None;
         }
         let (snapshot, events) = self.feed.begin();
         self.events = Some(events);
-        snapshot
+        Some(snapshot)
     }
 
     fn waiting(&mut self) -> Option<Arc<Told>> {

@@ -13,7 +13,7 @@ use super::servers::{Changed, Departed, Servers};
 use crate::api::v1::catalog_event::Event;
 use crate::api::{unix_seconds, v1};
 use crate::catalog::removed_hosts;
-use crate::identity::{NameError, Removed, TrustDomain};
+use crate::identity::{NameError, NodeName, Removed, TrustDomain};
 use crate::policy::{Names, Policy, RuleId};
 
 /// A record of the policy that is not understood. It is not left out: that could open what it closes.
@@ -55,6 +55,11 @@ pub struct View {
 }
 
 impl View {
+    /// Whether `node` was removed and has not joined again.
+    pub fn has_removed(&self, node: &NodeName) -> bool {
+        self.removed.at(node).is_some() && !self.hosts.contains_key(node.as_str())
+    }
+
     pub fn snapshot(&self) -> v1::Snapshot {
         v1::Snapshot {
             hosts: self.hosts.values().cloned().collect(),

@@ -176,6 +176,7 @@ mod tests {
         let catalog = Catalog { policy: policy.into(), ..Catalog::default() };
         let served = Served {
             addresses: ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().expect("an address")).into(),
+            link_local: [].into(),
             listeners: ["10.0.0.2:80", "0.0.0.0:82", "0.0.0.0:83"].map(listener).into(),
         };
         let wanted = wanted(&here, &catalog, &served);
