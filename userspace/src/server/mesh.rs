@@ -149,6 +149,8 @@ impl Mesh for MeshService {
         request: Request<v1::SignWorkloadRequest>,
     ) -> Result<Response<v1::CertificateResponse>, Status> {
         let node = self.caller(&request).await?;
+        // A server that does not reach the store signs nothing.
+        self.ensure_member(&node).await?;
         // Who has been removed, of which this server has not heard yet, gets nothing that lasts.
         let joined_after = proved(&request)?.joined_after;
         let v1::SignWorkloadRequest { spiffe_id, certificate_request } = request.into_inner();
@@ -236,13 +238,20 @@ impl MeshService {
         };
         let (is_refused, is_gone) =
             self.feed.read(|view| (view.removed.refuses(identity), view.has_removed(node)));
+        if is_refused {
+            return Err(not_a_member(node));
+        }
         // It may have joined again by another server, of which this one has not heard yet.
-        if is_refused || is_gone && !self.registry.is_member(node).await.map_err(|error| refusal(&error))? {
-            return Err(Status::unauthenticated(format!(
-                "host {node} was removed from the mesh; join again with a new token (--join), made by `murmesh token create`"
-            )));
+        if is_gone {
+            self.ensure_member(node).await?;
         }
         Ok(node.clone())
+    }
+
+    /// Asks the store, whatever this server has heard of.
+    async fn ensure_member(&self, node: &NodeName) -> Result<(), Status> {
+        let is_member = self.registry.is_member(node).await.map_err(|error| refusal(&error))?;
+        if is_member { Ok(()) } else { Err(not_a_member(node)) }
     }
 
     /// As [`Self::may_have`], after what other servers have changed.
@@ -298,6 +307,12 @@ pub(super) fn named(node: &str) -> Result<NodeName, Status> {
 pub(super) fn verified(certificate_request: &[u8]) -> Result<VerifiedRequest, Status> {
     VerifiedRequest::parse(certificate_request)
         .map_err(|error: IdentityError| Status::invalid_argument(error.to_string()))
+}
+
+fn not_a_member(node: &NodeName) -> Status {
+    Status::unauthenticated(format!(
+        "host {node} was removed from the mesh; join again with a new token (--join), made by `murmesh token create`"
+    ))
 }
 
 /// For a host that would hear of nothing here: another server may know more.
