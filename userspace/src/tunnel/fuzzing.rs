@@ -1,6 +1,6 @@
 //! What a hostile host of the mesh may send once its certificate was accepted.
 
-use std::{cell::RefCell, io, sync::LazyLock};
+use std::{cell::RefCell, io, sync::LazyLock, time::Duration};
 
 use tokio::{
     io::AsyncWriteExt,
@@ -13,7 +13,7 @@ use super::{
     tls::{ContentType, HEADER, OVERHEAD, Session},
 };
 use crate::{
-    identity::{Identity, fixture, tls},
+    identity::{Identity, Subject, fixture, tls},
     socket,
 };
 
@@ -23,9 +23,13 @@ const ATTEMPTS: u32 = 10;
 /// Bytes that a socket takes at once.
 const MAX_INPUT: usize = 16 * 1024;
 
+/// Longer than any run.
+const LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
+
 static HOSTS: LazyLock<[Identity; 2]> = LazyLock::new(|| {
     let authority = fixture::authority();
-    ["fcc00", "fcs00"].map(|node| fixture::host(&authority, node))
+    let subject = |node: &str| Subject::Host(node.parse().expect("a name"));
+    ["fcc00", "fcs00"].map(|node| fixture::issue(&authority, subject(node), LIFETIME))
 });
 
 thread_local! {
