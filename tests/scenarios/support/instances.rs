@@ -70,7 +70,8 @@ impl<'a> Instances<'a> {
         wait_until(&format!("the instance on {host} is {state}"), || {
             let listed = json(self.mesh.client()?, "services")?;
             let instance = listed.as_array().into_iter().flatten().find(|instance| is_of(instance, host));
-            let instance = instance.context("every instance is listed")?;
+            // The client's host may not have heard of the service yet.
+            let Some(instance) = instance else { return Ok(false) };
             reason = instance["reason"].as_str().unwrap_or_default().to_owned();
             Ok(instance["state"] == state)
         })?;

@@ -41,7 +41,7 @@ pub enum Fault {
     /// They can let others in to strict services.
     #[error(
         "programs of somebody else choose the sockets of connections that come to this host, whatever is strict: {0}; \
-         bpftool net and bpftool prog tell whose they are"
+         bpftool link and bpftool prog tell whose they are"
     )]
     Steered(String),
     /// It could not be looked at.
