@@ -90,6 +90,8 @@ async fn what_one_server_is_told_all_of_them_answer() {
     let identity = agent.identity.borrow().clone();
     one.call_as(&identity).await.report(v1::HostReport::from(&report("10.99.0.20", 8181))).await.unwrap();
     until(&agent, |catalog| has_endpoint(catalog, "10.99.0.20:8181")).await;
+    // The agent hears it from the other one.
+    sees(&one, |catalog| has_endpoint(catalog, "10.99.0.20:8181")).await;
     let mut admin = connect_to_server(&one.directory.path().join("run")).await.unwrap();
     let rule = v1::AddRuleRequest {
         action: v1::Action::Deny.into(),
