@@ -11,7 +11,7 @@ use nix::libc;
 
 use super::{
     BpfError,
-    programs::{BPF_SK_LOOKUP, HOOKS, Hook, OWN_NAMESPACE, Target},
+    programs::{HOOKS, Hook, OWN_NAMESPACE, Target},
 };
 
 /// `bpf(2)` command, `enum bpf_cmd`.
@@ -44,15 +44,11 @@ const _: () = assert!(size_of::<Query>() == 40);
 pub fn attached_hooks(cgroup: &Path, expected: &[(Hook, u32)]) -> Result<Vec<Hook>, BpfError> {
     let failed = |error| BpfError::Cgroup { path: cgroup.to_owned(), error };
     let directory = File::open(cgroup).map_err(failed)?;
-    let namespace = File::open(OWN_NAMESPACE).map_err(BpfError::system("network namespace"))?;
     let mut attached = Vec::new();
     for (hook, program) in expected {
         let programs = match hook.target {
             Target::Cgroup => query(&directory, hook.attach_type).map_err(failed)?.0,
-            Target::Namespace => {
-                let programs = query(&namespace, hook.attach_type);
-                programs.map_err(BpfError::system("programs of the namespace"))?.0
-            }
+            Target::Namespace => in_namespace(hook.attach_type)?,
         };
         if programs.contains(program) {
             attached.push(*hook);
@@ -61,16 +57,19 @@ pub fn attached_hooks(cgroup: &Path, expected: &[(Hook, u32)]) -> Result<Vec<Hoo
     Ok(attached)
 }
 
-/// Numbers of the programs beside `own` that choose the socket of a connection that comes to this thread's network
-/// namespace. The kernel takes the socket that one of them chooses, whatever another refuses
+/// Numbers of the programs beside our own at a hook that chooses the sockets of connections which come to this thread's
+/// network namespace. The kernel takes the socket that one of them chooses, whatever another refuses
 /// (`BPF_PROG_SK_LOOKUP_RUN_ARRAY`).
 ///
 /// # Errors
 /// Rights are missing.
-pub fn other_lookups(own: u32) -> Result<Vec<u32>, BpfError> {
+pub fn other_lookups((hook, own): (Hook, u32)) -> Result<Vec<u32>, BpfError> {
+    Ok(in_namespace(hook.attach_type)?.into_iter().filter(|program| *program != own).collect())
+}
+
+fn in_namespace(attach_type: u32) -> Result<Vec<u32>, BpfError> {
     let namespace = File::open(OWN_NAMESPACE).map_err(BpfError::system("network namespace"))?;
-    let programs = query(&namespace, BPF_SK_LOOKUP).map_err(BpfError::system("programs of the namespace"))?.0;
-    Ok(programs.into_iter().filter(|program| *program != own).collect())
+    Ok(query(&namespace, attach_type).map_err(BpfError::system("programs of the namespace"))?.0)
 }
 
 /// A hook, and the cgroup at or above `cgroup` where a program is attached to it that lets no other beside it, if there

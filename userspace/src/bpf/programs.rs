@@ -69,7 +69,7 @@ pub const HOOKS: [Hook; 10] = [
 pub(super) const CLOSING_HOOK: &str = "sk_lookup";
 
 /// `enum bpf_attach_type`.
-pub(super) const BPF_SK_LOOKUP: u32 = 36;
+const BPF_SK_LOOKUP: u32 = 36;
 
 /// The namespace of the calling thread.
 pub(super) const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";

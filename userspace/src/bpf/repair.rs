@@ -129,7 +129,7 @@ impl KernelHalf {
         if self.is_handing_over {
             return None;
         }
-        match other_lookups(own.program) {
+        match other_lookups((own.hook, own.program)) {
             Ok(others) if others.is_empty() => None,
             Ok(others) => {
                 let numbers: Vec<String> = others.iter().map(ToString::to_string).collect();
